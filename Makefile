@@ -1,0 +1,43 @@
+# Two commands are all a newcomer needs: `make demo` and `make test`. Both make their own environment in .venv.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+OUT    ?= demo/out
+GOLDENS ?= tests/golden
+
+.PHONY: demo test slow lint format bench goldens clean
+
+demo: $(VENV)/.installed
+	$(BIN)/python demo/draw.py --out $(OUT)
+
+test: $(VENV)/.tested
+	$(BIN)/python -m pytest -q
+
+slow: $(VENV)/.tested
+	$(BIN)/python -m pytest -q --slow
+
+lint: $(VENV)/.tested
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed
+	$(BIN)/python -m benchmarks
+
+# All recordings of the webui in one folder, e.g. make goldens GOLDENS=/path/to/goldens
+goldens: $(VENV)/.tested
+	WEBUI_GOLDENS=$(abspath $(GOLDENS)) $(BIN)/python -m pytest -q -m goldens tests
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.tested: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo/out dist build *.egg-info

@@ -1,0 +1,20 @@
+"""Files to models and adapters."""
+
+from importlib import import_module
+
+
+_HOME = {
+    "read_network": ".network_file",
+    "merged_networks": ".merge",
+    "attach_network": ".peft_adapters",
+    "load_upscaler": ".upscaler",
+    "load_face_restorer": ".face_models",
+    "NetworkError": ".files",
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME[name], __name__), name)

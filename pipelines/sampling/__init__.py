@@ -1,0 +1,18 @@
+"""Seed and sigmas to latents."""
+
+from importlib import import_module
+
+
+_HOME = {
+    "SAMPLERS": ".samplers",
+    "SCHEDULES": ".sigmas",
+    "make_sigmas": ".sigmas",
+    "SeededNoise": ".noise",
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME[name], __name__), name)
