@@ -1,0 +1,321 @@
+"""Weight files, read safely: what is inside is told by content, tensors are read when asked for.
+
+.safetensors                     header at once, each tensor on request
+.pt .ckpt .bin .pth (pickles)    at once, through torch's allow-list reader: nothing in the file is ever run
+anything else                    WeightFileError: the file, what it means, what to do
+"""
+
+import json
+import pickle
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+
+_PICKLE_MAGIC = (b"PK\x03\x04", b"\x80")  # a zip archive of torch >= 1.6, or a bare pickle
+
+
+class WeightFileError(ValueError):
+    """A file that cannot be read as weights. The message names the file, what that means, and what to do."""
+
+
+class WeightFile(ABC):
+    """The tensors of one file by key. A context manager; without `with`, the file closes with the object.
+
+    >>> with open_weights("moxin.safetensors") as file:
+    ...     up = file.tensor("lora_unet_mid_block_attentions_0_proj_in.lora_up.weight")
+    """
+
+    path: Path
+    metadata: dict[str, str]
+
+    def __init__(self, path: Path, metadata: dict[str, str]):
+        self.path = path
+        self.metadata = metadata
+
+    @abstractmethod
+    def keys(self) -> list[str]:
+        """The keys, in the file's order."""
+
+    @abstractmethod
+    def tensor(self, key: str) -> Tensor:
+        """The tensor, on the CPU, in the file's dtype. Raises WeightFileError for a key that is not there."""
+
+    @abstractmethod
+    def shape(self, key: str) -> tuple[int, ...]:
+        """The tensor's shape, without reading the tensor."""
+
+    @abstractmethod
+    def dtype(self, key: str) -> torch.dtype:
+        """The tensor's dtype, without reading the tensor."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let the file go. Reading on afterwards raises WeightFileError."""
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.keys()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
+    def __len__(self) -> int:
+        return len(self.keys())
+
+    def __enter__(self) -> "WeightFile":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<{self.path.name}: {len(self)} tensors>"
+
+
+def open_weights(path: str | Path) -> WeightFile:
+    """Open a weight file of any kind; which kind is decided by its content, not by its name.
+
+    Raises WeightFileError: missing, a folder, empty, truncated, not a weight file, or a pickle that would run code.
+    """
+    path = _existing_file(path)
+    if weight_file_kind(path) == "safetensors":
+        return _LazyTensors(path)
+    return _PickledTensors(path)
+
+
+def weight_file_kind(path: str | Path) -> str:
+    """ "safetensors" or "pickle", by the first bytes. Raises WeightFileError when it is neither."""
+    path = _existing_file(path)
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        head = stream.read(64)
+    if size == 0:
+        raise WeightFileError(f"`{path}` is empty: the download stopped before it began. Fetch it again.")
+    if head.startswith(_PICKLE_MAGIC):
+        return "pickle"
+    if head[8:9] == b"{" or path.suffix == ".safetensors" and not _is_text(head):
+        return "safetensors"
+    raise WeightFileError(f"`{path}` is not a weight file: {_what_it_is(head)}")
+
+
+def read_pickle(path: str | Path) -> object:
+    """The object in a pickle (.pt, .ckpt, .bin, .pth): tensors, numbers, strings and containers of them.
+
+    Read with `weights_only=True`; raises WeightFileError where that would not do.
+    """
+    path = _existing_file(path)
+    weight_file_kind(path)
+    try:
+        with torch.serialization.safe_globals([torch.nn.ParameterDict]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the reader meets arbitrary bytes, and fails on them in as many ways
+        reason = _unpickling_reason(error) if isinstance(error, pickle.UnpicklingError) else None
+        if reason is not None:
+            raise WeightFileError(
+                f"`{path}` is a pickle that holds more than tensors ({reason}): loading it would run code chosen by "
+                "whoever made the file, so it was not loaded. Get the .safetensors version, or convert the file "
+                "where you trust its maker."
+            ) from error
+        raise WeightFileError(
+            f"`{path}` is truncated or damaged ({_first_line(error)}): a pickle begins in it, but cannot be read to "
+            "its end. Fetch it again."
+        ) from error
+
+
+def _existing_file(path: str | Path) -> Path:
+    path = Path(path)
+    if path.is_dir():
+        raise WeightFileError(f"`{path}` is a folder, and a file was expected. Name the weight file inside it.")
+    if not path.is_file():
+        raise WeightFileError(f"`{path}` does not exist: no such file. Check the spelling and the folder.")
+    return path
+
+
+def _is_text(head: bytes) -> bool:
+    return all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head)
+
+
+def _what_it_is(head: bytes) -> str:
+    start = head.lstrip().lower()
+    if start.startswith((b"<!doctype", b"<html")):
+        return "it is a web page, saved by a download that needed a login. Download it while logged in."
+    if start.startswith(b"version https://git-lfs"):
+        return "it is the pointer that git keeps in place of a large file. Run `git lfs pull`, or download the file."
+    if start.startswith(b"gguf"):
+        return "it is a GGUF file, which diffusers' pipelines of this kind do not use. Get the .safetensors version."
+    if _is_text(head):
+        return f"it is text, beginning with {head[:24].decode('ascii')!r}. Download the file itself."
+    return f"it begins with {head[:8].hex(' ')}, as no format known here does. Get the .safetensors version."
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+
+
+def _unpickling_reason(error: pickle.UnpicklingError) -> str | None:
+    """What torch's reader refused to build, or None when it was stopped by damage."""
+    text = str(error)
+    for mark in ("Unsupported global: ", "Unsupported class ", "Trying to ", "Can only "):
+        if mark in text:
+            return text[text.index(mark) :].split(" was not", 1)[0].splitlines()[0].rstrip(".")[:120]
+    return None
+
+
+class _LazyTensors(WeightFile):
+    """A .safetensors file: the header is read, tensors are read when asked for."""
+
+    def __init__(self, path: Path):
+        header = _read_safetensors_header(path)
+        super().__init__(path, _text_metadata(header.pop("__metadata__", None)))
+        self._entries: dict[str, Mapping[str, object]] = header
+        try:
+            self._handle: object = safe_open(str(path), framework="pt", device="cpu")
+        except (SafetensorError, OSError, ValueError) as error:
+            raise WeightFileError(
+                f"`{path}` is truncated or damaged ({_first_line(error)}): its table of contents does not fit its "
+                "content. Fetch it again."
+            ) from error
+
+    def keys(self) -> list[str]:
+        return list(self._entries)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._entries
+
+    def tensor(self, key: str) -> Tensor:
+        self._entry(key)
+        if self._handle is None:
+            raise WeightFileError(f"`{self.path}` was closed before `{key}` was read. Open it again.")
+        return _read_or_explain(self.path, key, lambda: self._handle.get_tensor(key))  # type: ignore[attr-defined]
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        return tuple(self._entry(key)["shape"])  # type: ignore[arg-type]
+
+    def dtype(self, key: str) -> torch.dtype:
+        name = str(self._entry(key)["dtype"])
+        if name not in _SAFETENSORS_DTYPES:
+            raise WeightFileError(
+                f"`{self.path}`: tensor `{key}` has the number format {name}, which torch has no type for here. "
+                "Convert the file to float16 or float32."
+            )
+        return _SAFETENSORS_DTYPES[name]
+
+    def close(self) -> None:
+        self._handle = None
+
+    def _entry(self, key: str) -> Mapping[str, object]:
+        if key not in self._entries:
+            raise WeightFileError(f"`{self.path}` has no tensor `{key}`. It holds {len(self._entries)} others.")
+        return self._entries[key]
+
+
+class _PickledTensors(WeightFile):
+    """A pickle with a flat table of tensors, at the top or under `state_dict`. Numbers count as 0-d tensors."""
+
+    def __init__(self, path: Path):
+        super().__init__(path, {})
+        content = read_pickle(path)
+        for name in ("state_dict", "params_ema", "params"):
+            if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
+                content = content[name]
+                break
+        if not isinstance(content, Mapping):
+            raise WeightFileError(
+                f"`{path}` holds one {type(content).__name__}, not a table of tensors by name. "
+                "It is some other kind of file: check what it was made for."
+            )
+        tensors = {str(key): _as_tensor(value) for key, value in content.items()}
+        self._tensors = {key: value for key, value in tensors.items() if value is not None}
+        if content and not self._tensors:
+            raise WeightFileError(
+                f"`{path}` holds {len(content)} entries ({', '.join(map(str, list(content)[:4]))}...), but no tensor "
+                "among them. It is some other kind of file: check what it was made for."
+            )
+
+    def keys(self) -> list[str]:
+        return list(self._tensors)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._tensors
+
+    def tensor(self, key: str) -> Tensor:
+        if key not in self._tensors:
+            raise WeightFileError(f"`{self.path}` has no tensor `{key}`. It holds {len(self._tensors)} others.")
+        return self._tensors[key]
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        return tuple(self.tensor(key).shape)
+
+    def dtype(self, key: str) -> torch.dtype:
+        return self.tensor(key).dtype
+
+    def close(self) -> None:
+        self._tensors = {}
+
+
+def _as_tensor(value: object) -> Tensor | None:
+    if isinstance(value, Tensor):
+        return value.detach()
+    if isinstance(value, float | int) and not isinstance(value, bool):
+        return torch.tensor(float(value))
+    return None
+
+
+def _read_or_explain(path: Path, key: str, read: Callable[[], Tensor]) -> Tensor:
+    try:
+        return read()
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise WeightFileError(
+            f"`{path}`: tensor `{key}` cannot be read ({_first_line(error)}): the file is damaged, or was changed "
+            "while it was open. Fetch it again."
+        ) from error
+
+
+def _read_safetensors_header(path: Path) -> dict:
+    """The header of a .safetensors file: eight bytes of length, then JSON. Its offsets are checked by safetensors."""
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if size < 8 or not 2 <= length <= size - 8:
+            raise WeightFileError(
+                f"`{path}` is truncated, or no .safetensors file: its first eight bytes promise a header of {length} "
+                f"bytes, and {max(size - 8, 0)} follow. Fetch it again."
+            )
+        head = stream.read(length)
+    try:
+        header = json.loads(head)
+    except (ValueError, RecursionError) as error:
+        raise WeightFileError(
+            f"`{path}` has a header that is no JSON ({_first_line(error)}): it is damaged, or no .safetensors file. "
+            "Fetch it again."
+        ) from error
+    if not isinstance(header, dict) or not all(isinstance(entry, dict) for entry in header.values()):
+        raise WeightFileError(f"`{path}` has a header that lists no tensors: no .safetensors file. Fetch it again.")
+    return header
+
+
+def _text_metadata(raw: object) -> dict[str, str]:
+    return {str(key): str(value) for key, value in raw.items()} if isinstance(raw, dict) else {}
+
+
+_SAFETENSORS_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
