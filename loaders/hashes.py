@@ -42,7 +42,12 @@ def file_sha256(
     """
     path = _hashable(path)
     stat = path.stat()
-    stamp = {"path": str(path.resolve()), "size": stat.st_size, "changed": stat.st_mtime_ns, "start": start}
+    stamp: dict[str, str | int] = {
+        "path": str(path.resolve()),
+        "size": stat.st_size,
+        "changed": stat.st_mtime_ns,
+        "start": start,
+    }
     kept = _kept_hash(stamp) if cached else None
     if kept is not None:
         return kept

@@ -69,7 +69,7 @@ class TextualInversion:
         parts = (self.vectors["clip_l"], self.vectors["clip_g"]) if isinstance(self.vectors, dict) else (self.vectors,)
         if tuple(part.shape[1] for part in parts) != tuple(widths):
             raise EmbeddingError(
-                f"`{self.path.name}`: the embedding is {_widths_in_words([part.shape[1] for part in parts])} wide, and "
+                f"`{self.path.name}`: it is {_widths_in_words([part.shape[1] for part in parts])} wide, and "
                 f"this model's text {'encoder is' if len(widths) == 1 else 'encoders are'} "
                 f"{_widths_in_words(widths)} wide, so it was made for another base model. Use it there."
             )
@@ -97,8 +97,8 @@ def read_embedding(path: str | Path) -> TextualInversion:
     found = _embedding_in(Path(path))
     if found is None:
         raise EmbeddingError(
-            f"`{path}` is a picture without an embedding in it: neither a text chunk `sd-ti-embedding` nor data in its "
-            "margins. Pictures lose both when a site converts them; get the original file."
+            f"`{path}` is a picture without an embedding in it: neither a text chunk `sd-ti-embedding` nor data in "
+            "its margins. Pictures lose both when a site converts them; get the original file."
         )
     return found
 
@@ -231,7 +231,7 @@ def _embedding_vectors(path: Path, key: str, value: object) -> Tensor:
     vectors = vectors[None] if vectors.ndim == 1 else vectors
     if vectors.ndim != 2 or 0 in vectors.shape:
         raise EmbeddingError(
-            f"`{path.name}`: `{key}` has the shape {tuple(value.shape)} where an embedding has (vectors, width), so it "
+            f"`{path.name}`: `{key}` has the shape {tuple(value.shape)} where an embedding has (vectors, width): it "
             "is another kind of file. Check what it was made for."
         )
     if not torch.isfinite(vectors).all():
@@ -269,7 +269,7 @@ def _embedding_in_picture(path: Path) -> object:
         return json.loads(raw or b"", object_hook=_tensor_from_json)
     except (binascii.Error, ValueError, TypeError, RecursionError) as error:
         raise EmbeddingError(
-            f"`{path.name}` has an embedding in it that cannot be read ({error}): the file is damaged. Get the original."
+            f"`{path.name}` has an embedding in it that cannot be read ({error}): it is damaged. Get the original."
         ) from error
 
 
