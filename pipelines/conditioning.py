@@ -1,0 +1,40 @@
+"""What prompts become and samplers read: encoded texts, each with the denoiser calls it is for."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class TimedCond(NamedTuple):
+    """One encoded text of a prompt's schedule."""
+
+    until: int  # the last denoiser call, counted from 0, that reads it
+    embeds: Tensor  # (tokens, dim); tokens is a multiple of 77
+    pooled: Tensor | None = None  # (dim,), SDXL only
+
+
+class WeightedCond(NamedTuple):
+    """One piece of `a AND b:0.7`."""
+
+    weight: float
+    schedule: Sequence[TimedCond]
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """All that a batch of images is drawn from. Lists have one entry an image."""
+
+    positive: Sequence[Sequence[WeightedCond]]
+    negative: Sequence[Sequence[TimedCond]]
+    empty: Tensor | None = None  # (77, dim): the encoding of "", for the option pad_cond_uncond
+
+
+def cond_at_call(schedule: Sequence[TimedCond], call: int) -> TimedCond:
+    """The entry that denoiser call `call` (counted from 0) reads: the first that lasts so long, else the first.
+
+    Both halves are the webui's: calls start at 0, so the first entry lasts one call more than its number says, and a
+    call beyond the last entry reads the first text again (it happens with DPM adaptive).
+    """
+    return next((entry for entry in schedule if call <= entry.until), schedule[0])

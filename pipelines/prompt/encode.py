@@ -1,0 +1,385 @@
+"""The whole road from prompts to conditioning: grammar, chunks, text encoders, emphasis.
+
+    prompts --split_prompts--> texts --parse_schedule--> a group of variants each --chunk_tokens--> rows of 77 tokens
+            --text encoders, all rows of all groups in one batch--> hidden states --emphasis, per group--> Conditioning
+
+SD 1.x, SD 2.x and SDXL differ only in their list of encoders: one, or two whose states are joined on the channels.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..conditioning import Conditioning, TimedCond, WeightedCond
+from .chunks import PromptChunk, chunk_tokens, embedding_index, empty_chunk, tokenize_fragments
+from .comments import strip_comments
+from .composition import split_prompts
+from .schedule import parse_schedule
+from .tokenize import FragmentTokenizer
+
+
+CHUNK_LENGTH = 77
+_CACHED_ROWS = 256  # of one 77-token chunk each: 60 MB for SD 1.x in float32
+
+
+@dataclass(frozen=True)
+class PromptSettings:
+    """How text becomes numbers. Names and defaults are the webui's options."""
+
+    emphasis: str = "Original"  # "None", "Ignore", "Original", "No norm"
+    comma_padding_backtrack: int = 20  # tokens
+    CLIP_stop_at_last_layers: int = 1  # counts layers from the end, 1 is the last: diffusers' clip_skip + 1
+    sdxl_clip_l_skip: bool = False
+    use_old_scheduling: bool = False
+    enable_prompt_comments: bool = True
+
+
+class EncodedText(NamedTuple):
+    """embeds: (77 * chunks, dim); pooled: (dim,) of the first chunk, SDXL only."""
+
+    embeds: Tensor
+    pooled: Tensor | None
+
+
+@dataclass
+class RowCache:
+    """Encoded rows of 77 tokens by everything they depend on. Kept by a pipeline between calls."""
+
+    rows: OrderedDict[tuple, tuple[Tensor, Tensor | None]] = field(default_factory=OrderedDict)
+
+    def put(self, key: tuple, row: tuple[Tensor, Tensor | None]) -> None:
+        """Remember a row, and forget the oldest ones beyond the limit."""
+        self.rows[key] = row
+        while len(self.rows) > _CACHED_ROWS:
+            self.rows.popitem(last=False)
+
+
+@dataclass(frozen=True)
+class ClipEncoder:
+    """One text encoder with its tokenizer and the layer that Stable Diffusion reads.
+
+    part: "clip_l" or "clip_g", which vectors of an embedding it takes. state: "normed" (after the final norm, clip
+    skip counts; SD 1.x), "last" (after the final norm, always; SD 2.x), "clip_l" and "penultimate" (SDXL).
+    """
+
+    tokenizer: FragmentTokenizer
+    model: nn.Module
+    part: str
+    state: str
+
+    def encode(
+        self, rows: Sequence[PromptChunk], embeddings: Mapping[str, Mapping[str, Tensor]], settings: PromptSettings
+    ) -> tuple[Tensor, Tensor | None]:
+        """Rows of 77 tokens -> hidden states (rows, 77, dim) and, with a projection, pooled (rows, dim)."""
+        device = self.device
+        ids = torch.tensor([self._pad_after_end(row.tokens) for row in rows], device=device)
+        with self._replaced_embeddings(rows, embeddings):
+            if self.state in ("normed", "last") and (self.state == "last" or settings.CLIP_stop_at_last_layers <= 1):
+                return self.model(ids)[0], None
+            out = self.model(ids, output_hidden_states=True)
+        if self.state == "normed":
+            norm = getattr(self.model, "text_model", self.model).final_layer_norm
+            return norm(out.hidden_states[-settings.CLIP_stop_at_last_layers]), None
+        if self.state == "clip_l":
+            layer = settings.CLIP_stop_at_last_layers if settings.sdxl_clip_l_skip else 2
+            return out.hidden_states[-layer], None
+        return out.hidden_states[-2], out.text_embeds
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go: the device of accelerate's hook where the model is offloaded, else the weights'."""
+        hook = getattr(self.model, "_hf_hook", None)
+        device = getattr(hook, "execution_device", None)
+        return torch.device(device) if device is not None else next(self.model.parameters()).device
+
+    @property
+    def width(self) -> int:
+        """Channels of a token."""
+        return self.model.config.hidden_size
+
+    def _pad_after_end(self, tokens: Sequence[int]) -> list[int]:
+        """OpenCLIP pads with 0 where CLIP repeats the end token: everything after the first end token."""
+        if self.tokenizer.pad == self.tokenizer.end:
+            return list(tokens)
+        end = list(tokens).index(self.tokenizer.end) + 1
+        return [*tokens[:end], *[self.tokenizer.pad] * (len(tokens) - end)]
+
+    @contextmanager
+    def _replaced_embeddings(
+        self, rows: Sequence[PromptChunk], embeddings: Mapping[str, Mapping[str, Tensor]]
+    ) -> Iterator[None]:
+        """Textual inversions: their vectors in place of the token embeddings (positions are added after)."""
+
+        def put_vectors(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+            output = output.clone()
+            for row, chunk in enumerate(rows):
+                for fix in chunk.fixes:
+                    vectors = embedding_part(embeddings[fix.name], self.part).to(output)
+                    start = fix.offset + 1
+                    output[row, start : start + len(vectors)] = vectors[: output.shape[1] - start]
+            return output
+
+        if not any(row.fixes for row in rows):
+            yield
+            return
+        handle = self.model.get_input_embeddings().register_forward_hook(put_vectors)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+class PromptEncoder:
+    """The webui's prompts as tensors, for our pipelines and for any other Stable Diffusion or SDXL pipeline.
+
+    >>> other_pipe(**PromptEncoder.from_pipe(other_pipe)("a (red:1.3) fox", "blurry"), num_inference_steps=20)
+    """
+
+    def __init__(
+        self,
+        encoders: Sequence[ClipEncoder],
+        *,
+        embeddings: Mapping[str, Mapping[str, Tensor]] | None = None,
+        convert: Callable[[str], str] | None = None,
+        cache: RowCache | None = None,
+    ):
+        """embeddings: name -> {"clip_l": (vectors, dim), "clip_g": …}. convert: applied to each fragment of text
+        before it is tokenized (diffusers' own textual inversions). cache: kept by the caller between calls."""
+        self.encoders = list(encoders)
+        self.embeddings = dict(embeddings or {})
+        self.convert = convert
+        self.cache = cache if cache is not None else RowCache()
+
+    @classmethod
+    def from_pipe(
+        cls, pipe: Any, *, embeddings: Mapping | None = None, cache: RowCache | None = None
+    ) -> "PromptEncoder":
+        """For any diffusers pipeline with a CLIP `text_encoder` (and `text_encoder_2`), and their tokenizers."""
+        first, second = getattr(pipe, "text_encoder", None), getattr(pipe, "text_encoder_2", None)
+        encoders = []
+        if first is not None:
+            open_clip = pipe.tokenizer.pad_token_id != pipe.tokenizer.eos_token_id  # SD 2.x
+            state = "clip_l" if second is not None else "last" if open_clip else "normed"
+            encoders.append(
+                ClipEncoder(FragmentTokenizer(pipe.tokenizer, open_clip=open_clip), first, "clip_l", state)
+            )
+        if second is not None:
+            tokenizer = FragmentTokenizer(pipe.tokenizer_2, open_clip=True)
+            encoders.append(ClipEncoder(tokenizer, second, "clip_g", "penultimate"))
+        if not encoders or any(not hasattr(encoder.model, "get_input_embeddings") for encoder in encoders):
+            raise ValueError(
+                f"`pipe`: {type(pipe).__name__} has no CLIP text encoder to use. Prompts of the webui are for Stable "
+                "Diffusion 1.x, 2.x and SDXL; load such a pipeline, with its text encoders."
+            )
+        maybe_convert = getattr(pipe, "maybe_convert_prompt", None)
+        convert = None if maybe_convert is None else lambda text: maybe_convert(text, pipe.tokenizer)
+        return cls(encoders, embeddings=embeddings, convert=convert, cache=cache)
+
+    @property
+    def is_sdxl(self) -> bool:
+        """Whether texts have a pooled encoding too."""
+        return self.encoders[-1].state == "penultimate"
+
+    def __call__(
+        self, prompt: str | Sequence[str], negative_prompt: str | Sequence[str] | None = None, **settings: Any
+    ) -> dict[str, Tensor]:
+        """Keyword arguments for another pipeline's call: `prompt_embeds`, `negative_prompt_embeds`, for SDXL also
+        `pooled_prompt_embeds` and `negative_pooled_prompt_embeds`.
+
+        Shapes: (b, 77 * chunks, dim) and (b, dim); the shorter side is filled with the encoding of the empty prompt.
+        settings: fields of `PromptSettings`. Raises ValueError for prompts that change while drawing ([a:b:0.5],
+        [a|b]) or are drawn from several texts (AND): one tensor cannot hold them.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        negatives = as_negatives(negative_prompt, len(prompts))
+        conditioning = self.conditioning(prompts, negatives, 1000, settings=PromptSettings(**settings), pad=True)
+        for text, pieces, negative in zip(prompts, conditioning.positive, conditioning.negative, strict=True):
+            if len(pieces) > 1 or pieces[0].weight != 1 or len(pieces[0].schedule) > 1 or len(negative) > 1:
+                raise ValueError(
+                    f"`prompt`: {text!r} needs more than one encoding: it has an edit ([a:b:0.5]), an alternation "
+                    "([a|b]), AND, or a weight at its end (:2). Draw it with WebUITxt2ImgPipeline, or take that out."
+                )
+        positive = [pieces[0].schedule[0] for pieces in conditioning.positive]
+        negative = [schedule[0] for schedule in conditioning.negative]
+        length = max(len(entry.embeds) for entry in positive + negative)
+        embeds = {
+            "prompt_embeds": torch.stack([_fill(entry.embeds, conditioning.empty, length) for entry in positive]),
+            "negative_prompt_embeds": torch.stack([_fill(e.embeds, conditioning.empty, length) for e in negative]),
+        }
+        if self.is_sdxl:
+            embeds["pooled_prompt_embeds"] = torch.stack([entry.pooled for entry in positive])
+            embeds["negative_pooled_prompt_embeds"] = torch.stack([entry.pooled for entry in negative])
+        return embeds
+
+    @torch.no_grad()
+    def conditioning(
+        self,
+        prompts: Sequence[str],
+        negatives: Sequence[str],
+        steps: int,
+        *,
+        hires_steps: int | None = None,
+        settings: PromptSettings = PromptSettings(),
+        pad: bool = False,
+    ) -> Conditioning:
+        """The conditioning of a batch. steps: denoiser calls of the pass; hires_steps: those of the second pass, when
+        it is the one that is encoded (`steps` then are the first pass's). pad: also encode the empty prompt."""
+        if settings.enable_prompt_comments:
+            prompts, negatives = [strip_comments(t) for t in prompts], [strip_comments(t) for t in negatives]
+        texts, pieces = split_prompts(prompts)
+        distinct = list(dict.fromkeys(negatives))
+        schedules = [
+            parse_schedule(text, steps, hires_steps, legacy=settings.use_old_scheduling)
+            for text in [*texts, *distinct]
+        ]
+        groups = [[text for _, text in schedule] for schedule in schedules] + ([[""]] if pad else [])
+        encoded = self.encode(groups, settings)
+        timed = [
+            [TimedCond(until, *entry) for (until, _), entry in zip(schedule, group, strict=True)]
+            for schedule, group in zip(schedules, encoded)
+        ]
+        if self.is_sdxl:
+            for index, group in enumerate(groups[len(texts) : len(schedules)], start=len(texts)):
+                if not any(group):  # "" is nothing at all for SDXL, but only on the negative side
+                    timed[index] = [TimedCond(e.until, e.embeds * 0, e.pooled * 0) for e in timed[index]]
+        return Conditioning(
+            positive=[[WeightedCond(weight, timed[index]) for index, weight in prompt] for prompt in pieces],
+            negative=[timed[len(texts) + distinct.index(text)] for text in negatives],
+            empty=encoded[-1][0].embeds if pad else None,
+        )
+
+    @torch.no_grad()
+    def encode(self, groups: Sequence[Sequence[str]], settings: PromptSettings) -> list[list[EncodedText]]:
+        """Texts by groups; those of one group share their length and, with emphasis "Original", their mean."""
+        chunked = [[[self.chunks(e, text, settings) for text in group] for group in groups] for e in self.encoders]
+        lengths = [max(len(chunks) for side in chunked for chunks in side[i]) for i in range(len(groups))]
+        sides = [self._encode_side(e, side, lengths, settings) for e, side in zip(self.encoders, chunked, strict=True)]
+        return [
+            [
+                EncodedText(torch.cat([side[i][j].embeds for side in sides], dim=-1), sides[-1][i][j].pooled)
+                for j in range(len(group))
+            ]
+            for i, group in enumerate(groups)
+        ]
+
+    def chunks(self, encoder: ClipEncoder, text: str, settings: PromptSettings) -> list[PromptChunk]:
+        """One text as frames of 77 tokens with their weights."""
+        cut = encoder.tokenizer
+
+        def tokenize(fragment: str) -> list[int]:
+            return cut(fragment if self.convert is None else self.convert(fragment))
+
+        counts = {name: len(embedding_part(vectors, "clip_g")) for name, vectors in self.embeddings.items()}
+        return chunk_tokens(
+            tokenize_fragments(text, tokenize, settings.emphasis),
+            start=cut.start,
+            end=cut.end,
+            comma=cut.comma,
+            backtrack=settings.comma_padding_backtrack,
+            embeddings=embedding_index(counts, cut),
+        )[0]
+
+    def _encode_side(
+        self, encoder: ClipEncoder, side: list[list[list[PromptChunk]]], lengths: list[int], settings: PromptSettings
+    ) -> list[list[EncodedText]]:
+        """One encoder's share: fill groups to their length, encode what is new, weigh."""
+        filler = empty_chunk(encoder.tokenizer.start, encoder.tokenizer.end)
+        filled = [
+            [chunks + [filler] * (length - len(chunks)) for chunks in group]
+            for group, length in zip(side, lengths, strict=True)
+        ]
+        rows = self._encode_rows(encoder, [row for group in filled for chunks in group for row in chunks], settings)
+        encoded = []
+        for group in filled:
+            columns = []
+            for column in zip(*group, strict=True):  # the same chunk of every text of the group
+                z = torch.stack([rows[_row_key(row)][0] for row in column]).float()
+                columns.append(weigh_tokens(z, torch.tensor([row.weights for row in column]).to(z), settings.emphasis))
+            embeds = torch.cat(columns, dim=1)
+            encoded.append([EncodedText(e, rows[_row_key(c[0])][1]) for e, c in zip(embeds, group, strict=True)])
+        return encoded
+
+    def _encode_rows(
+        self, encoder: ClipEncoder, rows: list[PromptChunk], settings: PromptSettings
+    ) -> dict[tuple, tuple[Tensor, Tensor | None]]:
+        """Hidden state and pooled vector of each distinct row: from the cache, the rest in one batch."""
+        distinct = {_row_key(row): row for row in rows}
+        base = (encoder.part, encoder.state, settings.CLIP_stop_at_last_layers, settings.sdxl_clip_l_skip)
+        weights = weights_fingerprint(encoder.model)
+        keys = {key: (base, weights, key, self._vector_ids(row)) for key, row in distinct.items()}
+        known = {key: self.cache.rows[full] for key, full in keys.items() if weights and full in self.cache.rows}
+        new = [key for key in distinct if key not in known]
+        if new:
+            z, pooled = encoder.encode([distinct[key] for key in new], self.embeddings, settings)
+            for i, key in enumerate(new):
+                known[key] = (z[i], None if pooled is None else pooled[i])
+                if weights is not None:
+                    self.cache.put(keys[key], known[key])
+        return known
+
+    def _vector_ids(self, row: PromptChunk) -> tuple:
+        """Which vectors an embedding's name stood for; tensors changed in place count as new."""
+        vectors = [v for fix in row.fixes for v in self.embeddings[fix.name].values()]
+        return tuple((v.data_ptr(), v._version, tuple(v.shape)) for v in vectors)
+
+
+def weigh_tokens(z: Tensor, weights: Tensor, emphasis: str) -> Tensor:
+    """Emphasis: z (b, 77, dim) by the tokens' weights (b, 77).
+
+    "Original" (and any unknown name) puts the mean back: one mean over the whole batch, so a text's encoding depends
+    on the other variants of its prompt. webui 1.10.1; shared pictures depend on it.
+    """
+    if emphasis in ("None", "Ignore"):
+        return z
+    weighted = z * weights[..., None]
+    return weighted if emphasis == "No norm" else weighted * (z.mean() / weighted.mean())
+
+
+def weights_fingerprint(model: nn.Module) -> tuple | None:
+    """What changes when any weight does: in-place versions, addresses, active adapters, and each tensor's norm.
+
+    The norms catch writes that leave no trace in the version counter (through `.data`). None for weights that cannot
+    be read here (offloaded to the meta device): nothing is cached then.
+    """
+    parameters = [p.detach() for p in model.parameters()]
+    if any(p.is_meta for p in parameters):
+        return None
+    adapters = []
+    for name, module in model.named_modules():
+        if hasattr(module, "active_adapters") and hasattr(module, "scaling"):
+            state = (tuple(module.active_adapters), tuple(sorted(module.scaling.items())), module.disable_adapters)
+            adapters.append((name, *state))
+    norms = torch.stack([norm.float() for norm in torch._foreach_norm(parameters)]).tolist()
+    return tuple(norms), tuple((p.data_ptr(), p._version) for p in parameters), tuple(adapters)
+
+
+def embedding_part(vectors: Mapping[str, Tensor], part: str) -> Tensor:
+    """The vectors of a textual inversion that are for the encoder `part`; a file with one set serves any encoder."""
+    return vectors[part] if part in vectors else next(iter(vectors.values()))
+
+
+def as_negatives(negative_prompt: str | Sequence[str] | None, count: int) -> list[str]:
+    """One negative prompt an image. Raises ValueError for another number of them than there are prompts."""
+    if negative_prompt is None or isinstance(negative_prompt, str):
+        return [negative_prompt or ""] * count
+    if len(negative_prompt) != count:
+        raise ValueError(
+            f"`negative_prompt` has {len(negative_prompt)} entries and `prompt` {count}: every prompt needs its own. "
+            "Pass one text for all, or as many as there are prompts."
+        )
+    return list(negative_prompt)
+
+
+def _row_key(row: PromptChunk) -> tuple:
+    return tuple(row.tokens), tuple(row.fixes)
+
+
+def _fill(embeds: Tensor, empty: Tensor | None, length: int) -> Tensor:
+    """(tokens, dim) with the encoding of "" (77, dim) appended until `length` tokens."""
+    missing = (length - len(embeds)) // CHUNK_LENGTH
+    return torch.cat([embeds, *[empty] * missing]) if missing and empty is not None else embeds

@@ -1,0 +1,132 @@
+"""Prompt -> conditioning against recordings of the webui, and against diffusers' own encoding of plain prompts."""
+
+import json
+import os
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from webui_diffusers.loaders.textual_inversion import read_embedding_folder
+from webui_diffusers.pipelines.prompt.encode import ClipEncoder, PromptEncoder, PromptSettings
+from webui_diffusers.pipelines.prompt.tokenize import FragmentTokenizer
+
+
+PROMPTS = Path(os.environ.get("WEBUI_GOLDENS", Path(__file__).parent / "golden")) / "prompt"
+
+
+def rows(*names: str) -> list:
+    found = []
+    for name in names:
+        path = PROMPTS / f"{name}.jsonl"
+        if path.exists() and path.with_suffix(".safetensors").exists():
+            lines = path.read_text(encoding="utf-8").splitlines()
+            found += [pytest.param(name, json.loads(line), id=f"{name}-{json.loads(line)['id']}") for line in lines]
+    return found
+
+
+def recipe_model(name: str) -> torch.nn.Module:
+    """A text encoder whose every weight is made from its own name (the recipe in recipes.json)."""
+    recipe = json.loads((PROMPTS / "recipes.json").read_text())[name]
+    seed, kind = recipe.pop("seed"), recipe.pop("cls")
+    config = CLIPTextConfig(vocab_size=49408, max_position_embeddings=77, eos_token_id=49407, **recipe)
+    model = {"CLIPTextModel": CLIPTextModel, "CLIPTextModelWithProjection": CLIPTextModelWithProjection}[kind](config)
+    for key, weight in model.named_parameters():
+        full = key if key.startswith(("text_model.", "text_projection")) else f"text_model.{key}"
+        rng = np.random.RandomState(zlib.crc32(full.encode()) ^ seed)
+        n = rng.standard_normal(tuple(weight.shape))
+        if "layer_norm" in full:
+            n = 1 + 0.3 * n if full.endswith("weight") else 0.2 * n
+        elif "token_embedding" in full or "position_embedding" in full:
+            n = (0.3 if "token" in full else 0.1) * n
+        else:
+            n = 0.1 * n if full.endswith("bias") else n / np.sqrt(n.shape[-1])
+        weight.data = torch.from_numpy(n.astype(np.float32))
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def encoders(tiny_sd: Path) -> dict[str, list[ClipEncoder]]:
+    tokenizer = CLIPTokenizer.from_pretrained(tiny_sd / "tokenizer")
+    plain, open_clip = FragmentTokenizer(tokenizer), FragmentTokenizer(tokenizer, open_clip=True)
+    tiny = CLIPTextModel.from_pretrained(tiny_sd / "text_encoder", torch_dtype=torch.float32)
+    sd2 = recipe_model("recipe-sd2")
+    getattr(sd2, "text_model", sd2).encoder.layers = getattr(sd2, "text_model", sd2).encoder.layers[:-1]
+    return {
+        "tiny-sd": [ClipEncoder(plain, tiny, "clip_l", "normed")],
+        "recipe-sd1": [ClipEncoder(plain, recipe_model("recipe-sd1"), "clip_l", "normed")],
+        "sd2": [ClipEncoder(open_clip, sd2, "clip_l", "last")],
+        "sdxl": [
+            ClipEncoder(plain, recipe_model("recipe-sdxl-l"), "clip_l", "clip_l"),
+            ClipEncoder(open_clip, recipe_model("recipe-sdxl-g"), "clip_g", "penultimate"),
+        ],
+    }
+
+
+def encoder_for(encoders: dict[str, list[ClipEncoder]], row: dict) -> PromptEncoder:
+    kind = row["kind"].split("-")[0]
+    chosen = encoders[kind if kind in ("sdxl", "sd2") else row["model"]]
+    embeddings = {}
+    if row.get("textual_inversions"):
+        width = [e.width for e in chosen]
+        loaded, _ = read_embedding_folder(PROMPTS / "ti", width)
+        parts = [e.part for e in chosen]
+        embeddings = {name: dict(zip(parts, found.for_encoders(width))) for name, found in loaded.items()}
+    return PromptEncoder(chosen, embeddings=embeddings)
+
+
+def settings_of(row: dict) -> PromptSettings:
+    return PromptSettings(
+        emphasis=row.get("emphasis", "Original"),
+        comma_padding_backtrack=row.get("comma_padding_backtrack", 20),
+        CLIP_stop_at_last_layers=row.get("clip_skip", 1),
+        sdxl_clip_l_skip=row.get("sdxl_clip_l_skip", False),
+        use_old_scheduling=row.get("use_old_scheduling", False),
+        enable_prompt_comments=False,
+    )
+
+
+@pytest.mark.goldens
+@pytest.mark.parametrize("name, row", rows("embeddings_tiny", "embeddings_recipe", "embeddings_sdxl_sd2", "pad_conds"))
+def test_embeddings_are_the_webuis(encoders, name: str, row: dict):
+    expected = load_file(PROMPTS / f"{name}.safetensors")
+    tolerance = max(5e-5, 4 * row["other_stack_max_abs_diff"])
+    encoder, settings = encoder_for(encoders, row), settings_of(row)
+
+    def close(actual: torch.Tensor, key: str) -> None:
+        torch.testing.assert_close(actual, expected[key], atol=tolerance, rtol=0)
+
+    if row["kind"] in ("encode", "sd2", "sdxl"):
+        encoded = encoder.encode([row["texts"]], settings)[0]
+        embeds = torch.stack([e.embeds for e in encoded])
+        if row["kind"] == "sdxl":
+            if row["is_negative_prompt"] and not any(row["texts"]):
+                embeds = embeds * 0
+            close(embeds, row["crossattn"])
+            pooled = torch.stack([e.pooled for e in encoded])
+            pooled = pooled * 0 if row["is_negative_prompt"] and not any(row["texts"]) else pooled
+            torch.testing.assert_close(pooled, expected[row["vector"]][:, : pooled.shape[1]], atol=tolerance, rtol=0)
+        else:
+            close(embeds, row["tensor"])
+    elif row["kind"] == "schedule":
+        for prompt, schedule in zip(row["prompts"], row["schedules"], strict=True):
+            conditioning = encoder.conditioning(
+                [""], [prompt], row["steps"], hires_steps=row["hires_steps"], settings=settings
+            )
+            timed = conditioning.negative[0]
+            assert [entry.until for entry in timed] == [entry["end_at_step"] for entry in schedule]
+            for entry, golden_entry in zip(timed, schedule, strict=True):
+                close(entry.embeds, golden_entry["tensor"])
+
+
+def test_a_plain_prompt_is_encoded_as_diffusers_does(tiny_sd: Path):
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_sd, torch_dtype=torch.float32, safety_checker=None)
+    expected, negative = pipe.encode_prompt("a red circle", "cpu", 1, True, "blurry")
+    ours = PromptEncoder.from_pipe(pipe)("a red circle", "blurry")
+    assert torch.equal(ours["prompt_embeds"], expected)
+    assert torch.equal(ours["negative_prompt_embeds"], negative)
