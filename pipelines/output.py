@@ -1,0 +1,24 @@
+"""What the drawing pipelines return."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from diffusers.utils import BaseOutput
+from PIL import Image
+from torch import Tensor
+
+
+@dataclass
+class WebUIPipelineOutput(BaseOutput):
+    """Pictures and what is known of them. A call with `return_dict=False` gives (images, nsfw_content_detected).
+
+    images: PIL pictures, or an array (b, h, w, 3) in [0, 1], or a tensor (b, 3, h, w) in [0, 1], or latents.
+    nsfw_content_detected: one flag an image, None without a safety checker.
+    infotexts: the "parameters" text of each image, as the webui writes it.
+    seeds: the seed of each image; empty where a `generator` was used.
+    """
+
+    images: list[Image.Image] | np.ndarray | Tensor
+    nsfw_content_detected: list[bool] | None = None
+    infotexts: list[str] | None = None
+    seeds: list[int] | None = None
