@@ -1,0 +1,115 @@
+"""Networks named in prompts."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from webui_diffusers.pipelines.prompt.network_tags import (
+    LoraUse,
+    NetworkTag,
+    read_lora_tag,
+    split_batch_tags,
+    split_network_tags,
+)
+
+
+GOLDEN = Path(os.environ.get("WEBUI_GOLDENS", Path(__file__).parent / "golden"))
+RECORDED = GOLDEN / "prompt" / "extra_networks.jsonl"
+ROWS = [json.loads(line) for line in RECORDED.open(encoding="utf-8")] if RECORDED.exists() else []
+
+# 1. Table
+
+
+@pytest.mark.parametrize(
+    "text, rest, use",
+    [
+        ("<lora:a>", "", LoraUse("a", 1.0, 1.0)),
+        ("x <lora:a:0.8>, y", "x , y", LoraUse("a", 0.8, 0.8)),
+        ("<lora:a:0.5:0.7>", "", LoraUse("a", 0.5, 0.7)),
+        ("<lora:a:te=0.5:unet=0.7>", "", LoraUse("a", 0.5, 0.7)),
+        ("<lora:a:te=0.2>", "", LoraUse("a", 0.2, 0.2)),
+        ("<lora:a:0.5:unet=0.2>", "", LoraUse("a", 0.5, 0.2)),
+        ("<lora:a:unet=0.2>", "", LoraUse("a", 1.0, 0.2)),
+        ("<lora:a:1:0.5:8:dyn=2>", "", LoraUse("a", 1.0, 0.5, 2)),
+        ("<lora:a:foo=3:0.9>", "", LoraUse("a", 0.9, 0.9)),
+        ("<lora:a: 1e-1 >", "", LoraUse("a", 0.1, 0.1)),
+        ("<lora:a:1:1:8:9:more>", "", LoraUse("a", 1.0, 1.0, 8)),
+        ("<lora::1>", "", LoraUse("", 1.0, 1.0)),
+        ("<lora:../../x>", "", LoraUse("../../x")),
+    ],
+)
+def test_a_tag_is_read_as_the_table_says(text, rest, use):
+    cleaned, (tag,) = split_network_tags(text)
+    assert (cleaned, read_lora_tag(tag)) == (rest, use)
+
+
+@pytest.mark.parametrize("text", ["< lora:a>", "<lora:>", "<:a:1>", "a < b > c", "<lora:a", ""])
+def test_what_is_no_tag_stays_text(text):
+    assert split_network_tags(text) == (text, [])
+
+
+def test_a_part_with_two_equal_signs_is_positional():
+    assert split_network_tags("<lora:a:b=c=d>")[1] == [NetworkTag("lora", ("a", "b=c=d"), {})]
+
+
+def test_only_the_first_prompt_of_a_batch_names_networks():
+    assert split_batch_tags(["a<lora:x>", "b<lora:y>"]) == (["a", "b"], [NetworkTag("lora", ("x",), {})])
+    assert split_batch_tags([]) == ([], [])
+
+
+# 2. Recordings
+
+
+@pytest.mark.goldens
+@pytest.mark.parametrize("row", ROWS, ids=range(len(ROWS)))
+def test_recorded_prompts_lose_exactly_the_recorded_tags(row):
+    texts, tags = split_batch_tags(row.get("prompts") or [row["prompt"]])
+    assert texts == (row.get("outputs") or [row["output"]])
+    read: dict[str, list] = {}
+    for tag in tags:
+        read.setdefault(tag.kind, []).append({"positional": list(tag.positional), "named": tag.named})
+    recorded = {
+        kind: [{key: use[key] for key in ("positional", "named")} for use in uses]
+        for kind, uses in row["networks"].items()
+    }
+    assert read == recorded
+
+
+# 3. Properties
+
+
+@given(st.lists(st.tuples(st.text("ab ,"), st.text("xy._-", min_size=1), st.floats(-2, 2))))
+def test_tags_come_out_and_the_rest_stays(pieces):
+    text = "".join(f"{before}<lora:{name}:{scale}>" for before, name, scale in pieces)
+    cleaned, tags = split_network_tags(text)
+    assert cleaned == "".join(before for before, _, _ in pieces)
+    assert [read_lora_tag(tag) for tag in tags] == [LoraUse(name, scale, scale) for _, name, scale in pieces]
+
+
+def test_many_unclosed_tags_take_no_time():
+    start = time.perf_counter()
+    assert split_network_tags("<a:" * 100_000)[1] == []
+    assert time.perf_counter() - start < 5
+
+
+# 4. Errors
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("<lora:a:x>", ["<lora:a>", "te is `x`", "0.8"]),
+        ("<lora:a:>", ["te is ``"]),
+        ("<lora:a:unet=high>", ["unet is `high`"]),
+        ("<lora:a:dyn=2.5>", ["dyn is `2.5`", "dyn=8"]),
+        ("<lora:te=1>", ["names no network"]),
+    ],
+)
+def test_a_bad_strength_is_named_with_its_tag(text, words):
+    with pytest.raises(ValueError) as error:
+        read_lora_tag(split_network_tags(text)[1][0])
+    assert all(word in str(error.value) for word in words)
