@@ -76,7 +76,8 @@ def _attention_number(token: re.Match[str]) -> float:
         near = token.string[max(token.start() - 20, 0) : token.end()]
         raise ValueError(
             f"`{token['number']}` at character {token.start('number') + 1} of the prompt (…{near}) stands where a "
-            "weight is read, and is no number. Write one such as `(word:1.2)`, or `\\(word:1.2.3\\)` to draw the text itself."
+            "weight is read, and is no number. Write one such as `(word:1.2)`, or `\\(word:1.2.3\\)` to draw the text "
+            "itself."
         ) from error
 
 
