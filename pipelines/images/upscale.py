@@ -76,9 +76,7 @@ def enlarge_picture(
     return picture.resize((width, height), Image.Resampling.LANCZOS)
 
 
-def _webui_upscale(
-    picture: Image.Image, scale: float, one_pass: Callable[[Image.Image], Image.Image]
-) -> Image.Image:
+def _webui_upscale(picture: Image.Image, scale: float, one_pass: Callable[[Image.Image], Image.Image]) -> Image.Image:
     """The picture at int(side * scale) // 8 * 8, through up to three passes and Lanczos."""
     target = (int(picture.width * scale) // 8 * 8, int(picture.height * scale) // 8 * 8)
     for _ in range(WEBUI_MAX_PASSES):

@@ -58,8 +58,8 @@ def encode_pictures(vae: nn.Module, pixels: Tensor, generator: Generator | None 
     """Pixels (b, 3, h, w) in [-1, 1], on the VAE's device, to latents (b, c, h // 8, w // 8), float32.
 
     factor * (mean + std * n), with n drawn on the CPU, one draw of (1, c, h, w) per picture in order, by `generator`
-    or by torch's global one. In the webui this is the global generator, which in a hires pass stands at the seed of the
-    last picture of the batch (noise sources "cpu" and "gpu"), and in img2img wherever it happens to stand.
+    or by torch's global one. In the webui it is the global one, which in a hires pass stands at the seed of the last
+    picture of the batch (noise sources "cpu" and "gpu"), and in img2img wherever it happens to stand.
     """
 
     def encode(x: Tensor) -> Tensor:
@@ -103,4 +103,3 @@ def finite_or_float32(vae: nn.Module, run: Callable[[Tensor], Tensor], x: Tensor
         f"The {what} holds NaN or infinite values (VAE in {dtype}). Half-precision overflow or a broken VAE file "
         "does this: load the VAE in float32, or take another one."
     )
-
