@@ -24,6 +24,10 @@ class WeightFileError(ValueError):
     """A file that cannot be read as weights. The message names the file, what that means, and what to do."""
 
 
+class NetworkError(WeightFileError):
+    """A network file (LoRA, LyCORIS, ...) that cannot be read, or does not fit. The message names file and key."""
+
+
 class WeightFile(ABC):
     """The tensors of one file by key. A context manager; without `with`, the file closes with the object.
 
