@@ -64,18 +64,13 @@ def weight_delta(family: str, parts: Mapping[str, Tensor], weight: Tensor, how: 
 def low_rank_factors(parts: Mapping[str, Tensor], how: LayerStrength) -> tuple[Tensor, Tensor]:
     """U (out, r) and D (r, in * kh * kw) with dW = U D. A `lora_mid` is folded into D.
 
-    dyn keeps the first components. On a layer with `lora_mid` the webui lets it have no effect; the reference takes
-    the first components of all three factors.
+    dyn keeps the first components; on a layer with `lora_mid` it has no effect.
     """
     up, down, mid = parts["lora_up.weight"], parts["lora_down.weight"], parts.get("lora_mid.weight")
-    up, dyn = up.reshape(up.shape[0], -1), how.dyn
+    up, down = up.reshape(up.shape[0], -1), down.reshape(down.shape[0], -1)
     if mid is not None:
-        down = down.reshape(down.shape[0], -1)
-        if dyn is not None and how.reference:
-            up, mid, down = up[:, :dyn], mid[:dyn, :dyn], down[:dyn]
         return up, torch.einsum("nj..., ji -> ni...", mid, down).flatten(1)
-    down = down.reshape(down.shape[0], -1)
-    return (up, down) if dyn is None else (up[:, :dyn], down[:dyn])
+    return (up, down) if how.dyn is None else (up[:, : how.dyn], down[: how.dyn])
 
 
 def _delta_lora(parts: Mapping[str, Tensor], weight: Tensor, how: LayerStrength) -> Tensor:
@@ -100,7 +95,7 @@ def _delta_lokr(parts: Mapping[str, Tensor], weight: Tensor, how: LayerStrength)
         w2 = _tucker(parts["lokr_t2"], parts["lokr_w2_a"], parts["lokr_w2_b"])
     else:
         w2 = parts["lokr_w2_a"] @ parts["lokr_w2_b"].flatten(1)
-    return torch.kron(w1.reshape(*w1.shape, *[1] * (w2.ndim - 2)), w2)
+    return torch.kron(w1.reshape(*w1.shape, *[1] * (w2.ndim - 2)), w2.contiguous())
 
 
 def _tucker(core: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -208,7 +203,7 @@ def _dora_weight(dora: Tensor, delta: Tensor, weight: Tensor, how: LayerStrength
 
 
 def _axis_norm(weight: Tensor, axis: int) -> Tensor:
-    return weight.norm(dim=[d for d in range(weight.ndim) if d != axis], keepdim=True)
+    return torch.linalg.vector_norm(weight, dim=[d for d in range(weight.ndim) if d != axis], keepdim=True)
 
 
 def dora_on_input(dora: tuple[int, ...], weight: tuple[int, ...]) -> bool:

@@ -36,8 +36,8 @@ class PipeLayers:
     """
 
     def __init__(self, pipe: object):
-        self.components = {name: _unwrapped(pipe, name) for name in _NETWORK_COMPONENTS}
-        self.components = {name: module for name, module in self.components.items() if module is not None}
+        models = {name: _unwrapped(pipe, name) for name in _NETWORK_COMPONENTS}
+        self.components = {name: model for name, model in models.items() if model is not None}
         self.modules: dict[tuple[str, str], nn.Module] = {}
         for component, model in self.components.items():
             for path, module in _changeable_modules(model):
@@ -73,6 +73,11 @@ class PipeLayers:
         if kind in ("input", "output"):
             return f"{'IN' if kind == 'input' else 'OUT'}{int(rest.split('_')[0]):02d}"
         return "M00" if kind.startswith("middle_block") else ""
+
+    def weight_shape(self, key: tuple[str, str]) -> tuple[int, ...]:
+        """Shape of a module's weight, by (component, path)."""
+        weight = self.modules[key]._parameters["weight"]
+        return tuple(weight.shape) if weight is not None else ()
 
     def _underscored(self, component: str) -> dict[str, tuple[str, bool]]:
         """Name without prefix -> (path, whether it is diffusers' spelling)."""

@@ -170,9 +170,10 @@ def _sort_keys(file: WeightFile, configs: Mapping[str, dict]) -> tuple[dict[str,
     parts: dict[str, dict[str, str]] = defaultdict(dict)
     for key in file.keys():
         if not embedding_name(key):
-            layer, part = split_network_key(key)
-            parts[layer][part] = key
-    layers, unknown = {}, []
+            name, part = split_network_key(key)
+            parts[name][part] = key
+    layers: dict[str, NetworkLayer] = {}
+    unknown: list[str] = []
     for name, keys in parts.items():
         family = layer_family(keys)
         if family is None:
@@ -223,7 +224,7 @@ def _check_finite(path: Path, key: str, value: Tensor) -> None:
 def _no_family(path: Path, layer: str, keys: Mapping[str, str]) -> str:
     return (
         f"`{path}`: layer `{layer}` has the parts {', '.join(sorted(keys))}, which make up no known family of "
-        "network. A part is missing, or the file is of a kind newer than this reader. Export it again from its trainer."
+        "network: one is missing, or the kind is newer than this reader. Export the file again from its trainer."
     )
 
 

@@ -110,8 +110,11 @@ def layer_flaw(layer: NetworkLayer) -> str:
     return flaw
 
 
-def layer_misfit(layer: NetworkLayer, weight: Shape) -> str:
-    """Why the layer does not fit a weight of this shape (out[, in[, kh, kw]]); empty if it does."""
+def layer_misfit(layer: NetworkLayer, weight: Shape, on_input: bool = True) -> str:
+    """Why the layer does not fit a weight of this shape (out[, in[, kh, kw]]); empty if it does.
+
+    on_input: the value of IA3's part of that name.
+    """
     out, row = weight[0], math.prod(weight[1:])
     size = delta_size(layer)
     narrow = len(weight) == 4 and weight[1] == 9 and size == (out, 4 * math.prod(weight[2:]))
@@ -121,6 +124,8 @@ def layer_misfit(layer: NetworkLayer, weight: Shape) -> str:
         if len(weight) < 2:
             return f"the model's layer is a norm (weight {weight}), which `{layer.family}` does not change"
     flaw = _WEIGHT_CHECKS[layer.family](layer.shapes, weight) if layer.family in _WEIGHT_CHECKS else ""
+    if layer.family == "ia3" and math.prod(layer.shapes["weight"]) != weight[int(on_input)]:
+        flaw = f"`weight` is {layer.shapes['weight']}, and the model's weight {weight}"
     for part in ("diff_b", "b_norm", "rescale", "lora_up.bias"):
         if part in layer.shapes and math.prod(layer.shapes[part]) != out:
             flaw = flaw or f"`{part}` is {layer.shapes[part]}, and the model's layer has {out} outputs"
@@ -131,9 +136,12 @@ def layer_misfit(layer: NetworkLayer, weight: Shape) -> str:
     return flaw
 
 
-def webui_limit(layer: NetworkLayer, weight: Shape) -> str:
-    """Why the webui fails on this layer although its file means something; empty where it does not fail."""
-    if layer.family == "ia3" and len(weight) == 4 and math.prod(layer.shapes["weight"]) != weight[1]:
+def webui_limit(layer: NetworkLayer, weight: Shape, on_input: bool = True) -> str:
+    """Why the webui fails on this layer although its file means something; empty where it does not fail.
+
+    on_input: the value of IA3's part of that name.
+    """
+    if layer.family == "ia3" and len(weight) == 4 and not on_input:
         return "the webui cannot scale the outputs of a convolution (IA3)"
     if layer.family == "glora" and len(weight) == 4:
         return "the webui applies GLoRA to linear layers only"
@@ -191,11 +199,6 @@ def _inner_flaw(layer: NetworkLayer) -> str:
     if layer.family == "oft" and len(set((s["oft_blocks"] if "oft_blocks" in s else s["oft_diag"])[-2:])) != 1:
         return "its rotation blocks are not square"
     return ""
-
-
-def _ia3_misfit(s: Mapping[str, Shape], weight: Shape) -> str:
-    count = math.prod(s["weight"])
-    return "" if count in weight[:2] else f"`weight` has {count} values, and the model's weight is {weight}"
 
 
 def _glora_misfit(s: Mapping[str, Shape], weight: Shape) -> str:
@@ -279,7 +282,7 @@ _PART_DIMS = {
     "b2.weight": (2, 4),
 }
 
-_WEIGHT_CHECKS = {"ia3": _ia3_misfit, "glora": _glora_misfit, "oft": _oft_misfit}
+_WEIGHT_CHECKS = {"glora": _glora_misfit, "oft": _oft_misfit}
 
 _PART_NAMES = {
     "lora_A.weight": "lora_down.weight",
