@@ -1,0 +1,161 @@
+"""Noise schedules: which sigmas a picture passes through, by the webui's labels (1.10.1)."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.special import betaincinv
+from torch import Tensor
+
+from .names import unknown_choice
+from .noise_table import NoiseTable
+
+
+AUTOMATIC_SCHEDULE = "Automatic"
+
+# Sabour et al. (2024), "Align Your Steps", arXiv:2404.14507: optimized for 10 steps.
+AYS_SD = (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029)
+AYS_SDXL = (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029)
+
+
+@dataclass(frozen=True)
+class ScheduleInputs:
+    """What a schedule is made from."""
+
+    steps: int
+    sigma_min: float
+    sigma_max: float
+    table: NoiseTable
+    rho: float | None = None  # None: the schedule's own
+    quantize: bool = False  # timesteps of sigma_min and sigma_max are whole
+    beta_alpha: float = 0.6
+    beta_beta: float = 0.6
+    is_sdxl: bool = False
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A row of `SCHEDULES`. function: (ScheduleInputs) -> sigmas (about steps + 1,), falling, float32."""
+
+    label: str
+    name: str
+    function: Callable[[ScheduleInputs], Tensor]
+    aliases: tuple[str, ...] = ()
+
+
+def get_sigmas_uniform(inputs: ScheduleInputs) -> Tensor:
+    """Evenly spaced timesteps over the whole table; the range of sigmas asked for has no say."""
+    return end_at_zero(inputs.table.uniform_sigmas(inputs.steps))
+
+
+def get_sigmas_karras(inputs: ScheduleInputs) -> Tensor:
+    """Evenly spaced sigma ** (1 / rho), rho = 7."""
+    return karras_sigmas(inputs.steps, inputs.sigma_min, inputs.sigma_max, inputs.rho or 7.0)
+
+
+def karras_sigmas(n: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Tensor:
+    """Karras et al. (2022), equation 5, and a 0: (n + 1,) float32. After k-diffusion 0.1.1, sampling.py (MIT)."""
+    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+    return end_at_zero((high + torch.linspace(0, 1, n) * (low - high)) ** rho)
+
+
+def get_sigmas_exponential(inputs: ScheduleInputs) -> Tensor:
+    """Evenly spaced ln(sigma). After k-diffusion 0.1.1, sampling.py (MIT)."""
+    return end_at_zero(torch.linspace(math.log(inputs.sigma_max), math.log(inputs.sigma_min), inputs.steps).exp())
+
+
+def get_sigmas_polyexponential(inputs: ScheduleInputs) -> Tensor:
+    """Polynomial in ln(sigma), rho = 1. After k-diffusion 0.1.1, sampling.py (MIT)."""
+    ramp = torch.linspace(1, 0, inputs.steps) ** (inputs.rho or 1.0)
+    low, high = math.log(inputs.sigma_min), math.log(inputs.sigma_max)
+    return end_at_zero(torch.exp(ramp * (high - low) + low))
+
+
+def get_sigmas_sgm_uniform(inputs: ScheduleInputs) -> Tensor:
+    """Evenly spaced timesteps that stop one short of sigma_min, as in Stability's generative-models."""
+    return end_at_zero(inputs.table.t_to_sigma(_timestep_ramp(inputs, inputs.steps + 1)[:-1]))
+
+
+def get_sigmas_normal(inputs: ScheduleInputs) -> Tensor:
+    """Evenly spaced timesteps from sigma_max to sigma_min."""
+    return end_at_zero(inputs.table.t_to_sigma(_timestep_ramp(inputs, inputs.steps)))
+
+
+def get_sigmas_kl_optimal(inputs: ScheduleInputs) -> Tensor:
+    """Evenly spaced arctan(sigma); "Align Your Steps", arXiv:2404.14507, theorem 3.1. Ends at sigma_min, not at 0."""
+    ramp = torch.arange(inputs.steps + 1).float() / inputs.steps
+    return torch.tan(ramp * math.atan(inputs.sigma_min) + (1 - ramp) * math.atan(inputs.sigma_max))
+
+
+def get_sigmas_align_your_steps(inputs: ScheduleInputs) -> Tensor:
+    """The paper's table for 10 steps, or points evenly spaced along it in ln(sigma)."""
+    knots = np.array(AYS_SDXL if inputs.is_sdxl else AYS_SD)
+    if inputs.steps != len(knots):
+        places = np.linspace(0, 1, inputs.steps)
+        knots = np.exp(np.interp(places, np.linspace(0, 1, len(knots)), np.log(knots[::-1])))[::-1]
+        knots = knots.copy()
+    return end_at_zero(torch.from_numpy(knots).float())
+
+
+def get_sigmas_simple(inputs: ScheduleInputs) -> Tensor:
+    """Every n-th row of the table, from the top."""
+    rows = len(inputs.table.sigmas)
+    places = [rows - 1 - int(i * rows / inputs.steps) for i in range(inputs.steps)]
+    return end_at_zero(inputs.table.sigmas[places])
+
+
+def get_sigmas_ddim(inputs: ScheduleInputs) -> Tensor:
+    """DDIM's timesteps 1, 1 + k, 1 + 2k, ... with k = rows // steps: often more sigmas than steps (webui quirk)."""
+    stride = max(len(inputs.table.sigmas) // inputs.steps, 1)
+    return end_at_zero(inputs.table.sigmas[1::stride].flip(0))
+
+
+def get_sigmas_beta(inputs: ScheduleInputs) -> Tensor:
+    """Quantiles of a beta distribution, after "Beta Sampling is All You Need", arXiv:2407.12173.
+
+    The webui spreads the quantiles over sigma, where the paper spreads them over timesteps; kept.
+    """
+    quantiles = betaincinv(inputs.beta_alpha, inputs.beta_beta, 1 - np.linspace(0, 1, inputs.steps))
+    sigmas = inputs.sigma_min + quantiles * (inputs.sigma_max - inputs.sigma_min)
+    return end_at_zero(torch.from_numpy(sigmas).float())
+
+
+def find_schedule(name: str | None) -> str:
+    """The label of a schedule named by label, name or alias, in any case; None is "Automatic"."""
+    if name is None or name.lower() == AUTOMATIC_SCHEDULE.lower():
+        return AUTOMATIC_SCHEDULE
+    for row in SCHEDULES.values():
+        if name.lower() in (known.lower() for known in (row.label, row.name, *row.aliases)):
+            return row.label
+    raise ValueError(unknown_choice("schedule", name, [AUTOMATIC_SCHEDULE, *SCHEDULES]))
+
+
+def end_at_zero(sigmas: Tensor) -> Tensor:
+    """`sigmas` (n,) and a 0."""
+    return torch.cat([sigmas, sigmas.new_zeros(1)])
+
+
+def _timestep_ramp(inputs: ScheduleInputs, points: int) -> Tensor:
+    ends = torch.tensor([inputs.sigma_max, inputs.sigma_min])
+    t_max, t_min = inputs.table.sigma_to_t(ends, inputs.quantize).tolist()
+    return torch.linspace(t_max, t_min, points)
+
+
+SCHEDULES = {
+    row.label: row
+    for row in (
+        Schedule("Uniform", "uniform", get_sigmas_uniform),
+        Schedule("Karras", "karras", get_sigmas_karras),
+        Schedule("Exponential", "exponential", get_sigmas_exponential),
+        Schedule("Polyexponential", "polyexponential", get_sigmas_polyexponential),
+        Schedule("SGM Uniform", "sgm_uniform", get_sigmas_sgm_uniform, ("SGMUniform",)),
+        Schedule("KL Optimal", "kl_optimal", get_sigmas_kl_optimal),
+        Schedule("Align Your Steps", "align_your_steps", get_sigmas_align_your_steps),
+        Schedule("Simple", "simple", get_sigmas_simple),
+        Schedule("Normal", "normal", get_sigmas_normal),
+        Schedule("DDIM", "ddim", get_sigmas_ddim),
+        Schedule("Beta", "beta", get_sigmas_beta),
+    )
+}

@@ -1,0 +1,215 @@
+"""Loops that add noise in every step: ancestral ones, the DPM++ SDE family, LCM.
+
+After k-diffusion 0.1.1, sampling.py (MIT), unless a loop says otherwise. The protocol is in loops.py.
+"""
+
+import torch
+from torch import Tensor
+
+from .loops import DenoiserFn, NoiseFn, StepFn, ancestral_step, keep_latents, to_d
+
+
+def sample_euler_ancestral(
+    denoiser: DenoiserFn,
+    x: Tensor,
+    sigmas: Tensor,
+    *,
+    noise: NoiseFn,
+    on_step: StepFn = keep_latents,
+    eta: float = 1.0,
+) -> Tensor:
+    """Euler steps to sigma_down, then noise up to the next sigma."""
+    for i in range(len(sigmas) - 1):
+        d = to_d(x, sigmas[i], denoiser(x, sigmas[i]))
+        sigma_down, sigma_up = ancestral_step(sigmas[i], sigmas[i + 1], eta)
+        x = x + d * (sigma_down - sigmas[i])
+        if sigmas[i + 1] > 0:
+            x = x + noise(sigmas[i], sigmas[i + 1]) * sigma_up
+        x = on_step(i, x)
+    return x
+
+
+def sample_dpm_2_ancestral(
+    denoiser: DenoiserFn,
+    x: Tensor,
+    sigmas: Tensor,
+    *,
+    noise: NoiseFn,
+    on_step: StepFn = keep_latents,
+    eta: float = 1.0,
+    s_noise: float = 1.0,
+) -> Tensor:
+    """DPM-Solver-2 steps to sigma_down, then noise."""
+    for i in range(len(sigmas) - 1):
+        d = to_d(x, sigmas[i], denoiser(x, sigmas[i]))
+        sigma_down, sigma_up = ancestral_step(sigmas[i], sigmas[i + 1], eta)
+        if sigma_down == 0:
+            x = x + d * (sigma_down - sigmas[i])  # Euler
+        else:
+            sigma_mid = sigmas[i].log().lerp(sigma_down.log(), 0.5).exp()
+            x_2 = x + d * (sigma_mid - sigmas[i])
+            x = x + to_d(x_2, sigma_mid, denoiser(x_2, sigma_mid)) * (sigma_down - sigmas[i])
+            x = x + noise(sigmas[i], sigmas[i + 1]) * s_noise * sigma_up
+        x = on_step(i, x)
+    return x
+
+
+def sample_dpmpp_2s_ancestral(
+    denoiser: DenoiserFn,
+    x: Tensor,
+    sigmas: Tensor,
+    *,
+    noise: NoiseFn,
+    on_step: StepFn = keep_latents,
+    eta: float = 1.0,
+    s_noise: float = 1.0,
+) -> Tensor:
+    """DPM-Solver++(2S) steps to sigma_down, r = 1/2, then noise. Lu et al. (2022), arXiv:2211.01095, algorithm 1."""
+    r = 1 / 2
+    for i in range(len(sigmas) - 1):
+        denoised = denoiser(x, sigmas[i])
+        sigma_down, sigma_up = ancestral_step(sigmas[i], sigmas[i + 1], eta)
+        if sigma_down == 0:
+            x = x + to_d(x, sigmas[i], denoised) * (sigma_down - sigmas[i])  # Euler
+        else:
+            t, t_next = -sigmas[i].log(), -sigma_down.log()
+            h = t_next - t
+            sigma_mid = (-(t + r * h)).exp()
+            x_2 = (sigma_mid / (-t).exp()) * x - (-h * r).expm1() * denoised
+            denoised_2 = denoiser(x_2, sigma_mid)
+            x = ((-t_next).exp() / (-t).exp()) * x - (-h).expm1() * denoised_2
+        if sigmas[i + 1] > 0:
+            x = x + noise(sigmas[i], sigmas[i + 1]) * s_noise * sigma_up
+        x = on_step(i, x)
+    return x
+
+
+def sample_dpmpp_sde(
+    denoiser: DenoiserFn,
+    x: Tensor,
+    sigmas: Tensor,
+    *,
+    noise: NoiseFn,
+    on_step: StepFn = keep_latents,
+    eta: float = 1.0,
+    s_noise: float = 1.0,
+) -> Tensor:
+    """DPM-Solver++ (stochastic), two calls per step, r = 1/2. `noise` should be increments of one Brownian path."""
+    r = 1 / 2
+    for i in range(len(sigmas) - 1):
+        denoised = denoiser(x, sigmas[i])
+        if sigmas[i + 1] == 0:
+            x = x + to_d(x, sigmas[i], denoised) * (sigmas[i + 1] - sigmas[i])  # Euler
+        else:
+            t, t_next = -sigmas[i].log(), -sigmas[i + 1].log()
+            sigma, sigma_mid, sigma_next = (-t).exp(), (-(t + (t_next - t) * r)).exp(), (-t_next).exp()
+            # Step 1: to the middle
+            sigma_down, sigma_up = ancestral_step(sigma, sigma_mid, eta)
+            t_down = -sigma_down.log()
+            x_2 = ((-t_down).exp() / sigma) * x - (t - t_down).expm1() * denoised
+            x_2 = x_2 + noise(sigma, sigma_mid) * s_noise * sigma_up
+            denoised_2 = denoiser(x_2, sigma_mid)
+            # Step 2: the whole way, along the middle's estimate (fac = 1 / 2r = 1)
+            sigma_down, sigma_up = ancestral_step(sigma, sigma_next, eta)
+            t_down = -sigma_down.log()
+            x = ((-t_down).exp() / sigma) * x - (t - t_down).expm1() * denoised_2
+            x = x + noise(sigma, sigma_next) * s_noise * sigma_up
+        x = on_step(i, x)
+    return x
+
+
+def sample_dpmpp_2m_sde(
+    denoiser: DenoiserFn,
+    x: Tensor,
+    sigmas: Tensor,
+    *,
+    noise: NoiseFn,
+    on_step: StepFn = keep_latents,
+    eta: float = 1.0,
+    s_noise: float = 1.0,
+    heun: bool = False,
+) -> Tensor:
+    """DPM-Solver++(2M) SDE, with the midpoint rule or Heun's. `noise` should be increments of one Brownian path."""
+    old_denoised, h_last = None, None
+    for i in range(len(sigmas) - 1):
+        denoised = denoiser(x, sigmas[i])
+        if sigmas[i + 1] == 0:
+            x = denoised
+        else:
+            h = sigmas[i].log() - sigmas[i + 1].log()
+            h_eta = h + eta * h
+            decay = (-eta * h).exp()
+            x = sigmas[i + 1] / sigmas[i] * decay * x + (-h_eta).expm1().neg() * denoised
+            if old_denoised is not None:
+                half = (-h_eta).expm1().neg() / (-h_eta) + 1 if heun else 0.5 * (-h_eta).expm1().neg()
+                x = x + half * (1 / (h_last / h)) * (denoised - old_denoised)
+            if eta:
+                spread = (-2 * eta * h).expm1().neg().sqrt()
+                x = x + noise(sigmas[i], sigmas[i + 1]) * sigmas[i + 1] * spread * s_noise
+            old_denoised, h_last = denoised, h
+        x = on_step(i, x)
+    return x
+
+
+def sample_dpmpp_2m_sde_heun(
+    denoiser: DenoiserFn,
+    x: Tensor,
+    sigmas: Tensor,
+    *,
+    noise: NoiseFn,
+    on_step: StepFn = keep_latents,
+    eta: float = 1.0,
+    s_noise: float = 1.0,
+) -> Tensor:
+    """`sample_dpmpp_2m_sde` with Heun's rule."""
+    return sample_dpmpp_2m_sde(denoiser, x, sigmas, noise=noise, on_step=on_step, eta=eta, s_noise=s_noise, heun=True)
+
+
+def sample_dpmpp_3m_sde(
+    denoiser: DenoiserFn,
+    x: Tensor,
+    sigmas: Tensor,
+    *,
+    noise: NoiseFn,
+    on_step: StepFn = keep_latents,
+    eta: float = 1.0,
+    s_noise: float = 1.0,
+) -> Tensor:
+    """DPM-Solver++(3M) SDE. `noise` should be increments of one Brownian path."""
+    denoised_1, denoised_2, h_1, h_2 = None, None, None, None
+    for i in range(len(sigmas) - 1):
+        denoised = denoiser(x, sigmas[i])
+        if sigmas[i + 1] == 0:
+            x = denoised
+        else:
+            h = sigmas[i].log() - sigmas[i + 1].log()
+            h_eta = h * (eta + 1)
+            x = torch.exp(-h_eta) * x + (-h_eta).expm1().neg() * denoised
+            phi_2 = h_eta.neg().expm1() / h_eta + 1
+            if h_2 is not None:
+                r0, r1 = h_1 / h, h_2 / h
+                d1_0, d1_1 = (denoised - denoised_1) / r0, (denoised_1 - denoised_2) / r1
+                d1 = d1_0 + (d1_0 - d1_1) * r0 / (r0 + r1)
+                d2 = (d1_0 - d1_1) / (r0 + r1)
+                x = x + phi_2 * d1 - (phi_2 / h_eta - 0.5) * d2
+            elif h_1 is not None:
+                d = (denoised - denoised_1) / (h_1 / h)
+                x = x + phi_2 * d
+            if eta:
+                spread = (-2 * h * eta).expm1().neg().sqrt()
+                x = x + noise(sigmas[i], sigmas[i + 1]) * sigmas[i + 1] * spread * s_noise
+            denoised_1, denoised_2, h_1, h_2 = denoised, denoised_1, h, h_1
+        x = on_step(i, x)
+    return x
+
+
+def sample_lcm(
+    denoiser: DenoiserFn, x: Tensor, sigmas: Tensor, *, noise: NoiseFn, on_step: StepFn = keep_latents
+) -> Tensor:
+    """Latent consistency: jump to x0, put noise back. Luo et al. (2023), arXiv:2310.04378, algorithm 3."""
+    for i in range(len(sigmas) - 1):
+        x = denoiser(x, sigmas[i])
+        if sigmas[i + 1] > 0:
+            x = x + sigmas[i + 1] * noise(sigmas[i], sigmas[i + 1])
+        x = on_step(i, x)
+    return x
