@@ -1,0 +1,121 @@
+"""Stage 2: UNet and text encoder together, on cached latents of the captioned Noto drawings."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from torch import Tensor
+from tqdm import tqdm
+from train_common import Averaged, Run, rate_factor
+from train_data import caption, captioned_placement, place
+from train_subjects import SUBJECTS
+from train_text import WIDTH, build_text_encoder, caption_ids
+from transformers import CLIPTextModel, CLIPTokenizer
+
+
+BATCH = 16
+LEARNING_RATE = 1e-3
+VARIANTS = 30
+"""Placements cached for each drawing."""
+
+NO_CAPTION = 0.1
+"""Share of empty captions, for classifier-free guidance."""
+
+SNR_CLAMP = 5.0
+"""Min-SNR weighting (Hang et al. 2023, arXiv 2303.09556): steps with little noise count less."""
+
+
+def build_unet() -> UNet2DConditionModel:
+    """4.9 M parameters for 16x16 latents (128 px), cross attention at 8x8 and 4x4: at 16x16 it doubles the time."""
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(64, 104, 112),
+        layers_per_block=1,
+        norm_num_groups=8,
+        cross_attention_dim=WIDTH,
+        attention_head_dim=4,
+    )
+
+
+def build_noise_schedule() -> DDPMScheduler:
+    """Stable Diffusion 1.x's betas; the model predicts the noise."""
+    return DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
+
+
+class CaptionedLatents:
+    """Latents of every drawing of one style in VARIANTS placements, with what a caption of each has to say."""
+
+    def __init__(self, vae: AutoencoderKL, drawings: np.ndarray, file: Path, seed: int = 0) -> None:
+        """Read `file`, or encode all and write it."""
+        plan = [(number, icon, np.random.default_rng((seed, number))) for number, icon in enumerate(SUBJECTS)]
+        placed = [(n, icon, *captioned_placement(rng)) for n, icon, rng in plan for _ in range(VARIANTS)]
+        self.facts = [(icon, size_word, colour) for _, icon, _, size_word, colour in placed]
+        if not file.exists():
+            pictures = (place(drawings[n], placement) for n, _, placement, _, _ in placed)
+            torch.save(_encoded(vae, pictures, len(placed)), file)
+        self.latents = torch.load(file, weights_only=True)
+
+    def batch(self, rng: np.random.Generator, count: int = BATCH) -> tuple[Tensor, list[str]]:
+        """(count, 4, 16, 16) latents and their captions, a tenth of them empty."""
+        rows = rng.integers(len(self.facts), size=count)
+        captions = ["" if rng.random() < NO_CAPTION else caption(*self.facts[row], rng) for row in rows]
+        return self.latents[torch.from_numpy(rows)], captions
+
+
+@torch.no_grad()
+def _encoded(vae: AutoencoderKL, pictures: Iterator[np.ndarray], total: int) -> Tensor:
+    """(total, 4, 16, 16) scaled means."""
+    means = []
+    for start in tqdm(range(0, total, VARIANTS), desc="latents", mininterval=5):
+        chunk = np.stack([next(pictures) for _ in range(min(VARIANTS, total - start))])
+        batch = torch.from_numpy(chunk).permute(0, 3, 1, 2).float() / 127.5 - 1
+        means.append(vae.encode(batch).latent_dist.mean * vae.config.scaling_factor)
+    return torch.cat(means)
+
+
+def noise_loss(
+    unet: UNet2DConditionModel, text: Tensor, latents: Tensor, schedule: DDPMScheduler, generator: torch.Generator
+) -> Tensor:
+    """Min-SNR weighted mean square error of the predicted noise at random times."""
+    noise = torch.randn(latents.shape, generator=generator)
+    times = torch.randint(0, schedule.config.num_train_timesteps, (len(latents),), generator=generator)
+    alpha_bar = schedule.alphas_cumprod[times]
+    snr = alpha_bar / (1 - alpha_bar)
+    predicted = unet(schedule.add_noise(latents, noise, times), times, text).sample
+    return ((predicted - noise).square().mean((1, 2, 3)) * snr.clamp(max=SNR_CLAMP) / snr).mean()
+
+
+def train_unet(
+    data: CaptionedLatents, tokenizer: CLIPTokenizer, folder: Path, steps: int, seed: int = 0
+) -> tuple[UNet2DConditionModel, CLIPTextModel]:
+    """Train (or go on) for `steps` steps; returns the averaged weights of both models."""
+    torch.manual_seed(seed)
+    unet, encoder, schedule = build_unet(), build_text_encoder(tokenizer, seed), build_noise_schedule()
+    parameters = [*unet.parameters(), *encoder.parameters()]
+    averaged = Averaged(parameters)
+    optimiser = torch.optim.AdamW(parameters, lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
+    run = Run(folder, {"unet": unet, "text_encoder": encoder}, averaged, optimiser)
+    first = run.load()
+    for step in tqdm(range(first, steps), initial=first, total=steps, desc="unet", mininterval=5):
+        latents, captions = data.batch(np.random.default_rng((seed, step)))
+        for group in optimiser.param_groups:
+            group["lr"] = LEARNING_RATE * rate_factor(step, steps, warmup=200)
+        text = encoder(caption_ids(tokenizer, captions)).last_hidden_state
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        loss = noise_loss(unet, text, latents, schedule, generator)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimiser.step()
+        averaged.update(step)
+        run.log.add(step, {"loss": loss.item()})
+        if (step + 1) % 500 == 0 or step + 1 == steps:
+            run.save(step + 1)
+    averaged.copy_to()
+    return unet.eval().requires_grad_(False), encoder.eval().requires_grad_(False)
