@@ -117,7 +117,8 @@ def test_a_hires_pass_by_another_sampler_keeps_the_written_schedule():
 def test_a_picture_drawn_over_another_becomes_a_call_of_the_other_pipeline():
     text = (
         "a\nSteps: 20, Sampler: Euler a, Seed: 1, Denoising strength: 0.75, Mask mode: Inpaint not masked, "
-        "Mask blur: 4, Inpaint area: Only masked, Masked area padding: 64, Masked content: fill, Noise multiplier: 1.05"
+        "Mask blur: 4, Inpaint area: Only masked, Masked area padding: 64, Masked content: fill, "
+        "Noise multiplier: 1.05"
     )
     read = parse_infotext(text)
     arguments = call_arguments(read, img2img=True)
