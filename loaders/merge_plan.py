@@ -82,10 +82,9 @@ def plan_networks(
     another `semantics`.
     """
     if semantics not in NETWORK_SEMANTICS:
-        near = difflib.get_close_matches(str(semantics), NETWORK_SEMANTICS, n=1) or list(NETWORK_SEMANTICS)
-        raise ValueError(
-            f"`semantics` is {semantics!r}; it can be {', '.join(NETWORK_SEMANTICS)}. Perhaps {near[0]!r}?"
-        )
+        near = difflib.get_close_matches(str(semantics), NETWORK_SEMANTICS, n=1) or NETWORK_SEMANTICS
+        known = ", ".join(NETWORK_SEMANTICS)
+        raise ValueError(f"`semantics` is {semantics!r}, and only {known} are known. Perhaps {near[0]!r} is meant.")
     steps: dict[ModuleKey, list[MergeStep]] = {}
     reports = []
     for use in uses:
