@@ -50,15 +50,19 @@ class TextualInversion:
     checkpoint_name: str | None = None
 
     @property
+    def parts(self) -> dict[str, Tensor]:
+        """The vectors by encoder; a file with one set of vectors has it under `clip_l`, whatever encoder it is for."""
+        return self.vectors if isinstance(self.vectors, dict) else {"clip_l": self.vectors}
+
+    @property
     def count(self) -> int:
         """How many token positions it takes; for SDXL the rows of `clip_g`, as in the webui."""
-        return len(self.vectors["clip_g"] if isinstance(self.vectors, dict) else self.vectors)
+        return len(self.parts.get("clip_g", self.parts["clip_l"]))
 
     @property
     def width(self) -> int:
         """Numbers per vector; for SDXL the sum over both encoders."""
-        parts = self.vectors.values() if isinstance(self.vectors, dict) else [self.vectors]
-        return sum(part.shape[1] for part in parts)
+        return sum(part.shape[1] for part in self.parts.values())
 
     def for_encoders(self, widths: Sequence[int]) -> tuple[Tensor, ...]:
         """The vectors of each text encoder, (v, width) each, in the order of `widths`.
@@ -66,7 +70,7 @@ class TextualInversion:
         widths: widths of the token embeddings: (768,) SD1, (1024,) SD2, (768, 1280) SDXL.
         Raises EmbeddingError when the embedding was made for other encoders.
         """
-        parts = (self.vectors["clip_l"], self.vectors["clip_g"]) if isinstance(self.vectors, dict) else (self.vectors,)
+        parts = tuple(self.parts.values())
         if tuple(part.shape[1] for part in parts) != tuple(widths):
             raise EmbeddingError(
                 f"`{self.path.name}`: it is {_widths_in_words([part.shape[1] for part in parts])} wide, and "

@@ -99,8 +99,8 @@ def test_every_kind_of_file_is_read(
 ) -> None:
     found = read_embedding(write(tmp_path / file, content))
     assert found.name == name
-    wanted = vectors if isinstance(vectors, dict) else {"": vectors}
-    actual = found.vectors if isinstance(found.vectors, dict) else {"": found.vectors}
+    assert isinstance(found.vectors, dict) == isinstance(vectors, dict)
+    wanted, actual = vectors if isinstance(vectors, dict) else {"clip_l": vectors}, found.parts
     assert actual.keys() == wanted.keys()
     for key, tensor in wanted.items():
         assert actual[key].dtype == torch.float32 and not actual[key].requires_grad
