@@ -20,6 +20,6 @@ def strip_comments(text: str) -> str:
     a row the second one leaves an empty line, as in the webui.
 
     >>> strip_comments("a cat # mine\\n# (not a dog)\\nsitting")
-    'a cat \\n\\nsitting'
+    'a cat \\nsitting'
     """
     return _COMMENT_TAIL.sub("\n", _COMMENT_LINE.sub("\n", text))
