@@ -1,9 +1,9 @@
 """`webui_options`: the webui's settings under its own names, with its defaults (version 1.10.1)."""
 
-from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
+from collections.abc import Mapping
 from typing import Any
 
+from .sampling.names import unknown_choice
 from .sampling.options import SAMPLING_DEFAULTS
 
 
@@ -49,14 +49,5 @@ def webui_settings(options: Mapping[str, Any] | None) -> dict[str, Any]:
     """All settings: the given ones over the defaults. Raises ValueError for a name the webui does not have here."""
     for name in options or {}:
         if name not in WEBUI_OPTIONS:
-            raise ValueError(unknown_name("webui_options", name, WEBUI_OPTIONS))
+            raise ValueError(unknown_choice("`webui_options`: setting", name, WEBUI_OPTIONS))
     return {**WEBUI_OPTIONS, **(options or {})}
-
-
-def unknown_name(argument: str, name: object, known: Iterable[str]) -> str:
-    """The message for a name that is not among `known`: the near matches first, else all of them."""
-    names = sorted(known)
-    by_lower = {candidate.lower(): candidate for candidate in names}
-    near = [by_lower[match] for match in get_close_matches(str(name).lower(), by_lower, n=4, cutoff=0.5)]
-    advice = f"Did you mean {', '.join(map(repr, near))}?" if near else f"Known: {', '.join(map(repr, names))}."
-    return f"`{argument}`: {name!r} is not known here. {advice}"

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from webui_diffusers.loaders.textual_inversion import read_embedding_folder
-from webui_diffusers.pipelines.prompt.encode import ClipEncoder, PromptEncoder, PromptSettings
+from webui_diffusers.pipelines.prompt.encode import PromptEncoder
+from webui_diffusers.pipelines.prompt.encode_rows import ClipEncoder, PromptSettings
 from webui_diffusers.pipelines.prompt.tokenize import FragmentTokenizer
 
 

@@ -6,37 +6,24 @@
 SD 1.x, SD 2.x and SDXL differ only in their list of encoders: one, or two whose states are joined on the channels.
 """
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..conditioning import Conditioning, TimedCond, WeightedCond
+from .attention import parse_attention
 from .chunks import PromptChunk, chunk_tokens, embedding_index, empty_chunk, tokenize_fragments
 from .comments import strip_comments
-from .composition import split_prompts
+from .composition import split_and, split_prompts
+from .encode_rows import ClipEncoder, PromptSettings, RowCache, embedding_part, weigh_tokens, weights_fingerprint
+from .network_tags import split_network_tags
 from .schedule import parse_schedule
 from .tokenize import FragmentTokenizer
 
 
 CHUNK_LENGTH = 77
-_CACHED_ROWS = 256  # of one 77-token chunk each: 60 MB for SD 1.x in float32
-
-
-@dataclass(frozen=True)
-class PromptSettings:
-    """How text becomes numbers. Names and defaults are the webui's options."""
-
-    emphasis: str = "Original"  # "None", "Ignore", "Original", "No norm"
-    comma_padding_backtrack: int = 20  # tokens
-    CLIP_stop_at_last_layers: int = 1  # counts layers from the end, 1 is the last: diffusers' clip_skip + 1
-    sdxl_clip_l_skip: bool = False
-    use_old_scheduling: bool = False
-    enable_prompt_comments: bool = True
 
 
 class EncodedText(NamedTuple):
@@ -44,94 +31,6 @@ class EncodedText(NamedTuple):
 
     embeds: Tensor
     pooled: Tensor | None
-
-
-@dataclass
-class RowCache:
-    """Encoded rows of 77 tokens by everything they depend on. Kept by a pipeline between calls."""
-
-    rows: OrderedDict[tuple, tuple[Tensor, Tensor | None]] = field(default_factory=OrderedDict)
-
-    def put(self, key: tuple, row: tuple[Tensor, Tensor | None]) -> None:
-        """Remember a row, and forget the oldest ones beyond the limit."""
-        self.rows[key] = row
-        while len(self.rows) > _CACHED_ROWS:
-            self.rows.popitem(last=False)
-
-
-@dataclass(frozen=True)
-class ClipEncoder:
-    """One text encoder with its tokenizer and the layer that Stable Diffusion reads.
-
-    part: "clip_l" or "clip_g", which vectors of an embedding it takes. state: "normed" (after the final norm, clip
-    skip counts; SD 1.x), "last" (after the final norm, always; SD 2.x), "clip_l" and "penultimate" (SDXL).
-    """
-
-    tokenizer: FragmentTokenizer
-    model: nn.Module
-    part: str
-    state: str
-
-    def encode(
-        self, rows: Sequence[PromptChunk], embeddings: Mapping[str, Mapping[str, Tensor]], settings: PromptSettings
-    ) -> tuple[Tensor, Tensor | None]:
-        """Rows of 77 tokens -> hidden states (rows, 77, dim) and, with a projection, pooled (rows, dim)."""
-        device = self.device
-        ids = torch.tensor([self._pad_after_end(row.tokens) for row in rows], device=device)
-        with self._replaced_embeddings(rows, embeddings):
-            if self.state in ("normed", "last") and (self.state == "last" or settings.CLIP_stop_at_last_layers <= 1):
-                return self.model(ids)[0], None
-            out = self.model(ids, output_hidden_states=True)
-        if self.state == "normed":
-            norm = getattr(self.model, "text_model", self.model).final_layer_norm
-            return norm(out.hidden_states[-settings.CLIP_stop_at_last_layers]), None
-        if self.state == "clip_l":
-            layer = settings.CLIP_stop_at_last_layers if settings.sdxl_clip_l_skip else 2
-            return out.hidden_states[-layer], None
-        return out.hidden_states[-2], out.text_embeds
-
-    @property
-    def device(self) -> torch.device:
-        """Where token ids go: the device of accelerate's hook where the model is offloaded, else the weights'."""
-        hook = getattr(self.model, "_hf_hook", None)
-        device = getattr(hook, "execution_device", None)
-        return torch.device(device) if device is not None else next(self.model.parameters()).device
-
-    @property
-    def width(self) -> int:
-        """Channels of a token."""
-        return self.model.config.hidden_size
-
-    def _pad_after_end(self, tokens: Sequence[int]) -> list[int]:
-        """OpenCLIP pads with 0 where CLIP repeats the end token: everything after the first end token."""
-        if self.tokenizer.pad == self.tokenizer.end:
-            return list(tokens)
-        end = list(tokens).index(self.tokenizer.end) + 1
-        return [*tokens[:end], *[self.tokenizer.pad] * (len(tokens) - end)]
-
-    @contextmanager
-    def _replaced_embeddings(
-        self, rows: Sequence[PromptChunk], embeddings: Mapping[str, Mapping[str, Tensor]]
-    ) -> Iterator[None]:
-        """Textual inversions: their vectors in place of the token embeddings (positions are added after)."""
-
-        def put_vectors(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
-            output = output.clone()
-            for row, chunk in enumerate(rows):
-                for fix in chunk.fixes:
-                    vectors = embedding_part(embeddings[fix.name], self.part).to(output)
-                    start = fix.offset + 1
-                    output[row, start : start + len(vectors)] = vectors[: output.shape[1] - start]
-            return output
-
-        if not any(row.fixes for row in rows):
-            yield
-            return
-        handle = self.model.get_input_embeddings().register_forward_hook(put_vectors)
-        try:
-            yield
-        finally:
-            handle.remove()
 
 
 class PromptEncoder:
@@ -253,6 +152,34 @@ class PromptEncoder:
             empty=encoded[-1][0].embeds if pad else None,
         )
 
+    def check(self, prompts: Sequence[str], negatives: Sequence[str], steps: int, settings: PromptSettings) -> None:
+        """Cut all texts without encoding them. Raises ValueError for a weight that is no number and for negative
+        prompts of different length in one batch, which the webui cannot draw either."""
+        lengths = {}
+        for text in dict.fromkeys([*split_prompts(prompts)[0], *negatives]):
+            variants = parse_schedule(strip_comments(text), steps, legacy=settings.use_old_scheduling)
+            chunks = [self.chunks(self.encoders[0], variant, settings) for variant in {v for _, v in variants}]
+            lengths[text] = max(map(len, chunks))
+        different = {text: lengths[text] for text in negatives}
+        if len(set(different.values())) > 1:
+            told = ", ".join(f"{text[:40]!r}: {count}" for text, count in different.items())
+            raise ValueError(
+                f"`negative_prompt`: the texts of one batch must take equally many chunks of 75 tokens; got {told}. "
+                "Make them about equally long, or draw them in separate calls."
+            )
+
+    def is_plain(self, text: str) -> bool:
+        """Whether a text carries no syntax of the webui and fits one chunk: diffusers reads it just the same."""
+        same = (
+            split_and(text) == [(text, 1.0)] and strip_comments(text) == text and split_network_tags(text)[0] == text
+        )
+        plain = same and parse_attention(text) == [(text, 1.0)] and parse_schedule(text, 2) == [(2, text)]
+        return plain and all(len(self.chunks(e, text, PromptSettings())) == 1 for e in self.encoders)
+
+    def last_alone(self) -> "PromptEncoder":
+        """The last encoder without the others: what SDXL's refiner reads."""
+        return PromptEncoder(self.encoders[-1:], embeddings=self.embeddings, convert=self.convert, cache=self.cache)
+
     @torch.no_grad()
     def encode(self, groups: Sequence[Sequence[str]], settings: PromptSettings) -> list[list[EncodedText]]:
         """Texts by groups; those of one group share their length and, with emphasis "Original", their mean."""
@@ -326,41 +253,6 @@ class PromptEncoder:
         """Which vectors an embedding's name stood for; tensors changed in place count as new."""
         vectors = [v for fix in row.fixes for v in self.embeddings[fix.name].values()]
         return tuple((v.data_ptr(), v._version, tuple(v.shape)) for v in vectors)
-
-
-def weigh_tokens(z: Tensor, weights: Tensor, emphasis: str) -> Tensor:
-    """Emphasis: z (b, 77, dim) by the tokens' weights (b, 77).
-
-    "Original" (and any unknown name) puts the mean back: one mean over the whole batch, so a text's encoding depends
-    on the other variants of its prompt. webui 1.10.1; shared pictures depend on it.
-    """
-    if emphasis in ("None", "Ignore"):
-        return z
-    weighted = z * weights[..., None]
-    return weighted if emphasis == "No norm" else weighted * (z.mean() / weighted.mean())
-
-
-def weights_fingerprint(model: nn.Module) -> tuple | None:
-    """What changes when any weight does: in-place versions, addresses, active adapters, and each tensor's norm.
-
-    The norms catch writes that leave no trace in the version counter (through `.data`). None for weights that cannot
-    be read here (offloaded to the meta device): nothing is cached then.
-    """
-    parameters = [p.detach() for p in model.parameters()]
-    if any(p.is_meta for p in parameters):
-        return None
-    adapters = []
-    for name, module in model.named_modules():
-        if hasattr(module, "active_adapters") and hasattr(module, "scaling"):
-            state = (tuple(module.active_adapters), tuple(sorted(module.scaling.items())), module.disable_adapters)
-            adapters.append((name, *state))
-    norms = torch.stack([norm.float() for norm in torch._foreach_norm(parameters)]).tolist()
-    return tuple(norms), tuple((p.data_ptr(), p._version) for p in parameters), tuple(adapters)
-
-
-def embedding_part(vectors: Mapping[str, Tensor], part: str) -> Tensor:
-    """The vectors of a textual inversion that are for the encoder `part`; a file with one set serves any encoder."""
-    return vectors[part] if part in vectors else next(iter(vectors.values()))
 
 
 def as_negatives(negative_prompt: str | Sequence[str] | None, count: int) -> list[str]:

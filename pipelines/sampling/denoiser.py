@@ -6,7 +6,7 @@ timesteps) or as they are (diffusers' schedulers); guidance; the mask.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -70,7 +70,7 @@ class GuidedDenoiser:
     """D(x, sigma) for a batch of images, each with the conditioning of the moment.
 
     models: the base model, then the refiner where there is one. total_calls: the denoiser calls the pass plans, for
-    the options that count by them. `calls` counts what was run; `timestep` is the last one.
+    the options that count by them. guidance_divisor: DDIM CFG++ divides the scale. `calls` counts what was run; `timestep` is the last one.
     """
 
     def __init__(
@@ -80,10 +80,13 @@ class GuidedDenoiser:
         *,
         total_calls: int,
         lcm: bool = False,
+        guidance_divisor: float = 1.0,
         mask: LatentMask | None = None,
     ):
         self.models = list(models)
         self.guidance = guidance
+        self._divisor = guidance_divisor
+        self.change_scale(guidance.guidance_scale)
         self.total_calls = total_calls
         self.mask = mask
         self.calls = 0
@@ -100,7 +103,8 @@ class GuidedDenoiser:
         """The guided estimate of x0. x: (b, c, h, w) = x0 + sigma * noise, float32; sigma: no dimensions."""
         self._maybe_refine(lambda: self._nearest(sigma))
         t = self._sigma_to_t(sigma)
-        x0, _ = self._guided(x / (sigma**2 + 1) ** 0.5, t, sigma, lambda out, rows: self._x0(out, x[rows], sigma, t))
+        c_in = 1 / (sigma**2 + 1) ** 0.5
+        x0, _ = self._guided(x * c_in, t, sigma, lambda out, rows: self._x0(out, x[rows], sigma, t))
         return x0 if self.mask is None else x0 * self.mask.change + self.mask.init * self.mask.keep
 
     def eps(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,6 +118,22 @@ class GuidedDenoiser:
         """The guided output of the UNet as it is, for diffusers' schedulers. x: as their `scale_model_input` gives."""
         return self._guided(x, t, t, lambda out, rows: out)[0]
 
+    def side_tensors(self) -> dict[str, Tensor | None]:
+        """What a step's callback may look at: the texts of the last call, (rows, tokens, dim) each."""
+        if self._sides is None:
+            return {}
+        _, positive, negative = self._sides
+        return {
+            "prompt_embeds": positive.embeds,
+            "negative_prompt_embeds": None if negative is None else negative.embeds,
+            "add_text_embeds": positive.pooled,
+            "add_time_ids": None if self.model.time_ids is None else self.model.time_ids[0],
+        }
+
+    def change_scale(self, guidance_scale: float) -> None:
+        """Another guidance scale from the next call on."""
+        self.guidance = replace(self.guidance, guidance_scale=guidance_scale / self._divisor)
+
     def _sigma_to_t(self, sigma: Tensor) -> Tensor:
         if self._lcm is not None:
             return self._lcm.sigma_to_t(sigma)
@@ -125,7 +145,8 @@ class GuidedDenoiser:
             c_skip, c_out = self._lcm.boundary_scalings(t)
             return c_skip * x + c_out * (x - sigma * out)
         if self.model.prediction_type == "v_prediction":
-            return x / (sigma**2 + 1) - out * sigma / (sigma**2 + 1) ** 0.5
+            c_skip, c_out = 1 / (sigma**2 + 1), -sigma / (sigma**2 + 1) ** 0.5
+            return out * c_out + x * c_skip
         return out if self.model.prediction_type == "sample" else x - sigma * out
 
     def _eps(self, out: Tensor, x: Tensor, t: Tensor) -> Tensor:
@@ -163,11 +184,11 @@ class GuidedDenoiser:
         skipped = not self.guidance.two_sided or self._skips_negative(level)
         out_positive, out_negative = self._run_sides(x_in, t, positive, None if skipped else negative)
         c = read(out_positive, positive.images)
-        u = c[_first_rows(positive.images)] if out_negative is None else read(out_negative, negative.images)
+        u = c[_first_row_of(positive.images)] if out_negative is None else read(out_negative, negative.images)
         scale = 1.0 if skipped else self.guidance.guidance_scale
         guided = combine_conds(u, c, positive.images, [weight * scale for weight in positive.weights])
         if self.guidance.guidance_rescale > 0 and not skipped:
-            guided = rescale_guidance(guided, c[_first_rows(positive.images)], self.guidance.guidance_rescale)
+            guided = rescale_guidance(guided, c[_first_row_of(positive.images)], self.guidance.guidance_rescale)
         self.calls += 1
         self.timestep = t
         return guided, u
@@ -235,7 +256,7 @@ class GuidedDenoiser:
         cond = guidance.timestep_cond
         out = model.unet(
             x_in[images].to(dtype),
-            t.to(dtype).expand(len(images)),  # the webui rounds the timestep to the model's dtype too
+            t.to(x_in.device, dtype).expand(len(images)),  # the webui rounds it to the model's dtype too
             encoder_hidden_states=torch.cat([rows.embeds for rows, _ in sides]).to(dtype),
             timestep_cond=None if cond is None else cond.to(dtype).expand(len(images), -1),
             cross_attention_kwargs=guidance.cross_attention_kwargs,
@@ -265,6 +286,11 @@ def rescale_guidance(guided: Tensor, cond: Tensor, guidance_rescale: float) -> T
     return guidance_rescale * rescaled + (1 - guidance_rescale) * guided
 
 
+def _first_row_of(images: list[int]) -> list[int]:
+    """The first row of each image."""
+    return [images.index(image) for image in range(max(images) + 1)]
+
+
 def stack_conds(chosen: Sequence[tuple[int, float, TimedCond]]) -> SideRows:
     """Rows (image, weight, entry) as one half of a run; shorter texts repeat their own last token vector."""
     length = max(entry.embeds.shape[0] for _, _, entry in chosen)
@@ -287,8 +313,3 @@ def _append_empty(rows: SideRows, empty: Tensor, length: int) -> SideRows:
     missing = (length - rows.embeds.shape[1]) // len(empty)
     tail = empty.repeat(missing, 1).expand(len(rows.images), -1, -1)
     return rows._replace(embeds=torch.cat([rows.embeds, tail.to(rows.embeds)], dim=1))
-
-
-def _first_rows(images: list[int]) -> list[int]:
-    """The first row of each image."""
-    return [images.index(image) for image in range(max(images) + 1)]

@@ -1,0 +1,278 @@
+"""One pass over the latents of a batch: conditioning, denoiser and sampler put together.
+
+Shared by the drawing pipelines. `pipe` here is always the pipeline whose components do the work.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from .conditioning import Conditioning, TimedCond, WeightedCond
+from .prompt.encode import PromptEncoder
+from .prompt.encode_rows import PromptSettings
+from .request import NoiseRequest, PassRequest
+from .sampling.denoiser import DenoiserModel, Guidance, GuidedDenoiser, LatentMask
+from .sampling.loops import StepFn
+from .sampling.noise import GeneratorNoise, SeededNoise
+from .sampling.noise_table import ZERO_TERMINAL_SNR, NoiseTable, default_alphas_cumprod, scheduled_alphas_cumprod
+from .sampling.scheduler_loop import sample_with_scheduler, scheduler_timesteps
+from .sampling.steps import img2img_steps, plan_sampling, sample_from_latents, sample_from_noise
+from .sdxl import SizeArguments, SizeNumbers, refiner_numbers, size_numbers
+
+
+class SamplingInterrupted(Exception):
+    """The user stopped the pass; `latents` is how far it came."""
+
+    def __init__(self, latents: Tensor):
+        super().__init__()
+        self.latents = latents
+
+
+def trained_alphas_cumprod(scheduler: Any) -> Tensor:
+    """The noise levels a model was trained on, from its scheduler's configuration: (1000,) float32.
+
+    Stable Diffusion's own betas are multiplied in float64, as their trainer did; diffusers does it in float32.
+    """
+    config = scheduler.config
+    if config.get("beta_schedule") == "scaled_linear" and config.get("trained_betas") is None:
+        return default_alphas_cumprod(config["beta_start"], config["beta_end"], config["num_train_timesteps"])
+    if getattr(scheduler, "alphas_cumprod", None) is None:
+        raise ValueError(
+            f"`scheduler`: {type(scheduler).__name__} knows no betas, so it is for another kind of model (flow "
+            "matching). The webui's samplers need one of Stable Diffusion's schedulers, or name no `sampler`."
+        )
+    return scheduler.alphas_cumprod.float().cpu()
+
+
+def noise_levels(scheduler: Any, options: Mapping[str, Any]) -> Tensor:
+    """alphas_cumprod after the options. A scheduler that rescales its betas to zero terminal SNR asks for that too."""
+    if scheduler.config.get("rescale_betas_zero_snr") and options["sd_noise_schedule"] == "Default":
+        options = {**options, "sd_noise_schedule": ZERO_TERMINAL_SNR}
+    return scheduled_alphas_cumprod(trained_alphas_cumprod(scheduler), options)
+
+
+def encode_pass(
+    encoder: PromptEncoder, plan: PassRequest, settings: PromptSettings, options: Mapping[str, Any]
+) -> Conditioning:
+    """The conditioning of one pass."""
+    first_steps = plan.prompt_steps if plan.first_pass_calls is None else plan.first_pass_calls
+    return encoder.conditioning(
+        plan.prompts,
+        plan.negatives,
+        first_steps,
+        hires_steps=None if plan.first_pass_calls is None else plan.prompt_steps,
+        settings=settings,
+        pad=bool(options["pad_cond_uncond"]),
+    )
+
+
+def given_conditioning(given: Mapping[str, Any]) -> Conditioning:
+    """Conditioning from the arguments `prompt_embeds` (b, tokens, dim), `pooled_prompt_embeds` (b, dim) and their
+    negative sides, each row repeated for its `num_images_per_prompt` pictures. A missing negative side is zeros."""
+    embeds, pooled = given["prompt_embeds"], given["pooled_prompt_embeds"]
+    negative, negative_pooled = given["negative_prompt_embeds"], given["negative_pooled_prompt_embeds"]
+
+    def timed(rows: Tensor, pools: Tensor | None) -> list[list[TimedCond]]:
+        entries = [TimedCond(2**31, row, None if pools is None else pools[i]) for i, row in enumerate(rows)]
+        return [[entry] for entry in entries for _ in range(given["num_images_per_prompt"])]
+
+    if negative is None:
+        negative = torch.zeros_like(embeds)
+    if pooled is not None and negative_pooled is None:
+        negative_pooled = torch.zeros_like(pooled)
+    positive = [[WeightedCond(1.0, schedule)] for schedule in timed(embeds, pooled)]
+    return Conditioning(positive, timed(negative, negative_pooled))
+
+
+def check_texts(encoder: PromptEncoder, plans: Sequence[PassRequest], settings: PromptSettings) -> None:
+    """Refuse prompts that would fail later: weights that are no number, negative prompts of unequal length."""
+    for plan in plans:
+        encoder.check(plan.prompts, plan.negatives, plan.prompt_steps, settings)
+
+
+def pass_models(
+    pipe: Any,
+    encoder: PromptEncoder,
+    settings: PromptSettings,
+    options: Mapping[str, Any],
+    sizes: SizeArguments,
+    plan: PassRequest,
+    embeds: Conditioning | None,
+    *,
+    refines: bool,
+) -> list[DenoiserModel]:
+    """The models of a pass with their conditioning: the base, and the refiner where it will take over.
+
+    embeds: conditioning that stands for the texts. The refiner reads the same texts with the second encoder alone.
+    """
+    conditioning = encode_pass(encoder, plan, settings, options) if embeds is None else embeds
+    numbers = size_numbers(plan.asked_size, options, sizes) if pipe.is_sdxl else None
+    models = [conditioned_model(pipe.unet, conditioning, pipe.scheduler, options, numbers)]
+    if refines:
+        if encoder.encoders and pipe.refiner.config.cross_attention_dim == encoder.encoders[-1].width:
+            conditioning = encode_pass(encoder.last_alone(), plan, settings, options)
+            numbers = refiner_numbers(plan.asked_size, options)
+        models.append(conditioned_model(pipe.refiner, conditioning, pipe.scheduler, options, numbers))
+    return models
+
+
+def conditioned_model(
+    unet: Any, conditioning: Conditioning, scheduler: Any, options: Mapping[str, Any], size: SizeNumbers | None = None
+) -> DenoiserModel:
+    """A UNet with its conditioning and noise levels. size: SDXL's numbers, None for a UNet that takes none."""
+    numbers = None if size is None else (torch.tensor(size.positive).float(), torch.tensor(size.negative).float())
+    prediction = scheduler.config.get("prediction_type", "epsilon")
+    return DenoiserModel(unet, NoiseTable(noise_levels(scheduler, options)), conditioning, prediction, numbers)
+
+
+def pass_noise(
+    request: NoiseRequest | None,
+    generator: Generator | list[Generator] | None,
+    plan: PassRequest,
+    channels: int,
+    options: Mapping[str, Any],
+    device: torch.device,
+) -> SeededNoise | GeneratorNoise:
+    """The noise of one pass: by seeds, or by diffusers' generators where no seeds were asked for."""
+    shape = (channels, plan.height // 8, plan.width // 8)
+    if request is None:
+        return GeneratorNoise(shape, plan.batch_size, generator, device=device)
+    return SeededNoise(
+        shape,
+        request.seeds,
+        source=request.source,
+        subseeds=request.subseeds,
+        subseed_strength=request.subseed_strength,
+        seed_resize=request.seed_resize,
+        eta_noise_seed_delta=options["eta_noise_seed_delta"],
+        device=device,
+    )
+
+
+def guidance_options(options: Mapping[str, Any], given: Mapping[str, Any], **others: Any) -> Guidance:
+    """`Guidance` from the options and arguments of the same names, and from `others`."""
+    names = Guidance.__dataclass_fields__
+    shared = {name: source[name] for source in (options, given) for name in names if name in source}
+    return Guidance(**{**shared, **others})
+
+
+def run_pass(
+    plan: PassRequest,
+    models: Sequence[DenoiserModel],
+    guidance: Guidance,
+    noise: SeededNoise | GeneratorNoise,
+    *,
+    options: Mapping[str, Any],
+    scheduler: Any,
+    watch: Callable[[GuidedDenoiser, int | None], AbstractContextManager[StepFn]],
+    start: Tensor | None = None,
+    init: Tensor | None = None,
+    eta: float | None = None,
+    mask: LatentMask | None = None,
+    exact_steps: bool = True,
+) -> Tensor:
+    """Latents (b, c, h, w) float32 at the end of the pass, or where the user stopped it.
+
+    start: noise of unit variance to begin with, instead of the first of `noise`. init: the clean latents that hires
+    and img2img begin with. watch: given the denoiser and the number of steps, what is called after each step.
+    exact_steps: run `plan.steps` steps whatever the strength (hires, and an option of img2img).
+    """
+    if init is not None and plan.strength == 0:
+        return init
+    try:
+        if plan.sampler is None:
+            return _scheduler_pass(plan, models, guidance, noise, scheduler, watch, start, init, eta)
+        steps, t_enc = plan.steps, None
+        if init is not None:
+            steps, t_enc = img2img_steps(plan.strength, plan.steps, exact_steps)
+        settled = plan_sampling(
+            plan.sampler.label,
+            plan.schedule,
+            steps,
+            models[0].table.alphas_cumprod,
+            t_enc=t_enc,
+            options=options,
+            is_sdxl=models[0].time_ids is not None,
+            eta=eta,
+        )
+        denoiser = GuidedDenoiser(
+            models,
+            guidance,
+            total_calls=settled.calls,
+            lcm=plan.sampler.lcm,
+            guidance_divisor=plan.sampler.guidance_divisor,
+            mask=mask,
+        )
+        with watch(denoiser, settled.step_count) as on_step:
+            if init is None:
+                return sample_from_noise(settled, denoiser, noise, latents=start, on_step=on_step)
+            multiplier = 1.0 if plan.is_hires else options["initial_noise_multiplier"]
+            return sample_from_latents(settled, denoiser, init, noise, noise_multiplier=multiplier, on_step=on_step)
+    except SamplingInterrupted as stopped:
+        return stopped.latents
+
+
+def _scheduler_pass(
+    plan: PassRequest,
+    models: Sequence[DenoiserModel],
+    guidance: Guidance,
+    noise: SeededNoise | GeneratorNoise,
+    scheduler: Any,
+    watch: Callable[[GuidedDenoiser, int | None], AbstractContextManager[StepFn]],
+    start: Tensor | None,
+    init: Tensor | None,
+    eta: float | None,
+) -> Tensor:
+    """The same pass with diffusers' scheduler. From latents exactly `plan.steps` steps run, as with a sampler."""
+    steps = plan.steps if plan.strength is None else int(plan.steps / min(plan.strength, 0.999))
+    strength = None if plan.strength is None else plan.steps / steps
+    timesteps = scheduler_timesteps(scheduler, steps, noise.device, strength=strength)
+    start = noise.next() if start is None else start.to(noise.device, torch.float32)
+    x = start * scheduler.init_noise_sigma if init is None else scheduler.add_noise(init, start, timesteps[:1])
+    denoiser = GuidedDenoiser(models, guidance, total_calls=len(timesteps))
+    with watch(denoiser, len(timesteps)) as on_step:
+        return sample_with_scheduler(
+            scheduler, denoiser, x, timesteps, eta=eta or 0.0, generator=_step_generators(noise), on_step=on_step
+        )
+
+
+def _step_generators(noise: SeededNoise | GeneratorNoise) -> Generator | list[Generator] | None:
+    """What a stochastic scheduler draws its step noise from: the caller's generators, or one per seed."""
+    if isinstance(noise, GeneratorNoise):
+        return noise.generator
+    generators = [Generator("cpu").manual_seed(seed) for seed in noise.seeds]
+    for generator in generators:  # the first draw of a seed is the noise that the pass began with
+        torch.randn(noise.shape, generator=generator)
+    return generators
+
+
+@contextmanager
+def watch_steps(
+    pipe: Any,
+    callback: Callable[..., dict] | None,
+    tensor_inputs: Sequence[str],
+    denoiser: GuidedDenoiser,
+    steps: int | None,
+) -> Iterator[StepFn]:
+    """What happens after each step: the progress bar, the user's callback, and the user's wish to stop.
+
+    The callback is diffusers' `callback_on_step_end(pipe, i, t, tensors)`. `latents` that it returns replace the
+    current ones; `pipe._guidance_scale` and `pipe._interrupt` are read after it. steps: None if not known before.
+    """
+    with pipe.progress_bar(total=float("inf") if steps is None else steps) as bar:
+
+        def after_step(i: int, x: Tensor) -> Tensor:
+            bar.update()
+            if callback is not None:
+                tensors = {"latents": x, **denoiser.side_tensors()}
+                returned = callback(pipe, i, denoiser.timestep, {name: tensors.get(name) for name in tensor_inputs})
+                x = (returned or {}).get("latents", x)
+                denoiser.change_scale(pipe.guidance_scale)
+            if pipe.interrupt:
+                raise SamplingInterrupted(x)
+            return x
+
+        yield after_step

@@ -1,0 +1,280 @@
+"""What one call asks for, as plain values: read from the arguments, checked before any work, never changed."""
+
+import math
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, TypeVar
+
+from torch import Tensor
+
+from .images.hires import HiresTarget, hires_target
+from .prompt.encode import as_negatives
+from .prompt.encode_rows import PromptSettings
+from .prompt.network_tags import NetworkTag, split_network_tags
+from .sampling.names import unknown_choice
+from .sampling.noise import NOISE_SOURCES
+from .sampling.samplers import Sampler, resolve_sampler
+
+
+PIXELS_PER_CELL = 8
+HIRES_REFINER_PASSES = ("first pass", "second pass", "both passes")
+DEPRECATED_ARGUMENTS = ("callback", "callback_steps")  # of diffusers; its own call still takes them
+
+Picked = TypeVar("Picked")
+
+
+@dataclass(frozen=True)
+class NoiseRequest:
+    """Seeds of a batch, one each an image, and how they become noise."""
+
+    seeds: list[int]
+    subseeds: list[int]
+    subseed_strength: float = 0.0
+    seed_resize: tuple[int, int] | None = None  # (width, height) in pixels
+    source: str = "gpu"
+
+
+@dataclass(frozen=True)
+class PassRequest:
+    """One pass over the latents of a batch."""
+
+    prompts: list[str]  # one an image, without network tags
+    negatives: list[str]
+    tags: list[NetworkTag]  # those of the first prompt: they hold for the whole batch
+    sampler: Sampler | None  # None: the pipeline's scheduler does the stepping
+    schedule: str | None
+    steps: int
+    width: int  # of the latents, in pixels
+    height: int
+    asked_size: tuple[int, int]  # (height, width) as asked for, not rounded to cells: what SDXL is told
+    first_pass_calls: int | None = None  # hires only: the first pass's steps as prompts count them
+    strength: float | None = None  # hires and img2img
+
+    @property
+    def prompt_steps(self) -> int:
+        """Denoiser calls that prompt editing counts with: twice the steps for two-call samplers."""
+        return self.steps * (2 if self.sampler is not None and self.sampler.second_order else 1)
+
+    @property
+    def batch_size(self) -> int:
+        return len(self.prompts)
+
+    @property
+    def is_hires(self) -> bool:
+        """Whether this is the second pass of hires fix."""
+        return self.first_pass_calls is not None
+
+
+@dataclass(frozen=True)
+class HiresRequest:
+    """The second pass: how large, by what, and the pass itself."""
+
+    target: HiresTarget
+    upscaler: str | None
+    second: PassRequest
+
+
+def noise_request(
+    count: int,
+    seed: int | Sequence[int] | None,
+    subseed: int | Sequence[int] | None,
+    subseed_strength: float,
+    seed_resize: tuple[int, int] | None,
+    noise_source: str,
+) -> NoiseRequest:
+    """Seeds for `count` images. Image i gets seed + i; with a variation all share `seed` and get subseed + i.
+
+    seed: None or -1 draws one; a list gives every image its own.
+    """
+    if noise_source not in NOISE_SOURCES:
+        raise ValueError(unknown_choice("`noise_source`:", noise_source, NOISE_SOURCES))
+    seeds = _seed_list("seed", count, seed, step=0 if subseed_strength else 1)
+    subseeds = _seed_list("subseed", count, 0 if subseed is None else subseed, step=1)
+    return NoiseRequest(seeds, subseeds, float(subseed_strength), seed_resize, noise_source)
+
+
+def _seed_list(argument: str, count: int, seed: int | Sequence[int] | None, step: int) -> list[int]:
+    if seed is None or seed == -1:
+        seed = random.SystemRandom().randrange(2**32)
+    if isinstance(seed, Sequence):
+        if len(seed) != count:
+            raise ValueError(
+                f"`{argument}` lists {len(seed)} numbers for {count} images. Give one for each, or a single number: "
+                "the images then count up from it."
+            )
+        return [int(number) for number in seed]
+    return [int(seed) + i * step for i in range(count)]
+
+
+def check_leftovers(kwargs: Mapping[str, Any], known: Iterable[str]) -> None:
+    """Refuse keyword arguments that the call does not have, with the near ones."""
+    for name in kwargs:
+        if name not in DEPRECATED_ARGUMENTS:
+            raise ValueError(unknown_choice("argument", name, known))
+
+
+def pick(kind: type[Picked], given: Mapping[str, Any], prefix: str = "") -> Picked:
+    """A dataclass of arguments, filled with those of the call: field `scale` from the argument `<prefix>scale`."""
+    return kind(**{name: given[prefix + name] for name in kind.__dataclass_fields__})
+
+
+def prompt_list(
+    prompt: str | Sequence[str] | None, negative: Any, images: int, embeds: Tensor | None = None
+) -> tuple[list[str], list[str]]:
+    """Prompts and negative prompts, one an image: each prompt is repeated for its `images` pictures.
+
+    embeds: `prompt_embeds` (b, tokens, dim), which stand for the texts; texts are empty then.
+    """
+    if embeds is not None:
+        if prompt is not None:
+            raise ValueError("`prompt` and `prompt_embeds` are both given: pass one of them, they say the same thing.")
+        prompt, negative = [""] * len(embeds), None
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt or [])
+    for text in prompts:
+        if not isinstance(text, str):
+            raise ValueError(f"`prompt` must be a text or a list of texts; got {type(text).__name__}.")
+    if not prompts:
+        raise ValueError("`prompt` is empty: pass a text, a list of texts, or `prompt_embeds`.")
+    if images < 1:
+        raise ValueError(f"`num_images_per_prompt` must be at least 1; got {images}.")
+    negatives = as_negatives(negative, len(prompts))
+    return [text for text in prompts for _ in range(images)], [text for text in negatives for _ in range(images)]
+
+
+def first_pass(
+    prompts: list[str],
+    negatives: list[str],
+    *,
+    size: tuple[int, int],
+    steps: int,
+    sampler: str | None,
+    schedule: str | None,
+) -> PassRequest:
+    """The first pass. size: (width, height) in pixels. Raises ValueError for unknown names and bad numbers."""
+    width, height = size
+    if steps < 1:
+        raise ValueError(f"`num_inference_steps` must be at least 1; got {steps}.")
+    if min(width, height) < PIXELS_PER_CELL:
+        raise ValueError(f"`width` and `height` must be at least {PIXELS_PER_CELL} pixels; got {width}x{height}.")
+    if sampler is None and schedule is not None:
+        raise ValueError(
+            f"`schedule` is {schedule!r} but no `sampler` is named: the pipeline's scheduler has its own. "
+            'Name a sampler (sampler="Euler", say), or set the scheduler up instead.'
+        )
+    texts, tags = _without_tags(prompts)
+    chosen, label = (None, None) if sampler is None else resolve_sampler(sampler, schedule)
+    return PassRequest(
+        prompts=texts,
+        negatives=negatives,
+        tags=tags,
+        sampler=chosen,
+        schedule=label,
+        steps=steps,
+        width=width // PIXELS_PER_CELL * PIXELS_PER_CELL,
+        height=height // PIXELS_PER_CELL * PIXELS_PER_CELL,
+        asked_size=(height, width),
+    )
+
+
+def _without_tags(prompts: Sequence[str]) -> tuple[list[str], list[NetworkTag]]:
+    """Prompts without network tags, and the first prompt's tags."""
+    pairs = [split_network_tags(text) for text in prompts]
+    return [text for text, _ in pairs], pairs[0][1]
+
+
+@dataclass(frozen=True)
+class HiresArguments:
+    """The hires_… arguments of the call, as given."""
+
+    scale: float | None = None
+    size: tuple[int, int] | None = None
+    upscaler: str | None = None
+    steps: int = 0
+    strength: float = 0.7
+    prompt: str | Sequence[str] | None = None
+    negative_prompt: str | Sequence[str] | None = None
+    sampler: str | None = None
+    schedule: str | None = None
+
+
+def hires_request(
+    asked: HiresArguments, first: PassRequest, prompts: list[str], negatives: list[str]
+) -> HiresRequest | None:
+    """The second pass that follows `first`, or None. prompts, negatives: the first pass's, with their tags."""
+    if not asked.scale and not any(asked.size or ()):
+        return None
+    if not 0 <= asked.strength <= 1 or math.isnan(asked.strength):
+        raise ValueError(f"`hires_strength` must be from 0 to 1; got {asked.strength}.")
+    target = hires_target(first.asked_size[1], first.asked_size[0], asked.scale, asked.size)
+    texts = _same_or_list("hires_prompt", asked.prompt, prompts)
+    plain, tags = _without_tags(texts)
+    sampler, schedule = first.sampler, first.schedule
+    if asked.sampler is not None or asked.schedule is not None:
+        if first.sampler is None and asked.sampler is None:
+            raise ValueError("`hires_schedule` needs a sampler: name `hires_sampler` (or `sampler`) too.")
+        sampler, schedule = resolve_sampler(asked.sampler or first.sampler.label, asked.schedule or first.schedule)
+    second = replace(
+        first,
+        prompts=plain,
+        negatives=_same_or_list("hires_negative_prompt", asked.negative_prompt, negatives),
+        tags=tags,
+        sampler=sampler,
+        schedule=schedule,
+        steps=asked.steps or first.steps,
+        width=target.width,
+        height=target.height,
+        asked_size=(target.enlarged_height, target.enlarged_width),
+        first_pass_calls=first.prompt_steps,
+        strength=asked.strength,
+    )
+    return HiresRequest(target, asked.upscaler, second)
+
+
+def _same_or_list(argument: str, given: str | Sequence[str] | None, default: list[str]) -> list[str]:
+    """The hires text of every image; an empty one means the first pass's."""
+    if not given:
+        return default
+    texts = [given] * len(default) if isinstance(given, str) else list(given)
+    if len(texts) != len(default):
+        raise ValueError(
+            f"`{argument}` has {len(texts)} entries for {len(default)} images: give one text, or one each."
+        )
+    return [text or before for text, before in zip(texts, default, strict=True)]
+
+
+class RefinedPasses(NamedTuple):
+    """In which passes the refiner takes over."""
+
+    first: bool
+    second: bool
+
+
+def refined_passes(
+    switch_at: float | None, options: Mapping[str, Any], has_hires: bool, refiner: object | None
+) -> RefinedPasses:
+    """Where the refiner works. With hires fix that is a matter of the option `hires_fix_refiner_pass`."""
+    if switch_at is None:
+        return RefinedPasses(False, False)
+    if refiner is None:
+        raise ValueError(
+            f"`refiner_switch_at` is {switch_at} but the pipeline has no refiner. Load one: "
+            "`pipe.register_modules(refiner=unet)` with the refiner's UNet2DConditionModel."
+        )
+    if not 0 <= switch_at <= 1:
+        raise ValueError(f"`refiner_switch_at` must be from 0 to 1; got {switch_at}.")
+    which = options["hires_fix_refiner_pass"]
+    if which not in HIRES_REFINER_PASSES:
+        raise ValueError(unknown_choice("`hires_fix_refiner_pass`:", which, HIRES_REFINER_PASSES))
+    if not has_hires:
+        return RefinedPasses(True, False)
+    return RefinedPasses(which != "second pass", which != "first pass")
+
+
+def prompt_settings(options: Mapping[str, Any], clip_skip: int | None) -> PromptSettings:
+    """The options that prompts are read with; `clip_skip` counts skipped layers and wins over the option."""
+    names = PromptSettings.__dataclass_fields__
+    settings = {name: options[name] for name in names}
+    if clip_skip is not None:
+        settings["CLIP_stop_at_last_layers"] = clip_skip + 1
+    return PromptSettings(**settings)

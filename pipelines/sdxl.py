@@ -1,0 +1,52 @@
+"""What SDXL is told besides its prompts: sizes, crops and, for the refiner, a score."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class SizeNumbers:
+    """diffusers' `time_ids` of both sides: [H, W, top, left, target H, target W], or [H, W, top, left, score]."""
+
+    positive: tuple[float, ...]
+    negative: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class SizeArguments:
+    """The arguments of StableDiffusionXLPipeline's call, as given; pairs are (height, width) and (top, left)."""
+
+    original_size: tuple[int, int] | None = None
+    crops_coords_top_left: tuple[int, int] | None = None
+    target_size: tuple[int, int] | None = None
+    negative_original_size: tuple[int, int] | None = None
+    negative_crops_coords_top_left: tuple[int, int] | None = None
+    negative_target_size: tuple[int, int] | None = None
+
+
+def size_numbers(asked: tuple[int, int], options: Mapping[str, Any], given: SizeArguments) -> SizeNumbers:
+    """The base model's numbers. asked: (height, width) of the pass as asked for, not rounded to latent cells.
+
+    The webui tells both sides the same: this size twice, and the crop of the options. Arguments win over that.
+    """
+    crop = given.crops_coords_top_left or (options["sdxl_crop_top"], options["sdxl_crop_left"])
+    positive = (*(given.original_size or asked), *crop, *(given.target_size or asked))
+    if given.negative_original_size is None and given.negative_target_size is None:
+        return SizeNumbers(positive, positive)
+    return SizeNumbers(
+        positive,
+        (
+            *(given.negative_original_size or asked),
+            *(given.negative_crops_coords_top_left or (0, 0)),
+            *(given.negative_target_size or asked),
+        ),
+    )
+
+
+def refiner_numbers(asked: tuple[int, int], options: Mapping[str, Any]) -> SizeNumbers:
+    """The refiner's numbers: no target size, and a score for each side."""
+    start = (*asked, options["sdxl_crop_top"], options["sdxl_crop_left"])
+    return SizeNumbers(
+        (*start, options["sdxl_refiner_high_aesthetic_score"]), (*start, options["sdxl_refiner_low_aesthetic_score"])
+    )
