@@ -1,0 +1,230 @@
+"""Warp, resize, blur and erosion with OpenCV 4.x's arithmetic, in numpy.
+
+Restored faces that people share were cut out and pasted back by OpenCV 4, whose warp knows source positions to 1/32 px
+only and whose 8-bit resizing runs on integers. OpenCV 5 changed both; here they stay.
+Pictures are (h, w) or (h, w, c), uint8 or float; matrices are (2, 3) float64, x to the right, y down, pixel centres at
+integers. Nothing here changes its arguments.
+"""
+
+import numpy as np
+from scipy.ndimage import correlate1d, minimum_filter1d
+
+
+Window = tuple[int, int, int, int]
+"""x0, y0, x1, y1 in pixels; x1 and y1 are not part of it."""
+
+
+def invert_affine(matrix: np.ndarray) -> np.ndarray:
+    """The inverse of a (2, 3) affine matrix, (2, 3) float64. Raises ValueError if it has none."""
+    (a, b, c), (d, e, f) = np.asarray(matrix, np.float64)
+    determinant = a * e - b * d
+    if not np.isfinite(determinant) or determinant == 0:
+        raise ValueError(f"this matrix maps the plane onto a line and has no inverse: {np.asarray(matrix).tolist()}")
+    inv = np.array([[e, -b], [-d, a]]) / determinant
+    return np.column_stack([inv, -inv @ (c, f)])
+
+
+def warp_affine(
+    image: np.ndarray,
+    matrix: np.ndarray,
+    size: tuple[int, int],
+    *,
+    border: str = "constant",
+    value: float | tuple[float, ...] = 0.0,
+    window: Window | None = None,
+) -> np.ndarray:
+    """Bilinear warp by `matrix` (source -> destination) into a picture of `size` (w, h).
+
+    border: "constant" (`value`, a number or one per channel; each tap outside takes it by itself), "reflect" (edge
+    repeated) or "reflect101". window: only this part of the destination is computed and returned. uint8 in, uint8 out
+    (rounded half up); float stays float, without rounding. Source positions are multiples of 1/32 px, as in OpenCV 4.
+    """
+    x0, y0, x1, y1 = window or (0, 0, *size)
+    ix, iy, fx, fy = _warp_positions(invert_affine(matrix), np.arange(x0, x1), np.arange(y0, y1))
+    weights = ((32 - fx) * (32 - fy), fx * (32 - fy), (32 - fx) * fy, fx * fy)
+    taps = ((0, 0), (1, 0), (0, 1), (1, 1))
+    flat = image.ndim == 2
+    source = image[..., None] if flat else image
+    if border == "constant":
+        source, offset = _pad_border(source, value), 1
+    else:
+        offset = 0
+    dtype = np.dtype(np.int32) if image.dtype == np.uint8 else image.dtype
+    total = np.zeros((*ix.shape, source.shape[2]), dtype)
+    for (dx, dy), weight in zip(taps, weights):
+        px = _border_index(ix + dx, image.shape[1], border) + offset
+        py = _border_index(iy + dy, image.shape[0], border) + offset
+        scaled = weight.astype(dtype) if dtype == np.int32 else weight.astype(dtype) / 1024
+        total += source[py, px].astype(dtype, copy=False) * scaled[..., None]
+    result = ((total + 512) >> 10).astype(np.uint8) if dtype == np.int32 else total
+    return result[..., 0] if flat else result
+
+
+def _warp_positions(inverse: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Whole source pixels ix, iy and fractions fx, fy in 1/32 px for destination columns x and rows y."""
+    whole, fraction = [], []
+    for j0, j1, j2 in inverse:
+        along = np.rint(1024 * j0 * x).astype(np.int64)[None, :]
+        down = (np.rint(1024 * (j1 * y + j2)).astype(np.int64) + 16)[:, None]
+        position = (along + down) >> 5
+        whole.append(position >> 5)
+        fraction.append((position & 31).astype(np.int32))
+    return *whole, *fraction
+
+
+def _pad_border(source: np.ndarray, value: float | tuple[float, ...]) -> np.ndarray:
+    h, w, c = source.shape
+    padded = np.empty((h + 2, w + 2, c), source.dtype)
+    padded[...] = value
+    padded[1:-1, 1:-1] = source
+    return padded
+
+
+def _border_index(index: np.ndarray, length: int, border: str) -> np.ndarray:
+    """Where to read for positions outside 0..length-1. For "constant" -1 and `length` are the border itself."""
+    if border == "constant":
+        return np.clip(index, -1, length)
+    if border == "reflect":
+        index = index % (2 * length)
+        return np.minimum(index, 2 * length - 1 - index)
+    if border == "reflect101":
+        period = max(2 * length - 2, 1)
+        index = index % period
+        return np.minimum(index, period - index)
+    raise ValueError(f"`border` must be 'constant', 'reflect' or 'reflect101'; got {border!r}.")
+
+
+def resize_picture(
+    image: np.ndarray, size: tuple[int, int], method: str, *, factor: float | None = None
+) -> np.ndarray:
+    """`image` at `size` (w, h). uint8: OpenCV's integer arithmetic; float: the same positions, float weights.
+
+    method: "lanczos4" (8 taps, edge replicated), "linear" (both without antialiasing), or "area" (antialiased, for
+    shrinking; linear where a side grows). factor: dst/src where the reference was given a factor and no size. Same
+    size: a copy.
+    """
+    if (image.shape[1], image.shape[0]) == tuple(size):
+        return image.copy()
+    if min(size) < 1:
+        raise ValueError(f"`size` must be at least 1x1; got {size[0]}x{size[1]}.")
+    scales = [1 / factor if factor else 1 / (dst / src) for dst, src in zip(size, image.shape[1::-1])]
+    if method == "area":
+        if min(scales) >= 1:
+            return _resize_area(image, size, scales)
+        method = "linear"
+    if method not in _RESIZE_TAPS:
+        raise ValueError(f"`method` must be 'lanczos4', 'linear' or 'area'; got {method!r}.")
+    (xi, xw), (yi, yw) = (
+        _RESIZE_TAPS[method](dst, src, scale) for dst, src, scale in zip(size, image.shape[1::-1], scales)
+    )
+    if image.dtype == np.uint8:
+        return _resize_uint8(image, (xi, xw), (yi, yw), method)
+    across = _weighted_rows(np.swapaxes(image, 0, 1), xi, xw.astype(image.dtype))
+    return _weighted_rows(np.swapaxes(across, 0, 1), yi, yw.astype(image.dtype))
+
+
+def _linear_taps(dst: int, src: int, scale: float) -> tuple[np.ndarray, np.ndarray]:
+    """Source indices (2, dst) and weights (2, dst) float32; outside the picture the edge pixel alone."""
+    position = ((np.arange(dst) + 0.5) * scale - 0.5).astype(np.float32)
+    first = np.floor(position).astype(np.int64)
+    t = position - first.astype(np.float32)
+    t = np.where((first < 0) | (first >= src - 1), np.float32(0), t)
+    first = np.clip(first, 0, src - 1)
+    return np.stack([first, np.minimum(first + 1, src - 1)]), np.stack([1 - t, t]).astype(np.float32)
+
+
+def _lanczos4_taps(dst: int, src: int, scale: float) -> tuple[np.ndarray, np.ndarray]:
+    """Source indices (8, dst) and weights (8, dst): sinc(t) sinc(t/4), summing to 1."""
+    position = ((np.arange(dst) + 0.5) * scale - 0.5).astype(np.float32)
+    first = np.floor(position).astype(np.int64)
+    t = (position - first.astype(np.float32)).astype(np.float64)
+    offsets = np.arange(-3, 5)[:, None]
+    weights = np.sinc(t - offsets) * np.sinc((t - offsets) / 4)
+    weights /= weights.sum(0)
+    return np.clip(first + offsets, 0, src - 1), weights
+
+
+_RESIZE_TAPS = {"linear": _linear_taps, "lanczos4": _lanczos4_taps}
+
+
+def _weighted_rows(image: np.ndarray, index: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Sum of rows image[index[k]] * weights[k] over the taps k, row by row of the result."""
+    shape = (-1, *[1] * (image.ndim - 1))
+    total = image[index[0]] * weights[0].reshape(shape)
+    for k in range(1, len(index)):
+        total += image[index[k]] * weights[k].reshape(shape)
+    return total
+
+
+def _resize_uint8(image: np.ndarray, x_taps: tuple, y_taps: tuple, method: str) -> np.ndarray:
+    """Both passes on integers: weights in 1/2048, columns first."""
+    (xi, xw), (yi, yw) = x_taps, y_taps
+    xw, yw = (np.rint(2048 * w).astype(np.int32) for w in (xw, yw))
+    across = _weighted_rows(np.swapaxes(image, 0, 1).astype(np.int32), xi, xw)
+    across = np.ascontiguousarray(np.swapaxes(across, 0, 1))
+    if method == "lanczos4":
+        total = (_weighted_rows(across, yi, yw) + (1 << 21)) >> 22
+        return np.clip(total, 0, 255).astype(np.uint8)
+    shape = (-1, *[1] * (image.ndim - 1))
+    total = sum(((across[i] >> 4) * w.reshape(shape)) >> 16 for i, w in zip(yi, yw))
+    return np.clip((total + 2) >> 2, 0, 255).astype(np.uint8)
+
+
+def _resize_area(image: np.ndarray, size: tuple[int, int], scales: list[float]) -> np.ndarray:
+    """Mean over the source area of each pixel, parts of pixels by their share."""
+    rows = _area_sums(image.astype(np.float64), size[1], scales[1])
+    result = np.swapaxes(_area_sums(np.swapaxes(rows, 0, 1), size[0], scales[0]), 0, 1)
+    if image.dtype != np.uint8:
+        return result.astype(image.dtype)
+    halves_up = all(
+        scale == 2 for scale in scales
+    )  # OpenCV's 2x2 case adds a half and shifts; the others round to even
+    return (np.floor(result + 0.5) if halves_up else np.rint(result)).astype(np.uint8)
+
+
+def _area_sums(rows: np.ndarray, count: int, scale: float) -> np.ndarray:
+    """Means of `rows` over [i*scale, (i+1)*scale) for i < count, from a running sum."""
+    total = np.concatenate([np.zeros_like(rows[:1]), np.cumsum(rows, axis=0)])
+    edges = np.minimum(np.arange(count + 1) * scale, len(rows))
+    whole = np.minimum(edges.astype(np.int64), len(rows) - 1)
+    part = (edges - whole).reshape(-1, *[1] * (rows.ndim - 1))
+    at = total[whole] + part * rows[whole]
+    width = np.diff(edges).reshape(-1, *[1] * (rows.ndim - 1))
+    return (at[1:] - at[:-1]) / width
+
+
+def gaussian_kernel(size: int, sigma: float = 0.0) -> np.ndarray:
+    """(size,) float64, sum 1. sigma 0: 0.3*((size-1)/2 - 1) + 0.8, and fixed tables for sizes up to 9."""
+    if size < 1 or size % 2 == 0:
+        raise ValueError(f"`size` of a Gaussian must be odd and positive; got {size}.")
+    if sigma <= 0 and size in _SMALL_GAUSSIANS:
+        return np.array(_SMALL_GAUSSIANS[size]) / sum(_SMALL_GAUSSIANS[size])
+    sigma = sigma if sigma > 0 else 0.3 * ((size - 1) * 0.5 - 1) + 0.8
+    x = np.arange(size) - (size - 1) / 2
+    kernel = np.exp(-(x**2) / (2 * sigma**2))
+    return kernel / kernel.sum()
+
+
+_SMALL_GAUSSIANS = {
+    1: (1,),
+    3: (1, 2, 1),
+    5: (1, 4, 6, 4, 1),
+    7: (8, 28, 56, 72, 56, 28, 8),
+    9: (4, 13, 30, 51, 60, 51, 30, 13, 4),
+}
+
+
+def gaussian_blur(image: np.ndarray, size: int, sigma: float = 0.0) -> np.ndarray:
+    """Gaussian of `size` taps along both sides of a float picture, reflect101 at the border."""
+    kernel = gaussian_kernel(size, sigma)
+    return correlate1d(correlate1d(image, kernel, axis=1, mode="mirror"), kernel, axis=0, mode="mirror")
+
+
+def erode_box(image: np.ndarray, size: int) -> np.ndarray:
+    """Minimum over a size x size box, -size//2 .. for even sizes; outside the picture counts as +infinity.
+
+    size 0 is OpenCV's empty kernel, which means 3x3. It happens for tiny faces.
+    """
+    size = size or 3
+    result = minimum_filter1d(image, size, axis=1, mode="constant", cval=np.inf)
+    return minimum_filter1d(result, size, axis=0, mode="constant", cval=np.inf)
