@@ -256,3 +256,22 @@ def test_an_unknown_base_is_refused() -> None:
         model_config_folder("sd3")
     with pytest.raises(ValueError, match="'epsilon' or 'v_prediction'; got 'x0'"):
         model_config_folder("sd1", prediction_type="x0")
+
+
+ADDRESSES = [
+    "https://huggingface.co/org/repo/blob/main/sub/x.safetensors",
+    "https://huggingface.co/org/repo/resolve/main/sub/x.safetensors?download=true",
+    "hf.co/org/repo/sub/x.safetensors",
+]
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_an_address_on_the_hub_is_looked_up_in_the_cache(tmp_path: Path, address: str) -> None:
+    commit = "a" * 40
+    kept = tmp_path / "models--org--repo" / "snapshots" / commit / "sub" / "x.safetensors"
+    kept.parent.mkdir(parents=True)
+    save_file(sketch("sd1"), kept)
+    (tmp_path / "models--org--repo" / "refs").mkdir()
+    (tmp_path / "models--org--repo" / "refs" / "main").write_text(commit)
+    found = local_checkpoint(address, {"cache_dir": str(tmp_path), "local_files_only": True})
+    assert found.samefile(kept) and describe_checkpoint(found).base == "sd1"
