@@ -17,7 +17,7 @@ GOLDEN = Path(os.environ.get("WEBUI_GOLDENS", Path(__file__).parent / "golden"))
 
 def test_known_answer_of_the_cipher():
     """The first test vector of Random123 for philox4x32-10: counter and key 0."""
-    first, second = philox_words(seed=0, offset=0, count=1)
+    first, second = philox_words(seed=0, offset=0, threads=np.zeros(1, np.uint64))
     assert [hex(int(first[0])), hex(int(second[0]))] == ["0x6627e8d5", "0xe169c58d"]
 
 
@@ -53,6 +53,12 @@ def test_torch_on_a_card_draws_the_same(seed):
 @given(seed=st.integers(0, 2**64 - 1), count=st.integers(1, 40))
 def test_an_element_does_not_depend_on_how_many_are_drawn(seed, count):
     assert np.array_equal(PhiloxStream(seed).randn((count,)), PhiloxStream(seed).randn((40,))[:count])
+
+
+def test_large_draws_go_on_where_small_ones_end():
+    whole, part = PhiloxStream(3).randn((20_000,)), PhiloxStream(3).randn((20,))
+    assert np.array_equal(whole[:20], part)
+    assert len(np.unique(whole)) > 19_900
 
 
 @given(seed=st.integers(0, 2**32 - 1), high=st.integers(1, 2**32 - 1))
