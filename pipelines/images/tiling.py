@@ -35,3 +35,35 @@ def check_tile(tile: int, overlap: int) -> None:
             f"`overlap` must be at least 0 and less than `tile`; got tile={tile}, overlap={overlap}. "
             "The webui's own are 192 and 8."
         )
+
+
+def tile_spans(length: int, tile: int, blend: int) -> list[tuple[int, int]]:
+    """(start, stop) of equally large spans that cover a side of `length` pixels.
+
+    Each span advances by `tile` at most, and shares at least `blend` pixels with its neighbour. The first begins and
+    the last ends with the picture; a side no longer than `tile` is one span, and so is any with `tile` 0.
+
+    >>> tile_spans(1024, tile=512, blend=8)
+    [(0, 516), (508, 1024)]
+    """
+    if tile < 0 or blend < 0 or 0 < tile <= blend:
+        raise ValueError(
+            f"`tile` must be 0 (no tiles) or more and `blend` less than `tile`; got tile={tile}, blend={blend}."
+        )
+    count = ceil(length / tile) if tile else 1
+    if count == 1:
+        return [(0, length)]
+    span = ceil((length + (count - 1) * blend) / count)
+    starts = [i * (length - span) // (count - 1) for i in range(count)]
+    return [(start, start + span) for start in starts]
+
+
+def mirrored_positions(start: int, stop: int, length: int) -> list[int]:
+    """start .. stop - 1, what lies outside of 0 .. length - 1 folded back as often as it takes: ... 2 1 0 1 2 ...
+
+    >>> mirrored_positions(-2, 6, 4)
+    [2, 1, 0, 1, 2, 3, 2, 1]
+    """
+    last = length - 1
+    period = max(2 * last, 1)
+    return [last - abs(i % period - last) if last else 0 for i in range(start, stop)]

@@ -5,8 +5,8 @@
     "Lanczos", "Nearest"  that filter, then as below
     a model               up to three passes in tiles, until large enough, then Lanczos down
 
-Outside of this parity use `upscale_image` (own_tiles.py), which has none of the quirks kept here: blue and red swapped
-before the model, black left and above of a small picture, seams blended with 8-bit weights.
+Outside of this parity use `upscale_image` (upscale_tiles.py), which has none of the quirks kept here: blue and red
+swapped before the model, black left and above of a small picture, seams blended with 8-bit weights.
 """
 
 from collections.abc import Callable
