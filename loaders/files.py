@@ -7,16 +7,20 @@ anything else                    WeightFileError: the file, what it means, what 
 
 import json
 import pickle
+import pickletools
+import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import IO
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 
+_TENSOR_NAMES = ("torch.", "collections.", "numpy.", "_codecs.")
 _PICKLE_MAGIC = (b"PK\x03\x04", b"\x80")  # a zip archive of torch >= 1.6, or a bare pickle
 
 
@@ -95,7 +99,7 @@ def open_weights(path: str | Path) -> WeightFile:
 
 
 def weight_file_kind(path: str | Path) -> str:
-    """ "safetensors" or "pickle", by the first bytes. Raises WeightFileError when it is neither."""
+    """Either "safetensors" or "pickle", by the first bytes. Raises WeightFileError when it is neither."""
     path = _existing_file(path)
     size = path.stat().st_size
     with path.open("rb") as stream:
@@ -104,7 +108,8 @@ def weight_file_kind(path: str | Path) -> str:
         raise WeightFileError(f"`{path}` is empty: the download stopped before it began. Fetch it again.")
     if head.startswith(_PICKLE_MAGIC):
         return "pickle"
-    if head[8:9] == b"{" or path.suffix == ".safetensors" and not _is_text(head):
+    named = path.suffix == ".safetensors" and not _is_text(head)
+    if (head[8:9] == b"{" or named) and not head.startswith(b"GGUF"):
         return "safetensors"
     raise WeightFileError(f"`{path}` is not a weight file: {_what_it_is(head)}")
 
@@ -120,10 +125,10 @@ def read_pickle(path: str | Path) -> object:
         with torch.serialization.safe_globals([torch.nn.ParameterDict]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the reader meets arbitrary bytes, and fails on them in as many ways
-        reason = _unpickling_reason(error) if isinstance(error, pickle.UnpicklingError) else None
+        reason = _pickle_beyond_tensors(path, error)
         if reason is not None:
             raise WeightFileError(
-                f"`{path}` is a pickle that holds more than tensors ({reason}): loading it would run code chosen by "
+                f"`{path}` is a pickle of more than tensors ({reason}): loading it would run code chosen by "
                 "whoever made the file, so it was not loaded. Get the .safetensors version, or convert the file "
                 "where you trust its maker."
             ) from error
@@ -163,13 +168,41 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
 
 
-def _unpickling_reason(error: pickle.UnpicklingError) -> str | None:
-    """What torch's reader refused to build, or None when it was stopped by damage."""
-    text = str(error)
-    for mark in ("Unsupported global: ", "Unsupported class ", "Trying to ", "Can only "):
-        if mark in text:
-            return text[text.index(mark) :].split(" was not", 1)[0].splitlines()[0].rstrip(".")[:120]
-    return None
+def _pickle_beyond_tensors(path: Path, error: Exception) -> str | None:
+    """What a pickle would call that torch's reader refuses, or None when it was stopped by damage. Runs nothing."""
+    if not isinstance(error, pickle.UnpicklingError):
+        return None
+    names, whole = _pickled_names(path)
+    outside = [name for name in names if not name.startswith(_TENSOR_NAMES)]
+    if outside:
+        return f"it calls {', '.join(outside[:3])}"
+    return f"it holds a {names[0]}" if whole and names and "nsupported" in str(error) else None
+
+
+def _pickled_names(path: Path) -> tuple[list[str], bool]:
+    """Classes and functions that a pickle names, as "module.name", and whether it was read to its end."""
+    names: list[str] = []
+    strings: list[str] = []
+    try:
+        with _pickle_stream(path) as stream:
+            for _ in range(5):  # before torch 1.6 the content is the fourth of five in a row
+                for code, argument, _position in pickletools.genops(stream):
+                    if code.name == "GLOBAL":
+                        names.append(str(argument).replace(" ", "."))
+                    elif code.name == "STACK_GLOBAL":
+                        names.append(".".join(strings[-2:]))
+                    elif isinstance(argument, str):
+                        strings.append(argument)
+    except Exception:  # arbitrary bytes again
+        return names, False
+    return names, True
+
+
+def _pickle_stream(path: Path) -> IO[bytes]:
+    if not zipfile.is_zipfile(path):
+        return path.open("rb")
+    archive = zipfile.ZipFile(path)
+    return archive.open(next(name for name in archive.namelist() if name.endswith("data.pkl")))
 
 
 class _LazyTensors(WeightFile):

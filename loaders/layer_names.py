@@ -132,7 +132,7 @@ class PipeLayers:
 
 
 def pipe_base(components: dict[str, nn.Module]) -> str | None:
-    """ "SDXL", "SD2" or "SD1"; None where widths are neither SD1's nor SD2's and only the file could tell."""
+    """One of "SDXL", "SD2" and "SD1"; None where widths are neither SD1's nor SD2's and only the file could tell."""
     unet = components.get("unet")
     config = getattr(unet, "config", None)
     if "text_encoder_2" in components or getattr(config, "addition_embed_type", None) == "text_time":

@@ -68,7 +68,7 @@ class Network:
 
     @property
     def base(self) -> str:
-        """ "SD1", "SD2", "SDXL", another family's name, or "unknown": by the metadata, else by names and widths."""
+        """One of "SD1", "SD2", "SDXL", "SD3", "Flux" and "unknown": by the metadata, else by names and widths."""
         return network_base(self.metadata, self.layers)
 
     @property

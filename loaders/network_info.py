@@ -44,7 +44,7 @@ def network_trigger_words(metadata: Mapping[str, str]) -> list[str]:
 
 
 def network_base(metadata: Mapping[str, str], layers: Mapping[str, NetworkLayer]) -> str:
-    """ "SD1", "SD2", "SDXL", "SD3", "Flux" or "unknown": by the metadata's word, else by names and widths."""
+    """One of "SD1", "SD2", "SDXL", "SD3", "Flux" and "unknown": by the metadata's word, else by names and widths."""
     told = f"{metadata.get('ss_base_model_version', '')} {metadata.get('modelspec.architecture', '')}".lower()
     for mark, base in _TOLD_BASES:
         if mark in told:
