@@ -421,6 +421,25 @@ def test_files_in_a_layout_that_the_webui_ignores_are_applied_by_reference_and_a
             assert bool(report.passed_over) is not acts
 
 
+def test_sd2s_fused_attention_is_had_whole_or_not_at_all(tiny, tmp_path):
+    """The tiny model's widths are neither SD1's nor SD2's, so the file's word decides."""
+    tensors = {}
+    for layer, names in ((0, ("q_proj", "k_proj")), (1, ("q_proj", "k_proj", "v_proj", "out_proj"))):
+        for name in names:
+            stem = f"lora_te_text_model_encoder_layers_{layer}_self_attn_{name}"
+            tensors[f"{stem}.diff"] = torch.ones(32, 32)
+    norm = "lora_te_text_model_encoder_layers_0_layer_norm1"
+    tensors |= {f"{norm}.w_norm": torch.ones(32), f"{norm}.b_norm": torch.ones(32)}
+    save_file(tensors, tmp_path / "a.safetensors", {"ss_v2": "True"})
+    network = read_network(tmp_path / "a.safetensors")
+    with merged_networks(tiny, [(network, 1, 1)]) as (report,):
+        assert len(report.applied) == 4
+        assert sorted(report.passed_over.values())[0].startswith("the webui applies this encoder's q, k, v and out")
+    with merged_networks(tiny, [(network, 1, 1)], "reference") as (report,):
+        assert len(report.applied) == 7
+        assert not report.passed_over
+
+
 WRONG_USES = [
     (lambda n: [(n, float("nan"), 1)], "finite number"),
     (lambda n: [(n, 1, float("inf"))], "finite number"),
