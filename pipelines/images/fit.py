@@ -52,7 +52,7 @@ def _fit_crop(picture: Image.Image, width: int, height: int) -> Image.Image:
         size = (width, picture.height * width // picture.width)
     else:
         size = (picture.width * height // picture.height, height)
-    resized = picture.resize(size, Image.Resampling.LANCZOS)
+    resized = _fit_resized(picture, size)
     canvas = Image.new(picture.mode, (width, height))
     canvas.paste(resized, (width // 2 - size[0] // 2, height // 2 - size[1] // 2))
     return canvas
@@ -64,7 +64,7 @@ def _fit_fill(picture: Image.Image, width: int, height: int) -> Image.Image:
         size = (width, picture.height * width // picture.width)
     else:
         size = (picture.width * height // picture.height, height)
-    resized = picture.resize(size, Image.Resampling.LANCZOS)
+    resized = _fit_resized(picture, size)
     x, y = width // 2 - size[0] // 2, height // 2 - size[1] // 2
     canvas = Image.new(picture.mode, (width, height))
     canvas.paste(resized, (x, y))
@@ -75,6 +75,15 @@ def _fit_fill(picture: Image.Image, width: int, height: int) -> Image.Image:
         canvas.paste(resized.resize((x, height), box=(0, 0, 0, height)), (0, 0))
         canvas.paste(resized.resize((x, height), box=(size[0], 0, size[0], height)), (x + size[0], 0))
     return canvas
+
+
+def _fit_resized(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    if min(size) < 1:
+        raise ValueError(
+            f"A picture of {picture.width}x{picture.height} pixels is too narrow: in proportion it would have "
+            f"{size[0]}x{size[1]}. Crop it, or stretch it."
+        )
+    return picture.resize(size, Image.Resampling.LANCZOS)
 
 
 def fill_masked(picture: Image.Image, mask: Image.Image) -> Image.Image:
