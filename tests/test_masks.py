@@ -54,7 +54,7 @@ def img2img_runs() -> list:
         if table.is_file() and (GOLDEN / model / "vae").is_dir():
             for run in json.loads(table.read_text())["runs"]:
                 file = GOLDEN / family / "e2e" / f"{run['name']}.safetensors"
-                if run["kind"] == "img2img" and file.is_file() and not run["params"]["tiling"]:
+                if run["kind"] == "img2img" and file.is_file() and not run["params"].get("tiling"):
                     found.append(pytest.param(run, file, model, id=f"{family}-{run['name']}"))
     return found
 
@@ -74,7 +74,7 @@ def prepared(run: dict, stored: dict) -> tuple:
     p, options = run["params"], run["options"]
     width, height, mode = p["width"], p["height"], RESIZE_MODES[p["resize_mode"]]
     pictures = [
-        flatten_picture(Image.fromarray(levels.numpy()), options["img2img_background_color"])
+        flatten_picture(Image.fromarray(levels.numpy()), options.get("img2img_background_color", "#ffffff"))
         for levels in stored["in_image"]
     ]
     mask = area = None
@@ -133,9 +133,11 @@ def test_pictures_and_masks_become_the_recorded_latents(run, file, model, vaes):
 @pytest.mark.parametrize("run, file, model", img2img_runs())
 def test_final_latents_become_the_recorded_pictures(run, file, model, vaes):
     stored = load_file(file)
-    _, _, overlays, area = prepared(run, stored)
+    encoded, _, overlays, area = prepared(run, stored)
     pictures = [Image.fromarray(levels) for levels in latents_to_pixels(vaes[model], stored["latents"])]
-    if overlays and run["options"]["overlay_inpaint"]:
+    if run["options"].get("img2img_color_correction"):
+        pictures = [match_colors(picture, reference) for picture, reference in zip(pictures, encoded)]
+    if overlays and run["options"].get("overlay_inpaint", True):
         pictures = [composite_overlay(picture, overlay, area) for picture, overlay in zip(pictures, overlays)]
     difference = np.abs(np.stack([np.asarray(p).astype(int) for p in pictures]) - stored["images"].numpy())
     assert difference.max() <= 1
