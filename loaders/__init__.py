@@ -10,6 +10,14 @@ _HOME = {
     "load_upscaler": ".upscaler",
     "load_face_restorer": ".face_models",
     "NetworkError": ".files",
+    "WeightFileError": ".files",
+    "NetworkMerger": ".merge",
+    "NetworkLibrary": ".network_library",
+    "read_embedding": ".textual_inversion",
+    "read_embedding_folder": ".textual_inversion",
+    "describe_checkpoint": ".checkpoint",
+    "read_refiner": ".single_file",
+    "model_hash": ".hashes",
 }
 __all__ = sorted(_HOME)
 

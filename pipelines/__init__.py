@@ -12,6 +12,8 @@ _HOME = {
     "PromptEncoder": ".prompt.encode",
     "parse_infotext": ".infotext",
     "call_arguments": ".infotext",
+    "call_report": ".infotext",
+    "call_settings": ".infotext",
     "format_infotext": ".infotext",
     "pipeline_file": ".bundle",
 }

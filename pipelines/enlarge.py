@@ -7,24 +7,9 @@ import torch
 from PIL import Image
 from torch import Generator, Tensor
 
-from ..loaders.upscaler import load_upscaler
-from .images.hires import DEFAULT_HIRES_UPSCALER, LATENT_UPSCALERS, HiresTarget, crop_latents, upscale_latents
-from .images.upscale import PIXEL_FILTERS, UpscalerModel, enlarge_picture
+from .images.hires import LATENT_UPSCALERS, HiresTarget, crop_latents, upscale_latents
+from .images.upscale import UpscalerModel, enlarge_picture
 from .images.vae import encode_pictures, latents_to_pixels, pixels_to_vae_input
-
-
-def upscaler_of(name: str | None, component: UpscalerModel | None, loaded: dict[str, Any]) -> UpscalerModel | str:
-    """What enlarges: a filter's label, or a model. name: `hires_upscaler`; None is the component, else "Latent".
-
-    loaded: models by name, kept by the caller so that a file is read once.
-    """
-    if name is None:
-        return DEFAULT_HIRES_UPSCALER if component is None else component
-    if name in LATENT_UPSCALERS or name in PIXEL_FILTERS or name == "None":
-        return name
-    if name not in loaded:
-        loaded[name] = load_upscaler(name)
-    return loaded[name]
 
 
 def enlarge_latents(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from .attached import NetworkUses
 from .conditioning import Conditioning, TimedCond, WeightedCond
 from .prompt.encode import PromptEncoder
 from .prompt.encode_rows import PromptSettings
@@ -87,20 +88,22 @@ def given_conditioning(given: Mapping[str, Any]) -> Conditioning:
     return Conditioning(positive, timed(negative, negative_pooled))
 
 
-def check_texts(encoder: PromptEncoder, plans: Sequence[PassRequest], settings: PromptSettings) -> None:
+def check_texts(
+    encoder: PromptEncoder, first: PassRequest, second: PassRequest | None, settings: PromptSettings
+) -> None:
     """Refuse prompts that would fail later: weights that are no number, negative prompts of unequal length."""
-    for plan in plans:
+    for plan in (first,) if second is None else (first, second):
         encoder.check(plan.prompts, plan.negatives, plan.prompt_steps, settings)
 
 
 def pass_models(
     pipe: Any,
-    encoder: PromptEncoder,
     settings: PromptSettings,
     options: Mapping[str, Any],
     sizes: SizeArguments,
-    plan: PassRequest,
     embeds: Conditioning | None,
+    plan: PassRequest,
+    uses: NetworkUses,
     *,
     refines: bool,
 ) -> list[DenoiserModel]:
@@ -108,6 +111,7 @@ def pass_models(
 
     embeds: conditioning that stands for the texts. The refiner reads the same texts with the second encoder alone.
     """
+    encoder = pipe.attached.encoder(pipe, uses)
     conditioning = encode_pass(encoder, plan, settings, options) if embeds is None else embeds
     numbers = size_numbers(plan.asked_size, options, sizes) if pipe.is_sdxl else None
     models = [conditioned_model(pipe.unet, conditioning, pipe.scheduler, options, numbers)]
@@ -131,13 +135,13 @@ def conditioned_model(
 def pass_noise(
     request: NoiseRequest | None,
     generator: Generator | list[Generator] | None,
-    plan: PassRequest,
-    channels: int,
     options: Mapping[str, Any],
+    vae: Any,
     device: torch.device,
+    plan: PassRequest,
 ) -> SeededNoise | GeneratorNoise:
     """The noise of one pass: by seeds, or by diffusers' generators where no seeds were asked for."""
-    shape = (channels, plan.height // 8, plan.width // 8)
+    shape = (vae.config.latent_channels, plan.height // 8, plan.width // 8)
     if request is None:
         return GeneratorNoise(shape, plan.batch_size, generator, device=device)
     return SeededNoise(

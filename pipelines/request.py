@@ -145,7 +145,6 @@ def prompt_list(
 def first_pass(
     prompts: list[str],
     negatives: list[str],
-    *,
     size: tuple[int, int],
     steps: int,
     sampler: str | None,

@@ -8,7 +8,7 @@ named.
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +24,10 @@ from transformers import (
     CLIPTokenizer,
     CLIPVisionModelWithProjection,
 )
-from webui_diffusers.pipelines.enlarge import enlarge_latents, upscaler_of
+from webui_diffusers.loaders.merge_plan import NetworkReport
+from webui_diffusers.loaders.single_file import load_single_file
+from webui_diffusers.pipelines.attached import Attachments, networks_on
+from webui_diffusers.pipelines.enlarge import enlarge_latents
 from webui_diffusers.pipelines.finish import finite_latents, hide_flagged, pictures_of
 from webui_diffusers.pipelines.images.seamless import seamless_tiling
 from webui_diffusers.pipelines.images.vae import decode_latents
@@ -39,8 +42,6 @@ from webui_diffusers.pipelines.passes import (
     run_pass,
     watch_steps,
 )
-from webui_diffusers.pipelines.prompt.encode import PromptEncoder
-from webui_diffusers.pipelines.prompt.encode_rows import RowCache
 from webui_diffusers.pipelines.request import (
     HiresArguments,
     check_leftovers,
@@ -53,6 +54,14 @@ from webui_diffusers.pipelines.request import (
     refined_passes,
 )
 from webui_diffusers.pipelines.sdxl import SizeArguments
+from webui_diffusers.pipelines.stand_in import (
+    asks_for_diffusers_own,
+    diffusers_pipeline,
+    draw_as_diffusers,
+    guidance_or_default,
+    ip_adapter_embeds,
+    size_or_default,
+)
 
 
 class WebUITxt2ImgPipeline(StableDiffusionPipeline):
@@ -134,8 +143,8 @@ class WebUITxt2ImgPipeline(StableDiffusionPipeline):
         self.watermark = None
         if text_encoder_2 is not None:
             self._lora_loadable_modules = ["unet", "text_encoder", "text_encoder_2"]
-        self._row_cache = RowCache()
-        self._upscalers: dict[str, ModelMixin] = {}
+        self.attached = Attachments()
+        self._network_reports: list[NetworkReport] = []
 
     # --- what only SDXL's pipeline has, so that its own call works on this one
 
@@ -148,15 +157,21 @@ class WebUITxt2ImgPipeline(StableDiffusionPipeline):
         """Whether the model is an SDXL: it has a second text encoder."""
         return self.text_encoder_2 is not None
 
+    @classmethod
+    def from_single_file(cls, pretrained_model_link_or_path: str | Path, **kwargs: Any) -> "WebUITxt2ImgPipeline":
+        """A checkpoint file alone, offline: which base it is and its configuration are told by its keys.
+
+        Arguments are diffusers'; `prediction_type` settles an SD 2.x file whose name and metadata do not.
+        """
+        return load_single_file(super().from_single_file, pretrained_model_link_or_path, kwargs)
+
     def encode_prompt(self, *args: Any, **kwargs: Any) -> tuple[Tensor | None, ...]:
         """diffusers' own, with its signature and order: StableDiffusionPipeline's, or StableDiffusionXLPipeline's."""
-        parent = StableDiffusionXLPipeline if self.is_sdxl else StableDiffusionPipeline
-        return parent.encode_prompt(self, *args, **kwargs)
+        return diffusers_pipeline(self).encode_prompt(self, *args, **kwargs)
 
     def check_inputs(self, *args: Any, **kwargs: Any) -> None:
         """diffusers' own checks, for the kind of model that is loaded."""
-        parent = StableDiffusionXLPipeline if self.is_sdxl else StableDiffusionPipeline
-        parent.check_inputs(self, *args, **kwargs)
+        diffusers_pipeline(self).check_inputs(self, *args, **kwargs)
 
     @torch.no_grad()
     def __call__(
@@ -261,59 +276,53 @@ class WebUITxt2ImgPipeline(StableDiffusionPipeline):
         # 1. What is asked for; refused before any work where it cannot be drawn
         check_leftovers(kwargs, given)
         options = webui_settings(webui_options)
-        given["guidance_scale"] = guidance_scale = self._default_scale() if guidance_scale is None else guidance_scale
-        encoder, settings = self.prompt_encoder(), prompt_settings(options, clip_skip)
-        if self._asks_for_diffusers_own(given, encoder):
-            return self._draw_as_diffusers(given, kwargs)
+        given["guidance_scale"] = guidance_scale = guidance_or_default(self, guidance_scale)
+        size = size_or_default(self, width, height, sampler)
+        if asks_for_diffusers_own(self, given):
+            return draw_as_diffusers(self, given, kwargs)
         prompts, negatives = prompt_list(prompt, negative_prompt, num_images_per_prompt, prompt_embeds)
         seeds = None
-        if generator is None or seed is not None:
+        if seed is not None or (sampler is not None and generator is None):
             seeds = noise_request(len(prompts), seed, subseed, subseed_strength, seed_resize, noise_source)
-        first = first_pass(
-            prompts,
-            negatives,
-            size=self._size_or_default(width, height, sampler),
-            steps=num_inference_steps,
-            sampler=sampler,
-            schedule=schedule,
-        )
+        first = first_pass(prompts, negatives, size, num_inference_steps, sampler, schedule)
         hires = hires_request(pick(HiresArguments, given, "hires_"), first, prompts, negatives)
-        upscaler = None if hires is None else upscaler_of(hires.upscaler, self.upscaler, self._upscalers)
+        second = None if hires is None else hires.second
+        upscaler = None if hires is None else self.attached.upscaler(hires.upscaler, self.upscaler)
+        uses = self.attached.network_uses(first.tags, loras)
+        second_uses = uses if second is None else self.attached.network_uses(second.tags, loras)
         refined = refined_passes(refiner_switch_at, options, hires is not None, self.refiner)
-        if prompt_embeds is None:
-            check_texts(encoder, [first] if hires is None else [first, hires.second], settings)
-        conditioned = partial(pass_models, self, encoder, settings, options, pick(SizeArguments, given))
-        embeds = given_conditioning(given) if prompt_embeds is not None else None
+        settings = prompt_settings(options, clip_skip)
+        embeds = None if prompt_embeds is None else given_conditioning(given)
+        if embeds is None:
+            check_texts(self.attached.encoder(self, uses), first, second, settings)
+        conditioned = partial(pass_models, self, settings, options, pick(SizeArguments, given), embeds)
+        two_sided, image_embeds = (
+            sampler is not None or guidance_scale > 1,
+            ip_adapter_embeds(self, given, len(prompts)),
+        )
+        guidance = guidance_options(options, given, two_sided=two_sided, image_embeds=image_embeds)
         self._begin(guidance_scale, guidance_rescale, clip_skip, cross_attention_kwargs)
-        two_sided = sampler is not None or guidance_scale > 1
-        guidance = guidance_options(
-            options, given, two_sided=two_sided, image_embeds=self._image_embeds(given, prompts)
-        )
-        drawn = partial(
-            run_pass,
-            options=options,
-            scheduler=self.scheduler,
-            watch=partial(watch_steps, self, callback_on_step_end, callback_on_step_end_tensor_inputs),
-            eta=eta,
-        )
-        channels, device = self.vae.config.latent_channels, self._execution_device
+        watch = partial(watch_steps, self, callback_on_step_end, callback_on_step_end_tensor_inputs)
+        drawn = partial(run_pass, options=options, scheduler=self.scheduler, watch=watch, eta=eta)
+        noise_of = partial(pass_noise, seeds, generator, options, self.vae, self._execution_device)
 
-        with seamless_tiling(*([self.unet, self.vae] if tiling else [])):
+        with networks_on(self, lora_backend) as networks, seamless_tiling(*([self.unet, self.vae] if tiling else [])):
             # 2. Networks named in the prompt
+            self._network_reports = networks.switch(uses)
 
             # 3. Text -> conditioning
-            models = conditioned(first, embeds, refines=refined.first)
+            models = conditioned(first, uses, refines=refined.first)
 
             # 4. First pass: noise -> latents
-            noise = pass_noise(seeds, generator, first, channels, options, device)
+            noise = noise_of(first)
             x = drawn(first, models, guidance, noise, start=latents)
 
             # 5. Hires pass: the same image, larger, through the tail of a schedule
             if hires is not None and not self.interrupt:
+                self._network_reports = networks.switch(second_uses)
                 init = enlarge_latents(self.vae, x, hires.target, upscaler, options, noise.global_generator())
-                models = conditioned(hires.second, embeds, refines=refined.second)
-                noise = pass_noise(seeds, generator, hires.second, channels, options, device)
-                x = drawn(hires.second, models, guidance, noise, init=init)
+                models = conditioned(second, second_uses, refines=refined.second)
+                x = drawn(second, models, guidance, noise_of(second), init=init)
 
             # 6. Latents -> pixels
             pixels = None if output_type == "latent" else decode_latents(self.vae, finite_latents(x))
@@ -328,72 +337,31 @@ class WebUITxt2ImgPipeline(StableDiffusionPipeline):
             return images, flagged
         return WebUIPipelineOutput(images, flagged, None, [] if seeds is None else seeds.seeds)
 
-    # --- parts of the story that need the pipeline itself
+    # --- what prompts and arguments call by name
 
-    def prompt_encoder(self) -> PromptEncoder:
-        """The encoder of prompts, with the embeddings that were added; rows encoded before are remembered."""
-        return PromptEncoder.from_pipe(self, cache=self._row_cache)
+    def add_lora(self, path: str | Path, name: str | None = None) -> str:
+        """Make a network file (or an id on the Hub) known to tags and `loras`, by `name` or its own. Returns it."""
+        return self.attached.library.add(path, name).name
 
-    def _asks_for_diffusers_own(self, given: Mapping[str, Any], encoder: PromptEncoder) -> bool:
-        """Whether only diffusers' arguments are given, and prompts without syntax that fit one chunk."""
-        defaults = signature(type(self).__call__).parameters
-        own = signature(self._parent().__call__).parameters
-        if any(given[name] != defaults[name].default for name in given if name not in own and given[name] is not None):
-            return False
-        if given["clip_skip"] is not None and not self.is_sdxl:
-            return False  # diffusers' own reads `text_encoder.text_model`, which transformers 5 no longer has
-        texts = [given[name] for name in ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2")]
-        flat = [t for text in texts if text is not None for t in ([text] if isinstance(text, str) else text)]
-        return all(encoder.is_plain(text) for text in flat)
+    def add_embedding(self, path: str | Path, name: str | None = None) -> str:
+        """Make a textual inversion known to prompts, by `name` or its own. Returns it."""
+        return self.attached.add_embedding(path, name)
 
-    def _draw_as_diffusers(
-        self, given: Mapping[str, Any], deprecated: Mapping[str, Any]
-    ) -> WebUIPipelineOutput | tuple:
-        """StableDiffusionPipeline's own call (StableDiffusionXLPipeline's for SDXL) with its own arguments."""
-        parent = self._parent()
-        known = signature(parent.__call__).parameters
-        arguments = {name: value for name, value in given.items() if name in known}
-        arguments["eta"] = given["eta"] or 0.0
-        arguments["callback_on_step_end_tensor_inputs"] = list(given["callback_on_step_end_tensor_inputs"])
-        if arguments.get("crops_coords_top_left", ()) is None:
-            arguments["crops_coords_top_left"] = (0, 0)
-        if arguments.get("negative_crops_coords_top_left", ()) is None:
-            arguments["negative_crops_coords_top_left"] = (0, 0)
-        output = parent.__call__(self, **arguments, **deprecated)
-        if not given["return_dict"]:
-            return output
-        return WebUIPipelineOutput(output.images, getattr(output, "nsfw_content_detected", None), None, [])
+    @property
+    def lora_folder(self) -> Path | None:
+        """Where networks are looked for by name, with the folders in it."""
+        return self.attached.library.folder
 
-    def _parent(self) -> type:
-        """The diffusers pipeline that this one stands in for."""
-        return StableDiffusionXLPipeline if self.is_sdxl else StableDiffusionPipeline
+    @lora_folder.setter
+    def lora_folder(self, folder: str | Path | None) -> None:
+        self.attached.library.folder = folder
 
-    def _default_scale(self) -> float:
-        return 5.0 if self.is_sdxl else 7.5
-
-    def _size_or_default(self, width: int | None, height: int | None, sampler: str | None) -> tuple[int, int]:
-        """(width, height) in pixels. SDXL takes any with a sampler named: it is told them, and the latents are cut."""
-        sample = self.unet.config.sample_size
-        sides = (sample, sample) if isinstance(sample, int) else tuple(sample)
-        width, height = width or sides[1] * self.vae_scale_factor, height or sides[0] * self.vae_scale_factor
-        if (width % 8 or height % 8) and not (self.is_sdxl and sampler is not None):
-            raise ValueError(
-                f"`width` and `height` must be multiples of 8 (a latent cell is 8x8 pixels); got {width}x{height}. "
-                f"The nearest are {round(width / 8) * 8 or 8}x{round(height / 8) * 8 or 8}."
-            )
-        return width, height
+    def network_report(self) -> str:
+        """What became of each network of the last call: applied, passed over and why, unknown keys."""
+        return "\n".join(map(str, self._network_reports)) or "No networks were in use."
 
     def _begin(self, guidance_scale: float, rescale: float, clip_skip: int | None, kwargs: dict | None) -> None:
         """Set what diffusers' properties of the same names show during a call."""
         self._guidance_scale, self._guidance_rescale = guidance_scale, rescale
         self._clip_skip, self._cross_attention_kwargs = clip_skip, kwargs
         self._interrupt = False
-
-    def _image_embeds(self, given: Mapping[str, Any], prompts: list[str]) -> tuple[list[Tensor], list[Tensor]] | None:
-        """The IP-Adapter's embeddings, positive and negative, one row an image."""
-        image, embeds = given["ip_adapter_image"], given["ip_adapter_image_embeds"]
-        if image is None and embeds is None:
-            return None
-        both = self.prepare_ip_adapter_image_embeds(image, embeds, self._execution_device, len(prompts), True)
-        pairs = [rows.chunk(2) for rows in both]
-        return [positive for _, positive in pairs], [negative for negative, _ in pairs]

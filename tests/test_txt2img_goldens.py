@@ -84,7 +84,7 @@ def test_the_picture_is_the_webuis(folder: str, run: dict):
     pipe = pipeline("tiny-sd", "v_prediction" if run.get("parameterization") == "v" else "epsilon")
     given = arguments(run)
     if str(given.get("hires_upscaler")).startswith("tiny"):
-        pipe._upscalers[given["hires_upscaler"]] = load_upscaler(tiny_upscaler(given["hires_upscaler"]))
+        pipe.attached.upscalers[given["hires_upscaler"]] = load_upscaler(tiny_upscaler(given["hires_upscaler"]))
     torch.manual_seed(run["global_seed_before_run"])
     latents = pipe(**given).images
     expected = recorded["latents"]

@@ -10,7 +10,15 @@ _HOME = {
     "split_network_tags": ".network_tags",
     "NetworkTag": ".network_tags",
     "strip_comments": ".comments",
+    "split_prompts": ".composition",
+    "FragmentTokenizer": ".tokenize",
     "chunk_tokens": ".chunks",
+    "tokenize_fragments": ".chunks",
+    "embedding_index": ".chunks",
+    "token_limit": ".chunks",
+    "read_styles": ".styles",
+    "apply_styles": ".styles",
+    "extract_styles": ".styles",
     "PromptEncoder": ".encode",
 }
 __all__ = sorted(_HOME)

@@ -1,6 +1,7 @@
 """Noise of a batch, one stream per image: an image never depends on its neighbours in the batch."""
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -102,8 +103,7 @@ class SeededNoise:
 class GeneratorNoise:
     """diffusers' noise convention behind the same door: `generator` is one for the batch, one per image, or None.
 
-    shape: one image's latent (c, h, w); count: images in the batch. `seeds` (for Brownian trees) come from the
-    generators' own seeds.
+    shape: one image's latent (c, h, w); count: images in the batch.
     """
 
     def __init__(
@@ -118,21 +118,23 @@ class GeneratorNoise:
         self.count = count
         self.device = torch.device(device or "cpu")
         self.source = "cpu"
-        self._each = list(generator) if isinstance(generator, (list, tuple)) else None
-        self._one = None if self._each is not None else generator
-        if self._each is not None and len(self._each) != count:
-            raise ValueError(f"`generator` lists {len(self._each)} generators for {count} images: give one per image.")
-        if self._each is not None:
-            self.seeds = [each.initial_seed() for each in self._each]
-        else:
-            first = int(torch.randint(2**62, ())) if self._one is None else self._one.initial_seed()
-            self.seeds = [(first + i) % 2**64 for i in range(count)]
+        self.generator = list(generator) if isinstance(generator, (list, tuple)) else generator
+        if isinstance(self.generator, list) and len(self.generator) != count:
+            raise ValueError(f"`generator` lists {len(self.generator)} generators for {count} images: give one each.")
+
+    @cached_property
+    def seeds(self) -> list[int]:
+        """One number an image, for Brownian paths; without a generator they are drawn, once, by torch's global one."""
+        if isinstance(self.generator, list):
+            return [each.initial_seed() for each in self.generator]
+        first = int(torch.randint(2**62, ())) if self.generator is None else self.generator.initial_seed()
+        return [(first + i) % 2**64 for i in range(self.count)]
 
     def next(self) -> Tensor:
         """The next draw, (n, c, h, w) float32."""
-        if self._each is not None:
-            return torch.cat([self._draw(1, each) for each in self._each])
-        return self._draw(self.count, self._one)
+        if isinstance(self.generator, list):
+            return torch.cat([self._draw(1, each) for each in self.generator])
+        return self._draw(self.count, self.generator)
 
     def global_generator(self) -> torch.Generator | None:
         """None: the caller's own `generator` goes on drawing."""

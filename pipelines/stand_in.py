@@ -1,0 +1,83 @@
+"""Where diffusers' own pipeline is meant: the drop-in half of the drawing pipelines.
+
+With diffusers' arguments alone and prompts without the webui's syntax, diffusers' own code draws, so the picture is
+its picture bit for bit, with any scheduler and any of its features.
+"""
+
+from collections.abc import Mapping
+from inspect import signature
+from typing import Any
+
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from torch import Tensor
+
+from .output import WebUIPipelineOutput
+
+
+def diffusers_pipeline(pipe: Any) -> type:
+    """The diffusers pipeline that `pipe` stands in for."""
+    return StableDiffusionXLPipeline if pipe.is_sdxl else StableDiffusionPipeline
+
+
+def asks_for_diffusers_own(pipe: Any, given: Mapping[str, Any]) -> bool:
+    """Whether only diffusers' arguments are given, and prompts without syntax that fit one chunk.
+
+    given: the call's arguments by name.
+    """
+    defaults = signature(type(pipe).__call__).parameters
+    own = signature(diffusers_pipeline(pipe).__call__).parameters
+    for name, value in given.items():
+        if name not in own and value is not None and value != defaults[name].default:
+            return False
+    if given["clip_skip"] is not None and not pipe.is_sdxl:
+        return False  # diffusers' own reads `text_encoder.text_model`, which transformers 5 no longer has
+    texts = [given[name] for name in ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2")]
+    flat = [t for text in texts if text is not None for t in ([text] if isinstance(text, str) else text)]
+    encoder = pipe.attached.encoder(pipe)
+    return all(isinstance(text, str) and encoder.is_plain(text) for text in flat)
+
+
+def draw_as_diffusers(
+    pipe: Any, given: Mapping[str, Any], deprecated: Mapping[str, Any]
+) -> WebUIPipelineOutput | tuple:
+    """diffusers' own call, with its own arguments out of `given`."""
+    parent = diffusers_pipeline(pipe)
+    known = signature(parent.__call__).parameters
+    arguments = {name: value for name, value in given.items() if name in known}
+    for name in ("eta", "crops_coords_top_left", "negative_crops_coords_top_left"):  # our None is its default
+        if name in arguments and arguments[name] is None:
+            arguments[name] = known[name].default
+    arguments["callback_on_step_end_tensor_inputs"] = list(given["callback_on_step_end_tensor_inputs"])
+    output = parent.__call__(pipe, **arguments, **deprecated)
+    if not given["return_dict"]:
+        return output
+    return WebUIPipelineOutput(output.images, getattr(output, "nsfw_content_detected", None), None, [])
+
+
+def guidance_or_default(pipe: Any, guidance_scale: float | None) -> float:
+    """The guidance scale, by default that of diffusers' pipeline."""
+    default = signature(diffusers_pipeline(pipe).__call__).parameters["guidance_scale"].default
+    return default if guidance_scale is None else guidance_scale
+
+
+def size_or_default(pipe: Any, width: int | None, height: int | None, sampler: str | None) -> tuple[int, int]:
+    """(width, height) in pixels. SDXL takes any with a sampler named: it is told them, and the latents are cut."""
+    sample = pipe.unet.config.sample_size
+    rows, columns = (sample, sample) if isinstance(sample, int) else sample
+    width, height = width or columns * pipe.vae_scale_factor, height or rows * pipe.vae_scale_factor
+    if (width % 8 or height % 8) and not (pipe.is_sdxl and sampler is not None):
+        raise ValueError(
+            f"`width` and `height` must be multiples of 8 (a latent cell is 8x8 pixels); got {width}x{height}. "
+            f"The nearest are {round(width / 8) * 8 or 8}x{round(height / 8) * 8 or 8}."
+        )
+    return width, height
+
+
+def ip_adapter_embeds(pipe: Any, given: Mapping[str, Any], count: int) -> tuple[list[Tensor], list[Tensor]] | None:
+    """The IP-Adapter's embeddings of `count` images, positive and negative, one row an image; None without one."""
+    image, embeds = given["ip_adapter_image"], given["ip_adapter_image_embeds"]
+    if image is None and embeds is None:
+        return None
+    both = pipe.prepare_ip_adapter_image_embeds(image, embeds, pipe._execution_device, count, True)
+    pairs = [rows.chunk(2) for rows in both]
+    return [positive for _, positive in pairs], [negative for negative, _ in pairs]

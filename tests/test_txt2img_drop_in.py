@@ -1,0 +1,235 @@
+"""WebUITxt2ImgPipeline where StableDiffusionPipeline stood: the same pictures, and all that users do with one."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionPipeline,
+    UniPCMultistepScheduler,
+)
+from webui_diffusers.pipelines import WebUITxt2ImgPipeline
+
+
+SCHEDULERS = [
+    PNDMScheduler,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    EulerAncestralDiscreteScheduler,
+    DPMSolverMultistepScheduler,
+    UniPCMultistepScheduler,
+]
+CALL = {"num_inference_steps": 5, "guidance_scale": 6.0, "output_type": "np"}
+
+
+def loaded(cls: type, folder: Path, **kwargs) -> DiffusionPipeline:
+    pipe = cls.from_pretrained(folder, dtype=torch.float32, **kwargs)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def theirs(tiny_sd: Path) -> StableDiffusionPipeline:
+    return loaded(StableDiffusionPipeline, tiny_sd, safety_checker=None)
+
+
+@pytest.fixture
+def ours(tiny_sd: Path) -> WebUITxt2ImgPipeline:
+    return loaded(WebUITxt2ImgPipeline, tiny_sd)
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_diffusers_arguments_alone_give_diffusers_picture(theirs, ours, scheduler):
+    pictures = []
+    for pipe in (theirs, ours):
+        pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
+        generator = torch.Generator().manual_seed(3)
+        pictures.append(
+            pipe(["a red circle", "a blue square"], negative_prompt=["", "dark"], generator=generator, **CALL)
+        )
+    assert np.array_equal(pictures[0].images, pictures[1].images)
+    assert pictures[1].nsfw_content_detected is None
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_our_loop_around_a_scheduler_is_diffusers_loop(theirs, ours, scheduler):
+    """A seed sends the call through our denoiser; with diffusers' noise given it must step as diffusers does."""
+    noise = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(1))
+    for pipe in (theirs, ours):
+        pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
+    theirs_at = theirs("a red circle", latents=noise, generator=torch.Generator().manual_seed(5), **CALL).images
+    plain = ours("a red circle", latents=noise, generator=torch.Generator().manual_seed(5), clip_skip=0, **CALL).images
+    assert np.abs(plain - theirs_at).max() < 1e-4
+
+
+def test_positions_of_arguments_are_diffusers(ours, tiny_sd):
+    theirs = loaded(StableDiffusionPipeline, tiny_sd, safety_checker=None)
+    first = ours("a red circle", 64, 64, 3, generator=torch.Generator().manual_seed(0), output_type="np").images
+    second = theirs("a red circle", 64, 64, 3, generator=torch.Generator().manual_seed(0), output_type="np").images
+    assert np.array_equal(first, second)
+
+
+def test_a_tuple_is_returned_where_asked(ours):
+    for sampler in (None, "Euler"):
+        images, flags = ours("a red circle", num_inference_steps=2, sampler=sampler, return_dict=False)
+        assert images[0].size == (64, 64) and flags is None
+
+
+@pytest.mark.parametrize("sampler", [None, "Euler a"])
+@pytest.mark.parametrize("output_type", ["pil", "np", "pt", "latent"])
+def test_output_types(ours, sampler, output_type):
+    images = ours(["a", "b"], num_inference_steps=2, seed=1, sampler=sampler, output_type=output_type).images
+    shapes = {"np": (2, 64, 64, 3), "pt": (2, 3, 64, 64), "latent": (2, 4, 8, 8)}
+    if output_type == "pil":
+        assert [image.size for image in images] == [(64, 64)] * 2
+    else:
+        assert tuple(images.shape) == shapes[output_type]
+
+
+def test_a_list_of_generators_draws_each_image_alone(ours):
+    generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+    both = ours("a red circle", num_images_per_prompt=2, generator=generators, sampler="Euler a", **CALL).images
+    alone = ours("a red circle", generator=torch.Generator().manual_seed(2), sampler="Euler a", **CALL).images
+    assert np.abs(both[1] - alone[0]).max() < 1e-4
+
+
+def test_an_image_does_not_depend_on_its_batch(ours):
+    both = ours("a red circle", num_images_per_prompt=2, seed=7, sampler="DPM++ SDE", **CALL)
+    alone = ours("a red circle", seed=8, sampler="DPM++ SDE", **CALL).images
+    assert both.seeds == [7, 8]
+    assert np.abs(both.images[1] - alone[0]).max() < 1e-3
+
+
+def test_a_callback_sees_every_step_and_may_change_the_latents(ours):
+    seen = []
+
+    def watch(pipe, i, t, tensors):
+        seen.append((i, float(t)))
+        return {"latents": torch.zeros_like(tensors["latents"])} if i == 3 else {}
+
+    for sampler in ("Euler", None):
+        seen.clear()
+        latents = ours("(a:1.1)", num_inference_steps=4, seed=1, sampler=sampler, output_type="latent",
+                       callback_on_step_end=watch).images  # fmt: skip
+        assert [i for i, _ in seen][:4] == [0, 1, 2, 3] and seen[0][1] > seen[3][1]
+        assert sampler is None or not latents.any()
+
+
+def test_interrupting_keeps_what_was_drawn(ours):
+    def stop(pipe, i, t, tensors):
+        pipe._interrupt = i == 1
+        return {}
+
+    images = ours("a", num_inference_steps=6, seed=1, sampler="Euler", hires_scale=2, callback_on_step_end=stop).images
+    assert images[0].size == (64, 64)
+    assert ours("a", num_inference_steps=2, seed=1, sampler="Euler").images[0].size == (64, 64)
+
+
+def test_pipelines_are_made_from_each_other(ours, theirs):
+    from_theirs = WebUITxt2ImgPipeline.from_pipe(theirs)
+    assert from_theirs.unet is theirs.unet and from_theirs.text_encoder_2 is None
+    assert StableDiffusionPipeline.from_pipe(ours).unet is ours.unet
+    assert StableDiffusionImg2ImgPipeline.from_pipe(ours).vae is ours.vae
+    picture = from_theirs("(a red circle:1.2)", seed=1, sampler="Euler", **CALL).images
+    assert np.array_equal(picture, ours("(a red circle:1.2)", seed=1, sampler="Euler", **CALL).images)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_draws_nearly_the_same(tiny_sd, ours, dtype):
+    pipe = loaded(WebUITxt2ImgPipeline, tiny_sd)
+    pipe.to(dtype)
+    given = {"seed": 1, "sampler": "DPM++ 2M", "num_inference_steps": 6, "output_type": "np"}
+    difference = np.abs(pipe("a (red:1.2) circle", **given).images - ours("a (red:1.2) circle", **given).images)
+    assert difference.mean() < (0.01 if dtype == torch.float16 else 0.05)
+
+
+def test_mixed_dtypes_work(tiny_sd, ours):
+    pipe = loaded(WebUITxt2ImgPipeline, tiny_sd)
+    pipe.text_encoder.to(torch.float16)
+    given = {"seed": 1, "sampler": "Euler", "num_inference_steps": 4, "output_type": "np"}
+    assert np.abs(pipe("a red circle", **given).images - ours("a red circle", **given).images).mean() < 0.01
+
+
+def test_vae_slicing_and_tiling_and_progress_settings(ours):
+    expected = ours("a", seed=1, sampler="Euler", num_inference_steps=2, output_type="np").images
+    ours.vae.enable_slicing()
+    ours.vae.enable_tiling()
+    again = ours("a", seed=1, sampler="Euler", num_inference_steps=2, output_type="np").images
+    assert np.allclose(expected, again, atol=1e-5)
+
+
+def test_given_embeddings_stand_for_a_prompt(ours, theirs):
+    embeds, negative = theirs.encode_prompt("a red circle", "cpu", 1, True, "dark")
+    given = {"seed": 1, "sampler": "Euler", "num_inference_steps": 3, "output_type": "np"}
+    by_embeds = ours(prompt_embeds=embeds, negative_prompt_embeds=negative, **given).images
+    assert np.allclose(by_embeds, ours("a red circle", negative_prompt="dark", **given).images, atol=1e-5)
+    with pytest.raises(ValueError, match="prompt_embeds"):
+        ours("a", prompt_embeds=embeds, **given)
+
+
+def test_encode_prompt_is_diffusers(ours, theirs):
+    for a, b in zip(ours.encode_prompt("a", "cpu", 1, True), theirs.encode_prompt("a", "cpu", 1, True), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_unet_can_be_compiled(ours):
+    expected = ours("a", seed=1, sampler="Euler", num_inference_steps=2, output_type="np").images
+    ours.unet = torch.compile(ours.unet, backend="eager")
+    assert np.allclose(ours("a", seed=1, sampler="Euler", num_inference_steps=2, output_type="np").images, expected)
+
+
+def test_the_global_generator_stays_where_it_is(ours):
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    ours("a", seed=1, sampler="DPM++ SDE", num_inference_steps=2, hires_scale=1.5, hires_upscaler="None")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+REFUSED = [
+    ({"sampler": "Eulr"}, "Euler"),
+    ({"sampler": "Euler", "schedule": "Karas"}, "Karras"),
+    ({"schedule": "Karras"}, "sampler"),
+    ({"webui_options": {"emphasys": 1}}, "emphasis"),
+    ({"noise_source": "gpuu", "seed": 1}, "gpu"),
+    ({"width": 65}, "multiples of 8"),
+    ({"width": 65, "sampler": "Euler"}, "multiples of 8"),
+    ({"prompt": "(a:1.2.3)"}, "1.2.3"),
+    ({"prompt": ["a", "b"], "negative_prompt": ["x", "y " * 90], "sampler": "Euler"}, "chunks"),
+    ({"prompt": ["a", "b"], "negative_prompt": ["x"], "sampler": "Euler"}, "negative_prompt"),
+    ({"prompt": [], "sampler": "Euler"}, "empty"),
+    ({"prompt": "<lora:nobody>"}, "nobody"),
+    ({"loras": {"nobody": 1.0}}, "nobody"),
+    ({"lora_backend": "webuii", "seed": 1}, "webui"),
+    ({"sampler": "Euler", "num_inference_steps": 0}, "at least 1"),
+    ({"hires_scale": 2, "hires_strength": 1.5}, "hires_strength"),
+    ({"hires_scale": 2, "hires_upscaler": "no such file.pth"}, "no such file"),
+    ({"refiner_switch_at": 0.8}, "refiner"),
+    ({"seed": [1, 2, 3], "sampler": "Euler"}, "seed"),
+    ({"sampelr": "Euler"}, "sampler"),
+    ({"hires_scale": 2, "hires_sampler": "Eulr", "sampler": "Euler"}, "Euler"),
+]
+
+
+@pytest.mark.parametrize("arguments, told", REFUSED, ids=[str(i) for i in range(len(REFUSED))])
+def test_what_cannot_be_drawn_is_refused_before_any_work(ours, arguments, told):
+    ran = []
+    ours.unet.register_forward_pre_hook(lambda *_: ran.append(1))
+    with pytest.raises(ValueError, match=told):
+        ours(**{"prompt": "a", "num_inference_steps": 2, **arguments})
+    assert not ran
+    assert ours("a", num_inference_steps=1, sampler="Euler", seed=1).images
+
+
+@pytest.mark.parametrize(
+    "prompt", ["", " ", "(" * 500, "a " * 10_000, "[[[a:b", "((((a", "a]]))", "\\", "a:1:2:3", "|"]
+)
+def test_strange_prompts_are_drawn(ours, prompt):
+    assert ours(prompt, num_inference_steps=1, sampler="Euler", seed=1).images
