@@ -160,9 +160,11 @@ class _TouchedModule:
         with_bias = [step for step in steps if step.layer.keys.keys() & _BIAS_PARTS.keys()]
         if with_weight:
             weight = self._live("weight")
-            if "weight" not in self.originals:
+            first = "weight" not in self.originals
+            if first:
                 self.originals["weight"] = self._kept(weight)
-            _merge_weight(self.originals["weight"].to(weight.device), with_weight, weight)
+            original = weight if first else self.originals["weight"].to(weight.device)
+            _merge_weight(original, with_weight, weight)
         elif "weight" in self.originals:
             self._live("weight").copy_(self.originals.pop("weight"))
         self._write_bias(with_bias)
@@ -230,13 +232,18 @@ _BIAS_PARTS = {"diff_b": False, "b_norm": False, "lora_up.bias": True}  # part -
 
 
 def _merge_weight(original: Tensor, steps: list[MergeStep], out: Tensor) -> None:
-    """Write `original` with all steps into `out`: computed in float32, low-rank ones in one product, cast once."""
+    """Write `original` with all steps into `out`: computed in float32, low-rank ones in one product, cast once.
+
+    The two may be the same tensor.
+    """
     wide = torch.promote_types(out.dtype, torch.float32)
     runs = _runs(steps)
     if len(runs) == 1 and _is_low_rank(steps[0]):
         up, down = _joint_factors(steps, original.shape, out.device, wide)
         flat = original.reshape(original.shape[0], -1)
-        if out.dtype == wide and out.is_contiguous():
+        if out is original and out.dtype == wide and out.is_contiguous():
+            out.view(flat.shape).addmm_(up, down)
+        elif out.dtype == wide and out.is_contiguous():
             torch.addmm(flat, up, down, out=out.view(flat.shape))
         else:
             out.copy_(torch.addmm(flat.to(wide), up, down).view(original.shape))

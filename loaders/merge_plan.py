@@ -177,9 +177,10 @@ def _unfused(layers: PipeLayers, target: LayerTarget, whole: set[ModuleKey], fil
 
 def _other_base(layers: PipeLayers, network: Network) -> str:
     names = list(network.layers)
+    guess = "" if network.base == "unknown" else f" ({network.base})"
     return (
         f"`{network.path}`: none of its {len(names)} layers (`{names[0]}` ...) has a place in this "
-        f"{layers.base or 'model'}; the file looks made for another base model ({network.base}). "
+        f"{layers.base or 'model'}; the file looks made for another base model{guess}. "
         "Load it on that, or take this one's version of it."
     )
 

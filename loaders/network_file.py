@@ -7,6 +7,7 @@
 Only the header is kept. Tensors are read when a layer is applied, so what a call does not use costs nothing.
 """
 
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
@@ -213,12 +214,17 @@ def _configured_scale(layer: NetworkLayer, configs: Mapping[str, dict]) -> float
 
 
 def _check_finite(path: Path, key: str, value: Tensor) -> None:
-    if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-        count = int((~torch.isfinite(value)).sum())
-        raise NetworkError(
-            f"`{path}`: tensor `{key}` holds {count} values that are NaN or infinite: the training diverged, or the "
-            "file was cut to half precision without care. Every picture would be black; get another copy."
-        )
+    """Raise NetworkError for NaN or Inf. A sum shows both at a fraction of isfinite's cost; it may itself overflow."""
+    if not value.is_floating_point():
+        return
+    value = value if value.element_size() > 1 else value.float()  # 8-bit numbers have no arithmetic
+    if math.isfinite(float(value.sum())) or bool(torch.isfinite(value).all()):
+        return
+    count = int((~torch.isfinite(value)).sum())
+    raise NetworkError(
+        f"`{path}`: tensor `{key}` holds {count} values that are NaN or infinite: the training diverged, or the "
+        "file was cut to half precision without care. Every picture would be black; get another copy."
+    )
 
 
 def _no_family(path: Path, layer: str, keys: Mapping[str, str]) -> str:
@@ -231,6 +237,11 @@ def _no_family(path: Path, layer: str, keys: Mapping[str, str]) -> str:
 def _nothing_inside(file: WeightFile) -> str:
     if not len(file):
         return f"`{file.path}` holds no tensors: saving it went wrong. Get another copy, or export it again."
+    if any("lora_" in key or "lokr_" in key or "hada_" in key for key in file.keys()):
+        return (
+            f"`{file.path}`: no layer name in it ({file.keys()[0]} ...) is one of Stable Diffusion 1, 2 or XL, so it "
+            "is a network for another architecture (Flux, SD3, ...). Load it on that."
+        )
     return (
         f"`{file.path}` holds {len(file)} tensors ({', '.join(file.keys()[:3])} ...), and none is part of a network: "
         "it is another kind of file, perhaps a checkpoint, a VAE or a textual inversion. Load it as that."

@@ -423,6 +423,18 @@ def test_a_file_of_another_kind_is_named(tmp_path):
         read_network(tmp_path / "vae.safetensors")
 
 
+def test_a_network_for_another_architecture_says_so(tmp_path):
+    key = "transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight"
+    save_file({key: torch.ones(2)}, tmp_path / "f.safetensors")
+    with pytest.raises(NetworkError, match="Flux"):
+        read_network(tmp_path / "f.safetensors")
+
+
+def test_a_sum_that_overflows_in_half_precision_is_no_damage(tmp_path):
+    parts = {part: torch.full_like(value, 3e4).half() for part, value in pair().items()}
+    assert read_network(write(tmp_path / "a.safetensors", {TO_Q: parts})).values_checked
+
+
 @pytest.mark.parametrize("layer", [{"diff_b": torch.ones(32)}, {"w_norm": torch.ones(32)}])
 def test_what_the_webui_refuses_is_refused_there_and_read_by_the_reference(tmp_path, layer):
     unet = torch.nn.Module()
