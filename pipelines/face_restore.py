@@ -1,6 +1,6 @@
 """FaceRestorePipeline: pictures with faces in, the same pictures with better faces out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,6 @@ from webui_diffusers.pipelines.images.faces_nets import (
     detector_function,
     parser_function,
     restorer_function,
-    upscaler_function,
 )
 from webui_diffusers.pipelines.images.faces_pictures import (
     GivenPicture,
@@ -27,6 +26,7 @@ from webui_diffusers.pipelines.images.faces_pictures import (
     unchanged_picture,
 )
 from webui_diffusers.pipelines.images.resample import resize_picture
+from webui_diffusers.pipelines.images.upscale_tiles import upscale_image
 
 
 @dataclass
@@ -163,9 +163,9 @@ class FaceRestorePipeline(DiffusionPipeline):
                 detect=detector_function(self.face_detector, turned=turned, notes=said) if found is None else found,
                 restore=restorer_function(self.face_restorer, fidelity, noise),
                 parse=None if self.face_parser is None else parser_function(self.face_parser),
-                enlarge=None if self.upscaler is None else upscaler_function(self.upscaler),
+                enlarge=None if self.upscaler is None else self._enlarge,
             )
-            results.append(restore_faces(picture.rgb, nets, options, progress=self._face_progress()))
+            results.append(restore_faces(picture.rgb, nets, options, progress=self._one_bar()))
             notes.append(said)
         self.maybe_free_model_hooks()
 
@@ -174,15 +174,19 @@ class FaceRestorePipeline(DiffusionPipeline):
         images = batch_of_pictures(finished, output_type)
         return _describe(images, results, notes) if return_dict else (images,)
 
-    def _face_progress(self) -> Any:
-        """A callback (faces done, faces) that shows one bar per picture."""
+    def _enlarge(self, picture: np.ndarray) -> np.ndarray:
+        """(h, w, 3) uint8 through the upscaler, by tiles."""
+        return upscale_image(picture, self.upscaler, progress=self._one_bar())
+
+    def _one_bar(self) -> Callable[[int, int], None]:
+        """A callback (done, in all) that shows one progress bar."""
         bars: list[Any] = []
 
-        def progress(done: int, faces: int) -> None:
+        def progress(done: int, total: int) -> None:
             if not bars:
-                bars.append(self.progress_bar(total=faces))
+                bars.append(self.progress_bar(total=total))
             bars[0].update(done - bars[0].n)
-            if done == faces:
+            if done == total:
                 bars[0].close()
 
         return progress

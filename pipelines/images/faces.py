@@ -43,9 +43,9 @@ def restore_faces(
 ) -> FaceResult:
     """Restore the faces in one picture, (h, w, 3) uint8 RGB.
 
-    background: the enlarged picture, where the caller has it (any size). progress: called as (faces done, faces), first with 0 done; may raise to stop.
-    A net that fails on a face leaves that face as it was, and says so in `RestoredFace.error` and the log. Without a
-    face, and without enlarging, the picture comes back bit for bit.
+    background: the enlarged picture, where the caller has it (any size). progress: called as (faces done, faces),
+    first with 0 done; may raise to stop. A net that fails on a face leaves that face as it was, and says so in
+    `RestoredFace.error` and the log. Without a face, and without enlarging, the picture comes back bit for bit.
     """
     check_face_options(options, nets.enlarge is not None)
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or 0 in picture.shape:

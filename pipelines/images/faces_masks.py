@@ -14,8 +14,8 @@ FACE_PARTS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 15)
 class SquareMask(NamedTuple):
     """The soft square of one face, for the part of the picture that `face_window` gave."""
 
-    mask: np.ndarray  # (h, w) float32, 0..1, soft
-    whole: np.ndarray  # (h, w) float32, 0..1, eroded by the first step only: where the warped face can be trusted
+    mask: np.ndarray  # (h, w) 0..1, soft
+    whole: np.ndarray  # (h, w) 0..1, eroded by the first step only: where the warped face can be trusted
     area: float  # of `whole`, in pixels
     first_erosion: int
     second_erosion: int
@@ -36,13 +36,17 @@ def face_window(inverse: np.ndarray, face: int, size: tuple[int, int], scale: fl
     return x0, y0, max(x1, x0), max(y1, y0)
 
 
-def square_mask(inverse: np.ndarray, face: int, size: tuple[int, int], scale: float, window: Window) -> SquareMask:
+def square_mask(
+    inverse: np.ndarray, face: int, size: tuple[int, int], scale: float, window: Window, *, exact: bool = True
+) -> SquareMask:
     """The whole crop, eroded and blurred by a twentieth of its side. inverse: crop -> picture.
 
     Outside the picture counts as more face: one cut by the border keeps its full weight there. Tiny faces (under 400
-    pixels) get a 3x3 erosion and no blur, as in OpenCV, whose empty kernel means that.
+    pixels) get a 3x3 erosion and no blur, as in OpenCV, whose empty kernel means that. exact: float32 with OpenCV's
+    rounding; else float64, faster.
     """
-    warped = warp_affine(np.ones((face, face), np.float32), inverse, size, window=window)
+    ones = np.ones((face, face), np.float32 if exact else np.float64)
+    warped = warp_affine(ones, inverse, size, window=window)
     first = int(2 * scale)
     whole = erode_box(warped, first)
     area = float(whole.sum(dtype=np.float64))

@@ -100,18 +100,6 @@ def picture_restorer(
     return restore
 
 
-def upscaler_function(enlarge: Callable[[Tensor], Tensor]) -> Callable[[np.ndarray], np.ndarray]:
-    """An upscaler, (1, 3, h, w) in [0, 1] -> (1, 3, k h, k w), as a `EnlargePicture`: rounded to 8 bit."""
-
-    @torch.no_grad()
-    def enlarged(picture: np.ndarray) -> np.ndarray:
-        pixels = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None].float() / 255
-        result = enlarge(pixels)[0].float().clamp(0, 1).permute(1, 2, 0).cpu().numpy()
-        return np.rint(result * 255).astype(np.uint8)
-
-    return enlarged
-
-
 def _to_model(face: np.ndarray, model: nn.Module) -> Tensor:
     """(3, h, w) -> (1, 3, h, w) on the model's device, in its dtype."""
     first = next(model.parameters(), None)

@@ -116,7 +116,7 @@ def paste_change(
     """
     n = face.shape[0]
     window = face_window(inverse, n, canvas.size, canvas.scale)
-    square = square_mask(inverse, n, canvas.size, canvas.scale, window)
+    square = square_mask(inverse, n, canvas.size, canvas.scale, window, exact=False)
     soft = square.mask
     if classes is not None:
         soft = np.minimum(soft, warp_affine(parse_mask(classes, n), inverse, canvas.size, window=window))
@@ -133,7 +133,7 @@ def paste_change(
 def _kept_detail(change: np.ndarray, tolerance: float = 1.0) -> np.ndarray:
     """(n, n), 0..1: how much of the picture's finest detail stays where the net made a `change`, in levels."""
     size = 2 * (change.shape[0] // 32) + 1
-    local = gaussian_blur(np.abs(change).mean(2), size)
+    local = gaussian_blur(np.abs(change).mean(2, dtype=np.float64), size)
     return (1 / (1 + (local / tolerance) ** 2)).astype(np.float32)
 
 
