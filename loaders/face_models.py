@@ -21,6 +21,7 @@ from .face_parser import FaceParser
 from .face_restorer import FACE_ARCHITECTURES, FaceRestorer, face_restorer_from_weights
 from .face_retina import RetinaFaceDetector
 from .files import WeightFile, WeightFileError, open_weights
+from .package_files import package_file
 from .published import PublishedFile, fetch_published
 
 
@@ -68,7 +69,7 @@ def load_face_restorer(source: str | Path, *, folder: str | Path | None = None) 
 def load_face_detector(source: str | Path = "MTCNN", *, folder: str | Path | None = None) -> ModelMixin:
     """A face detector: "MTCNN" (ships here), "RetinaFace" (what the webui uses), or as `load_face_restorer`."""
     if str(source) == "MTCNN":
-        return _detector_from_file(Path(__file__).parent / "weights" / "mtcnn.safetensors")
+        return _detector_from_file(package_file("weights/mtcnn.safetensors"))
     return _load_face_part(source, folder, ("RetinaFace",), RetinaFaceDetector, _detector_from_file)
 
 

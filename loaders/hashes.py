@@ -14,11 +14,11 @@ import contextlib
 import hashlib
 import json
 import os
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from .cache import cache_folder
 from .files import WeightFileError
 
 
@@ -86,24 +86,6 @@ def legacy_model_hash(path: str | Path) -> str:
     with _hashable(path).open("rb") as stream:
         stream.seek(0x100000)
         return hashlib.sha256(stream.read(0x10000)).hexdigest()[:8]
-
-
-def cache_folder() -> Path:
-    """Where the pack keeps what it can make again. May not exist yet.
-
-    WEBUI_DIFFUSERS_CACHE if set, else `webui-diffusers` in the system's folder for such files (XDG_CACHE_HOME or
-    ~/.cache; ~/Library/Caches; %LOCALAPPDATA%).
-    """
-    chosen = os.environ.get("WEBUI_DIFFUSERS_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
-    if sys.platform == "win32":
-        root = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
-    elif sys.platform == "darwin":
-        root = Path.home() / "Library" / "Caches"
-    else:
-        root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "webui-diffusers"
 
 
 def _hashable(path: str | Path) -> Path:

@@ -15,12 +15,12 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download
 
-from .hashes import cache_folder
+from .cache import cache_folder
+from .package_files import package_file
 
 
 def model_config_folder(
@@ -87,15 +87,11 @@ def clip_tokenizer_files() -> dict[str, str]:
 
 
 def _clip_merges_file() -> Path:
-    """Beside this file; else in the installed package, if this file was copied out of it; else from the Hub."""
-    inside = Path("configs", "clip", "merges.txt")
-    folders = [Path(__file__).parent]
-    spec = find_spec("webui_diffusers") and find_spec("webui_diffusers.loaders")
-    folders += map(Path, (spec and spec.submodule_search_locations) or [])
-    for folder in folders:
-        if (folder / inside).is_file():
-            return folder / inside
-    return Path(hf_hub_download("openai/clip-vit-large-patch14", "merges.txt"))
+    """The one that comes with this code; for a bundle that is nowhere on the Hub, OpenAI's."""
+    try:
+        return package_file("configs/clip/merges.txt")
+    except FileNotFoundError:
+        return Path(hf_hub_download("openai/clip-vit-large-patch14", "merges.txt"))
 
 
 def _written_folder(folder: Path, texts: Mapping[str, str]) -> Path:

@@ -9,6 +9,7 @@
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from torch import Generator, Tensor
 
 from ..pipelines.log import LOGGER
 from .files import WeightFileError
+from .package_files import PACKAGE_FILES, package_file
 from .published import PublishedFile, fetch_published
 from .realesrgan_backend import realesrgan_network
 from .upscaler_networks import UpscalerNetwork, read_upscaler_state, upscaler_network
@@ -182,9 +184,10 @@ def load_upscaler(
 
 
 def _label_file(label: str, folders: tuple[str | Path, ...], local_files_only: bool, progress: bool) -> Path:
-    shipped = Path(__file__).parent / "weights" / f"{Path(UPSCALER_LABELS[label].name).stem}.fp16.safetensors"
-    if shipped.is_file():
-        return shipped
+    shipped = f"weights/{Path(UPSCALER_LABELS[label].name).stem}.fp16.safetensors"
+    if shipped in PACKAGE_FILES:
+        with suppress(FileNotFoundError):  # a bundle that is nowhere on the Hub: then as the others
+            return package_file(shipped)
     return fetch_published(
         UPSCALER_LABELS[label],
         f'Upscaler "{label}"',

@@ -8,6 +8,7 @@ named.
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from transformers import (
 from webui_diffusers.loaders.merge_plan import NetworkReport
 from webui_diffusers.loaders.single_file import load_single_file
 from webui_diffusers.pipelines.attached import Attachments, networks_on
+from webui_diffusers.pipelines.components import overridable_components
 from webui_diffusers.pipelines.enlarge import enlarge_latents
 from webui_diffusers.pipelines.finish import finite_latents, hide_flagged, pictures_of
 from webui_diffusers.pipelines.images.seamless import seamless_tiling
@@ -53,6 +55,7 @@ from webui_diffusers.pipelines.request import (
     prompt_settings,
     refined_passes,
 )
+from webui_diffusers.pipelines.saving import save_pipeline_code
 from webui_diffusers.pipelines.sdxl import SizeArguments
 from webui_diffusers.pipelines.stand_in import (
     asks_for_diffusers_own,
@@ -98,6 +101,7 @@ class WebUITxt2ImgPipeline(StableDiffusionPipeline):
         "add_time_ids",
     ]
 
+    @overridable_components(_optional_components)
     def __init__(
         self,
         vae: AutoencoderKL,
@@ -145,6 +149,11 @@ class WebUITxt2ImgPipeline(StableDiffusionPipeline):
             self._lora_loadable_modules = ["unet", "text_encoder", "text_encoder_2"]
         self.attached = Attachments()
         self._network_reports: list[NetworkReport] = []
+
+    def save_config(self, save_directory: str | PathLike, *args: Any, **kwargs: Any) -> None:
+        """As diffusers' own, which `save_pretrained` and `push_to_hub` end with; and the code, so that it reloads."""
+        super().save_config(save_directory, *args, **kwargs)
+        save_pipeline_code(self, save_directory)
 
     # --- what only SDXL's pipeline has, so that its own call works on this one
 
