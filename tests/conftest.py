@@ -1,6 +1,9 @@
 """What many tests share: the recordings' folder, tiny models, and the marks that skip themselves with a reason."""
 
 import os
+import shutil
+from hashlib import sha256
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,30 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("ATEN_CPU_CAPABILITY", "avx2")
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
 
-GOLDEN = Path(os.environ.get("WEBUI_GOLDENS", Path(__file__).parent / "golden"))
+
+def _assembled(kept: Path) -> Path:
+    """tests/golden with its slim models put together again (golden/slim.py), in a folder of pytest's cache."""
+    from webui_diffusers.loaders.cache import cache_folder
+
+    spec = spec_from_file_location("slim", kept / "slim.py")
+    slim = module_from_spec(spec)
+    spec.loader.exec_module(slim)
+    state = sha256("".join(f"{p}{p.stat().st_mtime_ns}" for p in sorted(kept.rglob("*")) if p.is_file()).encode())
+    place = cache_folder() / "test-goldens" / state.hexdigest()[:16]
+    if not (place / "done").exists():
+        for entry in kept.iterdir():
+            if entry.name not in slim.MODELS:
+                shutil.copytree(entry, place / entry.name, dirs_exist_ok=True) if entry.is_dir() else None
+        for model in slim.MODELS:
+            slim.whole_model(kept / model, place / model)
+        (place / "done").touch()
+    return place
+
+
+# Test modules read the folder's name from here; a full folder of recordings may be named from outside.
+if "WEBUI_GOLDENS" not in os.environ:
+    os.environ["WEBUI_GOLDENS"] = str(_assembled(Path(__file__).parent / "golden"))
+GOLDEN = Path(os.environ["WEBUI_GOLDENS"])
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,0 +1,106 @@
+"""Take what the tests keep out of a full folder of recordings, and put the models together again.
+
+    python tests/golden/slim.py FULL_FOLDER      writes tests/golden (models, prompt embeddings, txt2img runs)
+
+Slim models lack their tokenizers, which are all CLIP's and are made from the package's own vocabulary, and most rows
+of the token embeddings: only ids below `COMMON` and those in the recordings are kept, the others become zeros. Runs
+keep their final latents and pictures; what else the tests read of a run is copied whole.
+"""
+
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTokenizer
+from webui_diffusers.loaders.model_configs import clip_tokenizer_files
+from webui_diffusers.pipelines.prompt.tokenize import FragmentTokenizer
+
+
+HERE = Path(__file__).parent
+MODELS = ("tiny-sd", "tiny-sdxl-e2e", "tiny-sdxl-e2e-refiner")
+COMMON = 3000
+EMBEDDING = "token_embedding.weight"
+
+
+def slim_model(source: Path, target: Path, ids: torch.Tensor) -> None:
+    """Copy a model folder without tokenizers and without the rows of other tokens."""
+    for path in sorted(source.rglob("*")):
+        place = target / path.relative_to(source)
+        if path.is_dir() or path.name in ("vocab.json", "merges.txt", "tokenizer.json"):
+            continue
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix != ".safetensors" or not path.parent.name.startswith("text_encoder"):
+            shutil.copyfile(path, place)
+            continue
+        tensors = load_file(path)
+        name = next(key for key in tensors if key.endswith(EMBEDDING))
+        rows = tensors.pop(name)
+        kept = ids[ids < len(rows)]
+        save_file({**tensors, "rows": rows[kept].contiguous(), "ids": kept.int()}, place)
+
+
+def whole_model(source: Path, target: Path) -> None:
+    """The slim folder `source` as a folder that diffusers loads."""
+    for path in sorted(source.rglob("*.*")):
+        place = target / path.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if path.name != "model.safetensors":
+            shutil.copyfile(path, place)
+            continue
+        tensors = load_file(path)
+        rows, ids = tensors.pop("rows"), tensors.pop("ids").long()
+        prefix = "text_model." if any(key.startswith("text_model.") for key in tensors) else ""
+        weight = torch.zeros((49408, rows.shape[1]), dtype=rows.dtype)
+        weight[ids] = rows
+        tensors[f"{prefix}embeddings.{EMBEDDING}"] = weight
+        save_file(tensors, place, {"format": "pt"})
+    for folder in sorted(target.glob("tokenizer*")):
+        for name, text in clip_tokenizer_files().items():
+            (folder / name).write_text(text, encoding="utf-8")
+
+
+def slim_runs(source: Path, target: Path) -> None:
+    """The final latents and pictures of every run."""
+    target.mkdir(parents=True, exist_ok=True)
+    for path in sorted(source.glob("*.safetensors")):
+        if not (target / path.name).exists():
+            tensors = load_file(path)
+            save_file({name: tensors[name] for name in ("latents", "images")}, target / path.name)
+
+
+def slim_embeddings(source: Path, target: Path) -> None:
+    """Every third row of the recorded encodings, with the tensors it names."""
+    for path in sorted(source.glob("*embeddings_*.jsonl")) + [source / "pad_conds.jsonl"]:
+        lines = path.read_text(encoding="utf-8").splitlines()[::3]
+        tensors = load_file(path.with_suffix(".safetensors"))
+        named = {name for name in tensors if any(f'"{name}"' in line for line in lines)}
+        if "recipe" not in path.name:
+            (target / path.name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+            save_file(
+                {name: tensors[name] for name in sorted(named)}, (target / path.name).with_suffix(".safetensors")
+            )
+
+
+def used_ids(full: Path) -> torch.Tensor:
+    """Token ids of every word in the recordings' texts and in the tests, and the common ones."""
+    texts = [*full.glob("prompt/*.jsonl"), *full.glob("sampling*/e2e*.json"), *HERE.parent.glob("*.py")]
+    words = {word for path in texts for word in re.findall(r"[^\W\d_]+", path.read_text(encoding="utf-8"))}
+    tokenizer = FragmentTokenizer(CLIPTokenizer.from_pretrained(full / MODELS[0] / "tokenizer"))
+    ids = set(range(COMMON)) | {49406, 49407}
+    return torch.tensor(sorted(ids.union(*(tokenizer(word) for word in words))))
+
+
+if __name__ == "__main__":
+    full = Path(sys.argv[1])
+    for model in MODELS:
+        shutil.rmtree(HERE / model, ignore_errors=True)
+        slim_model(full / model, HERE / model, used_ids(full))
+    slim_embeddings(full / "prompt", HERE / "prompt")
+    shutil.copyfile(full / "prompt" / "recipes.json", HERE / "prompt" / "recipes.json")
+    for folder in ("sampling", "sampling_xl"):
+        slim_runs(full / folder / "e2e", HERE / folder / "e2e")
+        for path in (full / folder).glob("e2e*.json"):
+            shutil.copyfile(path, HERE / folder / path.name)
