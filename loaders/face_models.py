@@ -63,19 +63,19 @@ def load_face_restorer(source: str | Path, *, folder: str | Path | None = None) 
     `save_pretrained` wrote; a Hub repository of that kind, or "org/repo/file.pth". Which net it is, is told by its
     keys. Raises WeightFileError for a file that is none, ImportError where CodeFormer's extra is missing.
     """
-    return _load_face_part(source, folder, ("GFPGAN", "CodeFormer"), FaceRestorer, _restorer_from_file)
+    return _load_face_part(source, folder, ("GFPGAN", "CodeFormer"), (FaceRestorer,), _restorer_from_file)
 
 
 def load_face_detector(source: str | Path = "MTCNN", *, folder: str | Path | None = None) -> ModelMixin:
     """A face detector: "MTCNN" (ships here), "RetinaFace" (what the webui uses), or as `load_face_restorer`."""
     if str(source) == "MTCNN":
         return _detector_from_file(package_file("weights/mtcnn.safetensors"))
-    return _load_face_part(source, folder, ("RetinaFace",), RetinaFaceDetector, _detector_from_file)
+    return _load_face_part(source, folder, ("RetinaFace",), (FaceDetector, RetinaFaceDetector), _detector_from_file)
 
 
 def load_face_parser(source: str | Path = "ParseNet", *, folder: str | Path | None = None) -> FaceParser:
     """A parser of face parts: "ParseNet" (what the webui uses), or as `load_face_restorer`."""
-    return _load_face_part(source, folder, ("ParseNet",), FaceParser, _parser_from_file)
+    return _load_face_part(source, folder, ("ParseNet",), (FaceParser,), _parser_from_file)
 
 
 def fetch_face_file(name: str, folder: str | Path | None = None) -> Path:
@@ -94,26 +94,38 @@ def _load_face_part(
     source: str | Path,
     folder: str | Path | None,
     names: tuple[str, ...],
-    kind: type[ModelMixin],
+    kinds: tuple[type[ModelMixin], ...],
     from_file: Callable[[Path], ModelMixin],
 ) -> ModelMixin:
     text, path = str(source), Path(source).expanduser()
     if path.is_dir():
         if (path / "config.json").is_file():
-            return kind.from_pretrained(path)
+            return _saved_face_part(text, kinds)
         return from_file(_face_file_in(path, names))
     if path.is_file():
         return from_file(path)
     if text in names:
         return from_file(fetch_face_file(text, folder))
     if re.fullmatch(r"[\w.-]+/[\w.-]+", text) and not text.endswith(_FACE_WEIGHT_SUFFIXES):
-        return kind.from_pretrained(text)
+        return _saved_face_part(text, kinds)
     inside = re.fullmatch(r"([\w.-]+/[\w.-]+)/(.+)", text)
     if inside and not path.is_absolute() and not text.startswith("."):
         return from_file(Path(hf_hub_download(inside[1], inside[2])))
     raise WeightFileError(
         f"`{text}` is no file or folder here, no Hub id, and no known name; those are {', '.join(names)}. "
         "Check the spelling and the folder."
+    )
+
+
+def _saved_face_part(source: str, kinds: tuple[type[ModelMixin], ...]) -> ModelMixin:
+    """What `save_pretrained` wrote, in a folder or on the Hub, if it is one of these kinds."""
+    name = kinds[0].load_config(source).get("_class_name")
+    for kind in kinds:
+        if kind.__name__ == name:
+            return kind.from_pretrained(source)
+    raise WeightFileError(
+        f"`{source}` holds a {name}, and {' or '.join(kind.__name__ for kind in kinds)} was expected. "
+        "Load it with the function for its kind."
     )
 
 

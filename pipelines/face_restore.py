@@ -197,7 +197,7 @@ def given_detections(detections: Sequence[Any] | None, count: int) -> list[np.nd
     may also come without the outer list. Raises ValueError for anything else."""
     if detections is None:
         return [None] * count
-    if count == 1 and (len(detections) != 1 or np.ndim(detections[0]) == 1) and np.ndim(detections) in (1, 2):
+    if count == 1 and (len(detections) == 0 or np.shape(detections[0]) == (15,)):
         detections = [detections]
     if len(detections) != count:
         raise ValueError(f"`detections` has {len(detections)} entries for {count} pictures: give one list a picture.")

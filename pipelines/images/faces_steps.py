@@ -21,6 +21,9 @@ from .faces_paste import (
 from .resample import Window, invert_affine, resize_picture, warp_affine
 
 
+LEAST_SIDE = 8  # pixels; a picture with a shorter side shows no face, and need not be enlarged to look for one
+
+
 @dataclass
 class RestoredFace:
     """One face on its way, in the coordinates of the picture that it was cut from."""
@@ -55,7 +58,9 @@ def detection_picture(picture: np.ndarray, resize: int | None, method: str) -> t
 def find_faces(helper: np.ndarray, factor: float, nets: FaceNets, options: FaceOptions) -> list[np.ndarray]:
     """The detections to restore, (15,) float32 each, in the helper picture's coordinates."""
     rules = options.rules
-    if callable(nets.detect):
+    if callable(nets.detect) and min(helper.shape[:2]) < LEAST_SIDE:
+        rows = np.zeros((0, 15), np.float32)
+    elif callable(nets.detect):
         resize = rules.resize if options.resize is None else options.resize
         seen, a, b = detection_picture(helper, resize, rules.detector_method)
         rows = np.asarray(nets.detect(seen, rules.threshold), np.float32).reshape(-1, 15)
