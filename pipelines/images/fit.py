@@ -9,6 +9,7 @@
 Resampling is Lanczos.
 """
 
+import numpy as np
 import torch.nn.functional as F
 from PIL import Image, ImageColor, ImageFilter, ImageOps
 from torch import Tensor
@@ -21,7 +22,13 @@ _FILL_BLURS = ((256, 1), (64, 1), (16, 2), (4, 4), (2, 2), (0, 1))
 
 
 def flatten_picture(picture: Image.Image, color: str = "#ffffff") -> Image.Image:
-    """RGB; what is transparent shows `color` (any name or #rrggbb that PIL reads), as far as it is transparent."""
+    """RGB; what is transparent shows `color` (any name or #rrggbb that PIL reads), as far as it is transparent.
+
+    Turned as its EXIF data say; 16-bit grey loses its lower 8 bits.
+    """
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)).convert("RGB")
     if picture.mode in ("LA", "La", "PA", "RGBa") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
     if picture.mode == "RGBA":
