@@ -1,0 +1,119 @@
+"""MultiLoraPipeline: diffusers' own, with every Kohya and LyCORIS file, mixed per image."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import Generator, Tensor
+from webui_diffusers.loaders.merge_plan import NetworkReport
+from webui_diffusers.loaders.network_library import NetworkLibrary
+from webui_diffusers.loaders.peft_loading import load_network_as_adapter
+from webui_diffusers.pipelines.network_mixing import draw_with_networks
+
+
+class MultiLoraPipeline(StableDiffusionPipeline):
+    """StableDiffusionPipeline with networks by name, in prompts and in `loras`: one mix for each image of a batch.
+
+    Everything StableDiffusionPipeline does works the same. Networks act through PEFT by default, beside the adapters
+    that are active, and are off after the call; `lora_backend="webui"` or "reference" merges them into the weights.
+
+    >>> pipe = MultiLoraPipeline.from_pretrained("stable-diffusion-v1-5/stable-diffusion-v1-5")
+    >>> pipe.lora_folder = "models/Lora"
+    >>> pipe("a fox <lora:ink:0.8>").images[0]
+    >>> pipe(["a fox"] * 3, loras=[{"ink": 0.8}, None, [("ink", 0.5), ("snow", 1.0, 0.7)]]).images
+    """
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 50,
+        timesteps: list[int] | None = None,
+        sigmas: list[float] | None = None,
+        guidance_scale: float = 7.5,
+        negative_prompt: str | list[str] | None = None,
+        num_images_per_prompt: int | None = 1,
+        eta: float = 0.0,
+        generator: Generator | list[Generator] | None = None,
+        latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        ip_adapter_image: Any = None,
+        ip_adapter_image_embeds: list[Tensor] | None = None,
+        output_type: str | None = "pil",
+        return_dict: bool = True,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        guidance_rescale: float = 0.0,
+        clip_skip: int | None = None,
+        callback_on_step_end: Callable[..., dict] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        *,
+        loras: Mapping[str, float] | Sequence | None = None,
+        lora_backend: str = "peft",
+        **kwargs: Any,
+    ) -> Any:
+        """Draw pictures. All arguments but two are StableDiffusionPipeline's and mean what they mean there.
+
+        Args:
+            prompt: `<lora:name:te:unet>` in a prompt holds for that prompt's images; its own networks come first.
+            loras: {name or path: weight} or [(name or path, te, unet[, dyn][, blocks])] for all images, or a list of
+                such, one for every image of the batch (or for every prompt), None for an image without.
+            lora_backend: "peft" (adapters, exact or refused), "webui" or "reference" (merged by those rules, in groups
+                of equal mixes; the only way for DoRA, OFT, IA3, GLoRA and norms at any strength).
+
+        Raises:
+            NetworkError, ValueError: for a network that is unknown, broken, for another base model, or beyond what
+                `lora_backend` holds exactly; nothing is changed then.
+        """
+        given = {name: value for name, value in locals().items() if name not in _NOT_OF_DIFFUSERS_SD}
+        output, self._network_reports = draw_with_networks(
+            self, StableDiffusionPipeline.__call__, {**given, **kwargs}, self.networks, loras, lora_backend
+        )
+        return output
+
+    def load_lora_weights(
+        self,
+        pretrained_model_name_or_path_or_dict: str | Path | Mapping[str, Tensor],
+        adapter_name: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Load a network of any naming and of every family that PEFT holds exactly, as an adapter that stays.
+
+        Arguments are diffusers'. Raises NetworkError for a broken file, another base model, or an inexact family.
+        """
+        source = pretrained_model_name_or_path_or_dict
+        fallback = super().load_lora_weights
+        report = load_network_as_adapter(self, source, adapter_name, fallback=fallback, **kwargs)
+        self._network_reports = [] if report is None else [report]
+
+    @property
+    def networks(self) -> NetworkLibrary:
+        """The network files that are known by name."""
+        if "_networks" not in self.__dict__:
+            self._networks = NetworkLibrary()
+        return self._networks
+
+    def add_lora(self, path: str | Path, name: str | None = None) -> str:
+        """Make a network file (or an id on the Hub) known to tags and `loras`, by `name` or its own. Returns it."""
+        return self.networks.add(path, name).name
+
+    @property
+    def lora_folder(self) -> Path | None:
+        """Where networks are looked for by name, with the folders in it."""
+        return self.networks.folder
+
+    @lora_folder.setter
+    def lora_folder(self, folder: str | Path | None) -> None:
+        self.networks.folder = folder
+
+    def network_report(self) -> str:
+        """What became of each network of the last call or load: applied, passed over and why, unknown keys."""
+        reports: list[NetworkReport] = self.__dict__.get("_network_reports", [])
+        return "\n".join(map(str, reports)) or "No networks were in use."
+
+
+_NOT_OF_DIFFUSERS_SD = ("self", "kwargs", "__class__", "loras", "lora_backend")
