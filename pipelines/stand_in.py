@@ -8,15 +8,14 @@ from collections.abc import Mapping
 from inspect import signature
 from typing import Any
 
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from torch import Tensor
 
 from .output import WebUIPipelineOutput
 
 
 def diffusers_pipeline(pipe: Any) -> type:
-    """The diffusers pipeline that `pipe` stands in for."""
-    return StableDiffusionXLPipeline if pipe.is_sdxl else StableDiffusionPipeline
+    """The diffusers pipeline that `pipe` stands in for, for the kind of model that is loaded."""
+    return pipe._stands_for[pipe.is_sdxl]
 
 
 def asks_for_diffusers_own(pipe: Any, given: Mapping[str, Any]) -> bool:
@@ -54,10 +53,9 @@ def draw_as_diffusers(
     return WebUIPipelineOutput(output.images, getattr(output, "nsfw_content_detected", None), None, [])
 
 
-def guidance_or_default(pipe: Any, guidance_scale: float | None) -> float:
-    """The guidance scale, by default that of diffusers' pipeline."""
-    default = signature(diffusers_pipeline(pipe).__call__).parameters["guidance_scale"].default
-    return default if guidance_scale is None else guidance_scale
+def argument_or_default(pipe: Any, name: str, value: Any) -> Any:
+    """The argument `name` of a call, by default that of diffusers' pipeline: kinds of models differ in some."""
+    return signature(diffusers_pipeline(pipe).__call__).parameters[name].default if value is None else value
 
 
 def size_or_default(pipe: Any, width: int | None, height: int | None, sampler: str | None) -> tuple[int, int]:

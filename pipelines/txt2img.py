@@ -8,8 +8,6 @@ named.
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,14 +23,13 @@ from transformers import (
     CLIPTokenizer,
     CLIPVisionModelWithProjection,
 )
-from webui_diffusers.loaders.merge_plan import NetworkReport
-from webui_diffusers.loaders.single_file import load_single_file
-from webui_diffusers.pipelines.attached import Attachments, networks_on
+from webui_diffusers.pipelines.attached import networks_on
 from webui_diffusers.pipelines.components import overridable_components
 from webui_diffusers.pipelines.enlarge import enlarge_latents
 from webui_diffusers.pipelines.finish import finite_latents, hide_flagged, pictures_of
 from webui_diffusers.pipelines.images.seamless import seamless_tiling
 from webui_diffusers.pipelines.images.vae import decode_latents
+from webui_diffusers.pipelines.mixin import WebUIMixin
 from webui_diffusers.pipelines.options import webui_settings
 from webui_diffusers.pipelines.output import WebUIPipelineOutput
 from webui_diffusers.pipelines.passes import (
@@ -55,19 +52,17 @@ from webui_diffusers.pipelines.request import (
     prompt_settings,
     refined_passes,
 )
-from webui_diffusers.pipelines.saving import save_pipeline_code
 from webui_diffusers.pipelines.sdxl import SizeArguments
 from webui_diffusers.pipelines.stand_in import (
+    argument_or_default,
     asks_for_diffusers_own,
-    diffusers_pipeline,
     draw_as_diffusers,
-    guidance_or_default,
     ip_adapter_embeds,
     size_or_default,
 )
 
 
-class WebUITxt2ImgPipeline(StableDiffusionPipeline):
+class WebUITxt2ImgPipeline(WebUIMixin, StableDiffusionPipeline):
     """Stable Diffusion 1.x, 2.x and SDXL with the webui's prompts, samplers, noise, hires fix, networks and faces.
 
     Everything StableDiffusionPipeline (with `text_encoder_2`: StableDiffusionXLPipeline) does works the same, and
@@ -133,7 +128,7 @@ class WebUITxt2ImgPipeline(StableDiffusionPipeline):
             image_encoder=image_encoder,
             requires_safety_checker=requires_safety_checker and text_encoder_2 is None,
         )
-        self.register_modules(
+        self._register_own(
             text_encoder_2=text_encoder_2,
             tokenizer_2=tokenizer_2,
             refiner=refiner,
@@ -141,46 +136,14 @@ class WebUITxt2ImgPipeline(StableDiffusionPipeline):
             face_restorer=face_restorer,
             face_detector=face_detector,
             face_parser=face_parser,
+            force_zeros_for_empty_prompt=force_zeros_for_empty_prompt,
         )
-        self.register_to_config(force_zeros_for_empty_prompt=force_zeros_for_empty_prompt)
-        self.default_sample_size = getattr(getattr(unet, "config", None), "sample_size", None) or 128
-        self.watermark = None
-        if text_encoder_2 is not None:
-            self._lora_loadable_modules = ["unet", "text_encoder", "text_encoder_2"]
-        self.attached = Attachments()
-        self._network_reports: list[NetworkReport] = []
-
-    def save_config(self, save_directory: str | PathLike, *args: Any, **kwargs: Any) -> None:
-        """As diffusers' own, which `save_pretrained` and `push_to_hub` end with; and the code, so that it reloads."""
-        super().save_config(save_directory, *args, **kwargs)
-        save_pipeline_code(self, save_directory)
 
     # --- what only SDXL's pipeline has, so that its own call works on this one
 
     _get_add_time_ids = StableDiffusionXLPipeline._get_add_time_ids
     upcast_vae = StableDiffusionXLPipeline.upcast_vae
     denoising_end = StableDiffusionXLPipeline.denoising_end
-
-    @property
-    def is_sdxl(self) -> bool:
-        """Whether the model is an SDXL: it has a second text encoder."""
-        return self.text_encoder_2 is not None
-
-    @classmethod
-    def from_single_file(cls, pretrained_model_link_or_path: str | Path, **kwargs: Any) -> "WebUITxt2ImgPipeline":
-        """A checkpoint file alone, offline: which base it is and its configuration are told by its keys.
-
-        Arguments are diffusers'; `prediction_type` settles an SD 2.x file whose name and metadata do not.
-        """
-        return load_single_file(super().from_single_file, pretrained_model_link_or_path, kwargs)
-
-    def encode_prompt(self, *args: Any, **kwargs: Any) -> tuple[Tensor | None, ...]:
-        """diffusers' own, with its signature and order: StableDiffusionPipeline's, or StableDiffusionXLPipeline's."""
-        return diffusers_pipeline(self).encode_prompt(self, *args, **kwargs)
-
-    def check_inputs(self, *args: Any, **kwargs: Any) -> None:
-        """diffusers' own checks, for the kind of model that is loaded."""
-        diffusers_pipeline(self).check_inputs(self, *args, **kwargs)
 
     @torch.no_grad()
     def __call__(
@@ -285,7 +248,7 @@ class WebUITxt2ImgPipeline(StableDiffusionPipeline):
         # 1. What is asked for; refused before any work where it cannot be drawn
         check_leftovers(kwargs, given)
         options = webui_settings(webui_options)
-        given["guidance_scale"] = guidance_scale = guidance_or_default(self, guidance_scale)
+        given["guidance_scale"] = guidance_scale = argument_or_default(self, "guidance_scale", guidance_scale)
         size = size_or_default(self, width, height, sampler)
         if asks_for_diffusers_own(self, given):
             return draw_as_diffusers(self, given, kwargs)
@@ -345,32 +308,3 @@ class WebUITxt2ImgPipeline(StableDiffusionPipeline):
         if not return_dict:
             return images, flagged
         return WebUIPipelineOutput(images, flagged, None, [] if seeds is None else seeds.seeds)
-
-    # --- what prompts and arguments call by name
-
-    def add_lora(self, path: str | Path, name: str | None = None) -> str:
-        """Make a network file (or an id on the Hub) known to tags and `loras`, by `name` or its own. Returns it."""
-        return self.attached.library.add(path, name).name
-
-    def add_embedding(self, path: str | Path, name: str | None = None) -> str:
-        """Make a textual inversion known to prompts, by `name` or its own. Returns it."""
-        return self.attached.add_embedding(path, name)
-
-    @property
-    def lora_folder(self) -> Path | None:
-        """Where networks are looked for by name, with the folders in it."""
-        return self.attached.library.folder
-
-    @lora_folder.setter
-    def lora_folder(self, folder: str | Path | None) -> None:
-        self.attached.library.folder = folder
-
-    def network_report(self) -> str:
-        """What became of each network of the last call: applied, passed over and why, unknown keys."""
-        return "\n".join(map(str, self._network_reports)) or "No networks were in use."
-
-    def _begin(self, guidance_scale: float, rescale: float, clip_skip: int | None, kwargs: dict | None) -> None:
-        """Set what diffusers' properties of the same names show during a call."""
-        self._guidance_scale, self._guidance_rescale = guidance_scale, rescale
-        self._clip_skip, self._cross_attention_kwargs = clip_skip, kwargs
-        self._interrupt = False

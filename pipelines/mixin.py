@@ -1,0 +1,90 @@
+"""What the drawing pipelines share beside their stories."""
+
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from torch import Tensor
+
+from ..loaders.merge_plan import NetworkReport
+from ..loaders.single_file import load_single_file
+from .attached import Attachments
+from .saving import save_pipeline_code
+from .stand_in import diffusers_pipeline
+
+
+class WebUIMixin:
+    """Goes before diffusers' pipeline among the bases. It is no pipeline itself: diffusers takes a file with one only.
+
+    A class names in `_stands_for` diffusers' pipelines for models with one text encoder and with two, and calls
+    `_register_own` at the end of its `__init__`.
+    """
+
+    _stands_for: tuple[type, type] = (StableDiffusionPipeline, StableDiffusionXLPipeline)
+
+    def _register_own(self, *, force_zeros_for_empty_prompt: bool, **components: Any) -> None:
+        """Register the components that StableDiffusionPipeline has not, and begin with nothing attached."""
+        self.register_modules(**components)
+        self.register_to_config(force_zeros_for_empty_prompt=force_zeros_for_empty_prompt)
+        self.default_sample_size = getattr(getattr(self.unet, "config", None), "sample_size", None) or 128
+        self.watermark = None
+        if self.is_sdxl:
+            self._lora_loadable_modules = ["unet", "text_encoder", "text_encoder_2"]
+        self.attached = Attachments()
+        self._network_reports: list[NetworkReport] = []
+
+    def save_config(self, save_directory: str | PathLike, *args: Any, **kwargs: Any) -> None:
+        """As diffusers' own, which `save_pretrained` and `push_to_hub` end with; and the code, so that it reloads."""
+        super().save_config(save_directory, *args, **kwargs)
+        save_pipeline_code(self, save_directory)
+
+    @property
+    def is_sdxl(self) -> bool:
+        """Whether the model is an SDXL: it has a second text encoder."""
+        return self.text_encoder_2 is not None
+
+    @classmethod
+    def from_single_file(cls, pretrained_model_link_or_path: str | Path, **kwargs: Any) -> Any:
+        """A checkpoint file alone, offline: which base it is and its configuration are told by its keys.
+
+        Arguments are diffusers'; `prediction_type` settles an SD 2.x file whose name and metadata do not.
+        """
+        return load_single_file(super().from_single_file, pretrained_model_link_or_path, kwargs)
+
+    def encode_prompt(self, *args: Any, **kwargs: Any) -> tuple[Tensor | None, ...]:
+        """diffusers' own, with its signature and order: that of the pipeline for the kind of model that is loaded."""
+        return diffusers_pipeline(self).encode_prompt(self, *args, **kwargs)
+
+    def check_inputs(self, *args: Any, **kwargs: Any) -> None:
+        """diffusers' own checks, for the kind of model that is loaded."""
+        diffusers_pipeline(self).check_inputs(self, *args, **kwargs)
+
+    # --- what prompts and arguments call by name
+
+    def add_lora(self, path: str | Path, name: str | None = None) -> str:
+        """Make a network file (or an id on the Hub) known to tags and `loras`, by `name` or its own. Returns it."""
+        return self.attached.library.add(path, name).name
+
+    def add_embedding(self, path: str | Path, name: str | None = None) -> str:
+        """Make a textual inversion known to prompts, by `name` or its own. Returns it."""
+        return self.attached.add_embedding(path, name)
+
+    @property
+    def lora_folder(self) -> Path | None:
+        """Where networks are looked for by name, with the folders in it."""
+        return self.attached.library.folder
+
+    @lora_folder.setter
+    def lora_folder(self, folder: str | Path | None) -> None:
+        self.attached.library.folder = folder
+
+    def network_report(self) -> str:
+        """What became of each network of the last call: applied, passed over and why, unknown keys."""
+        return "\n".join(map(str, self._network_reports)) or "No networks were in use."
+
+    def _begin(self, guidance_scale: float, rescale: float, clip_skip: int | None, kwargs: dict | None) -> None:
+        """Set what diffusers' properties of the same names show during a call."""
+        self._guidance_scale, self._guidance_rescale = guidance_scale, rescale
+        self._clip_skip, self._cross_attention_kwargs = clip_skip, kwargs
+        self._interrupt = False
