@@ -1,10 +1,11 @@
 """The text of each picture of a call: its arguments, and what became known while drawing."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..loaders.hashes import model_hash
+from ..loaders.network_library import lora_hashes_text
 from .infotext_settings import call_settings
 from .infotext_write import format_infotext
 from .sampling.samplers import Sampler, resolve_sampler
@@ -59,11 +60,31 @@ def model_facts(pipe: Any, *, hashed: bool = True) -> dict[str, str]:
     if not source:
         return {}
     path = Path(source)
-    name = path.stem if path.suffix.lower() in _WEIGHT_ENDINGS else path.name
-    facts = {"model_name": name} if name else {}
+    facts = {"model_name": _file_stem(path.name)}
     if hashed and path.is_file():
         facts["model_hash"] = model_hash(path)
     return facts
+
+
+def network_facts(uses: Iterable[Sequence]) -> dict[str, str]:
+    """The "Lora hashes" of networks in use, (Network, …) each: for `extras` of `call_infotexts`."""
+    hashes = {use[0].name: use[0].short_hash for use in uses}
+    return {"Lora hashes": lora_hashes_text(hashes.items())} if hashes else {}
+
+
+def network_tags_text(loras: Mapping[str, float] | Iterable[Sequence]) -> str:
+    """The argument `loras` as tags; of a path, its name.
+
+    >>> network_tags_text({"moxin": 0.8}), network_tags_text([("styles/ink.safetensors", 1, 0.5)])
+    ('<lora:moxin:0.8>', '<lora:ink:1:0.5>')
+    """
+    tags = []
+    for name, *rest in loras.items() if isinstance(loras, Mapping) else loras:
+        strengths = [value for value in rest[:3] if isinstance(value, (int, float))]
+        if len(strengths) == 2 and strengths[0] == strengths[1]:
+            del strengths[1]
+        tags.append(f"<lora:{':'.join(map(str, (_file_stem(name), *strengths)))}>")
+    return "".join(tags)
 
 
 def _texts_by_image(given: Mapping[str, Any], name: str) -> list[str]:
@@ -79,12 +100,13 @@ def _texts_by_image(given: Mapping[str, Any], name: str) -> list[str]:
 def _image_settings(arguments: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of `format_infotext` for one image."""
     arguments = {name: value for name, value in arguments.items() if value is not None}
+    arguments["prompt"] = arguments.get("prompt", "") + network_tags_text(arguments.pop("loras", None) or ())
     arguments["webui_options"] = _options_in_use(arguments)
     if arguments.get("sampler") and not any("eta" in sampler.takes for sampler, _ in _used_samplers(arguments)):
         arguments.pop("eta", None)
     arguments |= _names_in_use(arguments)
     if arguments.get("hires_upscaler"):
-        arguments["hires_upscaler"] = _upscaler_label(arguments["hires_upscaler"])
+        arguments["hires_upscaler"] = _file_stem(arguments["hires_upscaler"])
     elif arguments.get("hires_scale") or any(arguments.get("hires_size") or ()):
         arguments["hires_upscaler"] = known.get("Hires upscaler", "Latent")
     settings = call_settings(arguments)
@@ -114,10 +136,10 @@ def _names_in_use(arguments: Mapping[str, Any]) -> dict[str, str]:
     return names
 
 
-def _upscaler_label(upscaler: Any) -> str:
-    """The label, or a file's name without folder and ending: pictures do not tell where the user keeps files."""
-    path = Path(str(upscaler))
-    return path.stem if path.suffix.lower() in _WEIGHT_ENDINGS else str(upscaler)
+def _file_stem(name: Any) -> str:
+    """A label, or a file's name without folder and ending: pictures do not tell where the user keeps files."""
+    path = Path(str(name))
+    return path.stem if path.suffix.lower() in _WEIGHT_ENDINGS else str(name)
 
 
 def _options_in_use(arguments: Mapping[str, Any]) -> dict[str, Any]:
