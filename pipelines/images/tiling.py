@@ -25,7 +25,7 @@ def webui_tile_starts(length: int, tile: int, overlap: int) -> list[int]:
     if count <= 1:
         return [length - tile]
     step = (length - tile) / (count - 1)
-    return [min(int(i * step), length - tile) for i in range(count)]
+    return [*(int(i * step) for i in range(count - 1)), length - tile]
 
 
 def check_tile(tile: int, overlap: int) -> None:
