@@ -137,11 +137,13 @@ class ImageUpscaler(ModelMixin, ConfigMixin):
     def draw_as_constructed(self, generator: Generator) -> None:
         """Advance a CPU generator by what making this network draws from it for weights that the file then replaces.
 
+        Nothing happens to a generator of another device, nor for a network whose making spandrel does not record.
+
         The webui loads its upscaler anew for each pass, right after seeding torch's global generator and right before
         drawing the noise of the VAE's encoding from it. Its hires pictures depend on that.
         """
         arguments = getattr(self.network, "hyperparameters", None)
-        if arguments is None:
+        if arguments is None or generator.device.type != "cpu":
             return
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.set_rng_state(generator.get_state())
