@@ -4,6 +4,8 @@ Zhang et al. (2016), arXiv:1604.02878. Architecture and cascade after facenet-py
 models/utils/detect_face.py; the weights that ship with the pack are that package's.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -78,8 +80,10 @@ class FaceDetector(ModelMixin, ConfigMixin):
     """MTCNN as a component. Its scores are not RetinaFace's: do not hold them against that net's 0.97.
 
     min_face_size: of the smallest face looked for, in pixels. thresholds: of the three nets' probabilities. factor:
-    between the sizes of the pyramid.
+    between the sizes of the pyramid. Stays in float32: in half precision landmarks move by several pixels.
     """
+
+    _keep_in_fp32_modules = ["pnet", "rnet", "onet"]
 
     @register_to_config
     def __init__(
@@ -90,6 +94,11 @@ class FaceDetector(ModelMixin, ConfigMixin):
     ):
         super().__init__()
         self.pnet, self.rnet, self.onet = MTCNNProposal(), MTCNNRefinement(), MTCNNOutput()
+
+    def to(self, *args: Any, **kwargs: Any) -> "FaceDetector":
+        """`ModelMixin.to`, but dtypes are passed over."""
+        args, kwargs = without_dtypes(args, kwargs)
+        return super().to(*args, **kwargs) if args or kwargs else self
 
     @torch.no_grad()
     def forward(self, picture: np.ndarray) -> np.ndarray:
@@ -139,6 +148,14 @@ class FaceDetector(ModelMixin, ConfigMixin):
         y = size[:, 1:] * points[:, 5:] + boxes[:, 1:2] - 1
         rows = np.column_stack([_correct_boxes(boxes, reg), np.stack([x, y], axis=2).reshape(-1, 10)])
         return rows[suppress_boxes(rows, 0.7, smaller=True)].astype(np.float32)
+
+
+def without_dtypes(
+    args: tuple, kwargs: dict[str, Any], unwanted: tuple[torch.dtype, ...] = (torch.float16, torch.bfloat16)
+) -> tuple[tuple, dict[str, Any]]:
+    """Arguments of `Module.to` without these dtypes."""
+    kept = {key: value for key, value in kwargs.items() if value not in unwanted}
+    return tuple(value for value in args if value not in unwanted), kept
 
 
 def suppress_boxes(boxes: np.ndarray, threshold: float, *, smaller: bool = False) -> np.ndarray:

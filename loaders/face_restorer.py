@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..pipelines.optional import require
+from .face_detector import without_dtypes
 
 
 # name -> (module, architecture class, extra that installs it, keys that only this net's files have)
@@ -74,8 +75,7 @@ class FaceRestorer(ModelMixin, ConfigMixin):
 
     def to(self, *args: Any, **kwargs: Any) -> "FaceRestorer":
         """`ModelMixin.to`, but float16 is passed over."""
-        args = tuple(a for a in args if a is not torch.float16)
-        kwargs = {k: v for k, v in kwargs.items() if v is not torch.float16}
+        args, kwargs = without_dtypes(args, kwargs, (torch.float16,))
         return super().to(*args, **kwargs) if args or kwargs else self
 
     def _noise(self, generator: torch.Generator | None) -> dict[str, Tensor]:

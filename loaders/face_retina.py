@@ -4,6 +4,8 @@ Deng et al. (2019), arXiv:1905.00641. Architecture, key names and decoding after
 facexlib/detection/retinaface.py, retinaface_net.py and retinaface_utils.py; the body is torchvision's ResNet-50.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -11,7 +13,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from .face_detector import suppress_boxes
+from .face_detector import suppress_boxes, without_dtypes
 
 
 RETINA_STRIDES = (8, 16, 32)
@@ -108,7 +110,9 @@ class RetinaHead(nn.Module):
 
 
 class RetinaFaceDetector(ModelMixin, ConfigMixin):
-    """RetinaFace as a component. The defaults are `detection_Resnet50_Final.pth`'s."""
+    """RetinaFace as a component, in float32. The defaults are `detection_Resnet50_Final.pth`'s."""
+
+    _keep_in_fp32_modules = ["body", "fpn", "ssh1", "ssh2", "ssh3", "BboxHead", "ClassHead", "LandmarkHead"]
 
     @register_to_config
     def __init__(self, width: int = 64, blocks: tuple[int, int, int, int] = (3, 4, 6, 3), channels: int = 256):
@@ -120,6 +124,11 @@ class RetinaFaceDetector(ModelMixin, ConfigMixin):
         self.BboxHead, self.ClassHead, self.LandmarkHead = (
             nn.ModuleList(RetinaHead(channels, values) for _ in range(3)) for values in (4, 2, 10)
         )
+
+    def to(self, *args: Any, **kwargs: Any) -> "RetinaFaceDetector":
+        """`ModelMixin.to`, but dtypes are passed over."""
+        args, kwargs = without_dtypes(args, kwargs)
+        return super().to(*args, **kwargs) if args or kwargs else self
 
     @torch.no_grad()
     def forward(self, picture: np.ndarray, threshold: float | None = None) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 from torch import Generator, Tensor
 from webui_diffusers.loaders.face_models import load_face_detector
+from webui_diffusers.pipelines.components import overridable_components
 from webui_diffusers.pipelines.images.faces import FaceResult, restore_faces
 from webui_diffusers.pipelines.images.faces_flows import FaceNets, FaceOptions, check_face_options
 from webui_diffusers.pipelines.images.faces_nets import (
@@ -27,6 +29,7 @@ from webui_diffusers.pipelines.images.faces_pictures import (
 )
 from webui_diffusers.pipelines.images.resample import resize_picture
 from webui_diffusers.pipelines.images.upscale_tiles import upscale_image
+from webui_diffusers.pipelines.saving import save_pipeline_code
 
 
 @dataclass
@@ -63,6 +66,7 @@ class FaceRestorePipeline(DiffusionPipeline):
     model_cpu_offload_seq = "upscaler->face_detector->face_restorer->face_parser"
     _optional_components = ["face_detector", "face_parser", "upscaler"]
 
+    @overridable_components(_optional_components)
     def __init__(
         self,
         face_restorer: ModelMixin,
@@ -173,6 +177,11 @@ class FaceRestorePipeline(DiffusionPipeline):
         finished = [_finish(picture, result, output_type) for picture, result in zip(pictures, results)]
         images = batch_of_pictures(finished, output_type)
         return _describe(images, results, notes) if return_dict else (images,)
+
+    def save_config(self, save_directory: str | PathLike, *args: Any, **kwargs: Any) -> None:
+        """As diffusers' own, which `save_pretrained` and `push_to_hub` end with; and the code, so that it reloads."""
+        super().save_config(save_directory, *args, **kwargs)
+        save_pipeline_code(self, save_directory)
 
     def _enlarge(self, picture: np.ndarray) -> np.ndarray:
         """(h, w, 3) uint8 through the upscaler, by tiles."""

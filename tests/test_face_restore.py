@@ -203,14 +203,24 @@ def test_a_saved_pipeline_restores_the_same(tmp_path):
     net = FaceRestorer("GFPGAN", {"narrow": 0.0625, "num_style_feat": 32, "num_mlp": 2}).eval()
     pipe = FaceRestorePipeline(net)
     pipe.save_pretrained(tmp_path)
-    again = FaceRestorePipeline.from_pretrained(tmp_path)
+    again = FaceRestorePipeline.from_pretrained(tmp_path, trust_remote_code=True)
     for one in (pipe, again):
         one.set_progress_bar_config(disable=True)
     expected, image = pipe(photo()).images[0], again(photo()).images[0]
     assert np.abs(np.array(image).astype(int) - np.array(expected)).max() <= 1
     assert again.face_parser is None and again.upscaler is None
     again.to(torch.float16)
-    assert again.face_restorer.dtype == torch.float32
+    assert again.face_restorer.dtype == again.face_detector.dtype == torch.float32
+
+
+def test_a_saved_folder_brings_its_code(tmp_path):
+    pipe = FaceRestorePipeline(FaceRestorer("GFPGAN", {"narrow": 0.0625, "num_style_feat": 32, "num_mlp": 2}).eval())
+    pipe.save_pretrained(tmp_path)
+    again = DiffusionPipeline.from_pretrained(tmp_path, trust_remote_code=True)
+    assert type(again).__name__ == "FaceRestorePipeline" and type(again) is not FaceRestorePipeline
+    again.set_progress_bar_config(disable=True)
+    result = again(photo("two.png"))
+    assert len(result.boxes[0]) == 2 and result.errors == [[None, None]]
 
 
 def test_there_is_one_pipeline_class_in_the_file():

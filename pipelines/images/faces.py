@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from .faces_align import align_face, fit_face  # noqa: F401  the two that are public come from this page
 from .faces_color import blend_visibility, is_gray, to_levels
 from .faces_flows import FaceNets, FaceOptions, check_face_options
 from .faces_steps import (
