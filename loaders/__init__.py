@@ -18,6 +18,12 @@ _HOME = {
     "describe_checkpoint": ".checkpoint",
     "read_refiner": ".single_file",
     "model_hash": ".hashes",
+    "ImageUpscaler": ".upscaler",
+    "UPSCALER_LABELS": ".upscaler",
+    "load_face_detector": ".face_models",
+    "load_face_parser": ".face_models",
+    "block_strengths": ".blocks",
+    "open_weights": ".files",
 }
 __all__ = sorted(_HOME)
 

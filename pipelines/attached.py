@@ -1,7 +1,7 @@
 """What a user attaches to a pipeline by name, and prompts and arguments then call for: networks, embeddings,
 upscalers."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,13 @@ from torch import Tensor
 from ..loaders.merge import NetworkMerger
 from ..loaders.merge_plan import NetworkReport
 from ..loaders.network_file import Network
-from ..loaders.network_library import NetworkLibrary, network_mentions
+from ..loaders.network_library import NetworkLibrary, lora_hashes_text, network_mentions
 from ..loaders.textual_inversion import TextualInversion, read_embedding, read_embedding_folder
 from ..loaders.upscaler import load_upscaler
 from .images.hires import DEFAULT_HIRES_UPSCALER, LATENT_UPSCALERS
 from .images.upscale import PIXEL_FILTERS, UpscalerModel
 from .log import LOGGER
+from .network_mixing import AdaptedNetworks
 from .prompt.encode import PromptEncoder
 from .prompt.encode_rows import RowCache
 from .prompt.network_tags import NetworkTag
@@ -38,7 +39,11 @@ class Attachments:
         self.embeddings: dict[str, TextualInversion] = {}
         self.embeddings_folder: Path | None = None
         self.upscalers: dict[str, Any] = {}
+        self.face_models: dict[str, Any] = {}
         self.row_cache = RowCache()
+        self._networks_seen: list[Network] = []
+        self._mentioned: dict[int, str] = {}  # id of a network -> its name in the last prompt or argument
+        self._folder_states: dict[tuple, dict[str, TextualInversion]] = {}
 
     def add_embedding(self, path: str | Path, name: str | None = None) -> str:
         """Make a textual inversion known by `name`, by default its own. Returns the name."""
@@ -52,7 +57,9 @@ class Attachments:
         loras: {name or path: weight} or [(name or path, te, unet[, dyn][, blocks])]. Raises NetworkError for an
         unknown name and ValueError for an entry of another form, before anything is changed.
         """
-        uses: NetworkUses = list(self.library.uses(network_mentions(tags)))
+        mentions = network_mentions(tags)
+        uses: NetworkUses = list(self.library.uses(mentions))
+        self._mentioned = {id(use[0]): mention.name for use, mention in zip(uses, mentions, strict=True)}
         entries = [(name, weight) for name, weight in loras.items()] if isinstance(loras, Mapping) else loras or []
         for entry in entries:
             if isinstance(entry, str) or not 2 <= len(entry) <= 5:
@@ -71,20 +78,40 @@ class Attachments:
         """
         encoder = PromptEncoder.from_pipe(pipe, cache=self.row_cache)
         parts, widths = [e.part for e in encoder.encoders], [e.width for e in encoder.encoders]
-        known = dict(self.embeddings)
-        if self.embeddings_folder is not None:
-            known = {**read_embedding_folder(self.embeddings_folder, widths)[0], **known}
+        known = self._known_embeddings(widths)
         for name, found in known.items():
             try:
                 encoder.embeddings[name] = dict(zip(parts, found.for_encoders(widths), strict=True))
             except ValueError as error:
                 LOGGER.warning("%s Its name is read as plain text.", error)
-        for network, *_ in uses:
+        self._networks_seen = [network for network, *_ in uses]
+        for network in self._networks_seen:
             for name, vectors in network.embeddings.items():
                 fitting = _fitting_vectors(vectors, parts, widths)
                 if name not in known and fitting is not None:
                     encoder.embeddings[name] = fitting
         return encoder
+
+    def embedding_hashes(self) -> dict[str, str]:
+        """The hash of each embedding's file, by name; of one inside a network, the network's."""
+        inside = {name: network.short_hash for network in self._networks_seen for name in network.embeddings}
+        return {**inside, **{name: found.hash for name, found in self._known_embeddings().items()}}
+
+    def _known_embeddings(self, widths: Sequence[int] | None = None) -> dict[str, TextualInversion]:
+        """All by name: those of the folder, read again only when its files changed, and those added."""
+        if self.embeddings_folder is None:
+            return dict(self.embeddings)
+        files = sorted(path for path in Path(self.embeddings_folder).rglob("*") if path.is_file())
+        state = tuple((str(path), path.stat().st_mtime_ns) for path in files), tuple(widths or ())
+        if state not in self._folder_states:
+            self._folder_states = {state: read_embedding_folder(self.embeddings_folder, widths)[0]}
+        return {**self._folder_states[state], **self.embeddings}
+
+    def lora_hashes(self, uses: NetworkUses) -> str:
+        """`NAME: hash, …` of networks in use, by the names they were mentioned by."""
+        return lora_hashes_text(
+            {self._mentioned.get(id(use[0]), use[0].name): use[0].short_hash for use in uses}.items()
+        )
 
     def upscaler(self, name: str | None, component: UpscalerModel | None) -> UpscalerModel | str:
         """What enlarges between the passes: a filter's label, or a model.
@@ -98,6 +125,12 @@ class Attachments:
         if name not in self.upscalers:
             self.upscalers[name] = load_upscaler(name)
         return self.upscalers[name]
+
+    def face_model(self, name: str, load: Callable[[str], Any]) -> Any:
+        """A network for faces by name or path, loaded once by `load`."""
+        if name not in self.face_models:
+            self.face_models[name] = load(name)
+        return self.face_models[name]
 
     def _network(self, name: str | Path | Network) -> Network:
         if isinstance(name, (str, Path)):
@@ -121,13 +154,17 @@ class MergedNetworks:
 
 
 @contextmanager
-def networks_on(pipe: Any, backend: str) -> Iterator[MergedNetworks]:
+def networks_on(pipe: Any, backend: str) -> Iterator[MergedNetworks | AdaptedNetworks]:
     """Networks for one block of code, to be switched inside it; then everything is as before, whatever happens.
 
-    backend: whose numbers, a key of LORA_BACKENDS.
+    backend: "peft" for adapters beside the weights, or whose numbers are merged into them: a key of LORA_BACKENDS.
     """
-    if backend not in LORA_BACKENDS:
-        raise ValueError(unknown_choice("`lora_backend`:", backend, LORA_BACKENDS))
+    if backend not in (*LORA_BACKENDS, "peft"):
+        raise ValueError(unknown_choice("`lora_backend`:", backend, (*LORA_BACKENDS, "peft")))
+    if backend == "peft":
+        with AdaptedNetworks(pipe) as networks:
+            yield networks
+        return
     merger = NetworkMerger(pipe)
     try:
         yield MergedNetworks(merger, LORA_BACKENDS[backend])

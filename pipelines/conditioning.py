@@ -29,6 +29,7 @@ class Conditioning:
     positive: Sequence[Sequence[WeightedCond]]
     negative: Sequence[Sequence[TimedCond]]
     empty: Tensor | None = None  # (77, dim): the encoding of "", for the option pad_cond_uncond
+    embeddings: tuple[str, ...] = ()  # names of the textual inversions in use, as "TI hashes" lists them
 
 
 def cond_at_call(schedule: Sequence[TimedCond], call: int) -> TimedCond:

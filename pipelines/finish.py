@@ -1,14 +1,19 @@
 """From the last latents to what the user gets: pixels, the safety checker, faces."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Generator, Tensor
 
+from ..loaders.face_models import load_face_detector, load_face_restorer
+from .attached import NetworkUses
+from .call_infotexts import call_infotexts, model_facts
+from .images.faces_nets import picture_restorer
 from .images.vae import quantize_pixels
+from .request import NoiseRequest, PassRequest
 
 
 def finite_latents(latents: Tensor) -> Tensor:
@@ -55,3 +60,48 @@ def pictures_of(
         return [Image.fromarray(picture) for picture in eight_bit]
     values = eight_bit.astype(np.float32) / 255
     return values if output_type == "np" else torch.from_numpy(values).permute(0, 3, 1, 2)
+
+
+def face_restoration(
+    pipe: Any, name: str | None, fidelity: float | None, options: Mapping[str, Any], generator: Generator | None = None
+) -> Callable[[np.ndarray], np.ndarray] | None:
+    """What `restore_faces=name` does to an 8-bit picture (h, w, 3), as the webui does it; None for nothing.
+
+    The pipeline's component `face_restorer` is what restores, whatever its kind; without one, the file known by
+    `name` ("CodeFormer", "GFPGAN", a path) is loaded once. Without `face_detector`, MTCNN finds the faces.
+    fidelity: 0..1; None is the option `code_former_weight`.
+    """
+    if name is None or name == "None":
+        return None
+    restorer = pipe.face_restorer
+    if restorer is None:
+        restorer = pipe.attached.face_model(name, load_face_restorer)
+    detector = pipe.face_detector
+    if detector is None:
+        detector = pipe.attached.face_model("MTCNN", load_face_detector)
+    device = pipe._execution_device
+    weight = options["code_former_weight"] if fidelity is None else fidelity
+    return picture_restorer(
+        restorer.to(device), detector.to(device), pipe.face_parser, fidelity=weight, generator=generator
+    )
+
+
+def picture_texts(
+    pipe: Any,
+    given: Mapping[str, Any],
+    seeds: NoiseRequest | None,
+    first: PassRequest,
+    uses: NetworkUses,
+    names: Sequence[str],
+) -> list[str]:
+    """The "parameters" text of each image. given: the call's arguments; names: the textual inversions in use."""
+    hashes = pipe.attached.embedding_hashes()
+    facts: dict[str, Any] = {"width": first.asked_size[1], "height": first.asked_size[0]}
+    facts |= model_facts(pipe)
+    if uses:
+        facts["Lora hashes"] = pipe.attached.lora_hashes(uses)
+    if first.sampler is None:
+        facts["sampler_name"] = type(pipe.scheduler).__name__
+    if names:
+        facts["TI hashes"] = ", ".join(f"{name.replace(':', '').replace(',', '')}: {hashes[name]}" for name in names)
+    return call_infotexts(given, seeds and seeds.seeds, seeds and seeds.subseeds, facts)

@@ -1,11 +1,15 @@
 """What the drawing pipelines return."""
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from diffusers.utils import BaseOutput
 from PIL import Image
 from torch import Tensor
+
+from .picture_info import save_pictures
 
 
 @dataclass
@@ -22,3 +26,10 @@ class WebUIPipelineOutput(BaseOutput):
     nsfw_content_detected: list[bool] | None = None
     infotexts: list[str] | None = None
     seeds: list[int] | None = None
+
+    def save(self, folder: str | Path, pattern: str = "[number]-[seed]", **kwargs: Any) -> list[Path]:
+        """Write the pictures with their texts into `folder`, never over a file that is there. Gives the paths.
+
+        pattern, and `extension`, `quality`, `lossless`: as in `save_pictures`. Needs `output_type="pil"`.
+        """
+        return save_pictures(self.images, self.infotexts, folder, pattern, **kwargs)

@@ -182,13 +182,17 @@ def run_pass(
 
     start: noise of unit variance to begin with, instead of the first of `noise`. init: the clean latents that hires
     and img2img begin with. watch: given the denoiser and the number of steps, what is called after each step.
-    exact_steps: run `plan.steps` steps whatever the strength (hires, and an option of img2img).
+    exact_steps: run `plan.steps` steps whatever the strength (hires, and an option of img2img). Else a strength of 0
+    still runs the last step with a sampler, as in the webui. mask: where latents are kept; the caller puts the clean
+    ones back at the end.
     """
-    if init is not None and plan.strength == 0:
+    if init is not None and plan.strength == 0 and (exact_steps or plan.sampler is None):
         return init
     try:
         if plan.sampler is None:
-            return _scheduler_pass(plan, models, guidance, noise, scheduler, watch, start, init, eta)
+            return _scheduler_pass(
+                plan, models, guidance, noise, scheduler, watch, start, init, eta, mask=mask, exact_steps=exact_steps
+            )
         steps, t_enc = plan.steps, None
         if init is not None:
             steps, t_enc = img2img_steps(plan.strength, plan.steps, exact_steps)
@@ -229,18 +233,40 @@ def _scheduler_pass(
     start: Tensor | None,
     init: Tensor | None,
     eta: float | None,
+    *,
+    mask: LatentMask | None,
+    exact_steps: bool,
 ) -> Tensor:
-    """The same pass with diffusers' scheduler. From latents exactly `plan.steps` steps run, as with a sampler."""
-    steps = plan.steps if plan.strength is None else int(plan.steps / min(plan.strength, 0.999))
-    strength = None if plan.strength is None else plan.steps / steps
+    """The same pass with diffusers' scheduler. Steps from latents are counted as with a sampler if they are to be
+    exact, else as diffusers does: int(steps * strength)."""
+    steps, strength = plan.steps, plan.strength
+    if strength is not None and exact_steps:
+        steps = int(plan.steps / min(strength, 0.999))
+        strength = plan.steps / steps
     timesteps = scheduler_timesteps(scheduler, steps, noise.device, strength=strength)
+    if not len(timesteps):
+        return init
     start = noise.next() if start is None else start.to(noise.device, torch.float32)
     x = start * scheduler.init_noise_sigma if init is None else scheduler.add_noise(init, start, timesteps[:1])
     denoiser = GuidedDenoiser(models, guidance, total_calls=len(timesteps))
     with watch(denoiser, len(timesteps)) as on_step:
+        after = on_step if mask is None else _masked_steps(on_step, mask, scheduler, start, timesteps)
         return sample_with_scheduler(
-            scheduler, denoiser, x, timesteps, eta=eta or 0.0, generator=_step_generators(noise), on_step=on_step
+            scheduler, denoiser, x, timesteps, eta=eta or 0.0, generator=_step_generators(noise), on_step=after
         )
+
+
+def _masked_steps(on_step: StepFn, mask: LatentMask, scheduler: Any, noise: Tensor, timesteps: Tensor) -> StepFn:
+    """After each step what is kept is put back at the next step's noise level, as StableDiffusionInpaintPipeline
+    does with a UNet of four channels."""
+
+    def after_step(i: int, x: Tensor) -> Tensor:
+        kept = mask.init
+        if i + 1 < len(timesteps):
+            kept = scheduler.add_noise(kept, noise, timesteps[i + 1 : i + 2])
+        return on_step(i, x * mask.change + kept * mask.keep)
+
+    return after_step
 
 
 def _step_generators(noise: SeededNoise | GeneratorNoise) -> Generator | list[Generator] | None:

@@ -119,6 +119,23 @@ def pick(kind: type[Picked], given: Mapping[str, Any], prefix: str = "") -> Pick
     return kind(**{name: given[prefix + name] for name in kind.__dataclass_fields__})
 
 
+def checked_strength(argument: str, strength: float) -> float:
+    """How much is drawn anew, 0 to 1. Raises ValueError for anything else."""
+    if not 0 <= strength <= 1 or math.isnan(strength):
+        raise ValueError(f"`{argument}` must be from 0 (keep the picture) to 1 (draw anew); got {strength}.")
+    return float(strength)
+
+
+def refuse_unread(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Refuse arguments that only diffusers' own drawing reads, where they are not at their `defaults`."""
+    for name, default in defaults.items():
+        if given[name] is not None and given[name] != default:
+            raise ValueError(
+                f"`{name}` is read by diffusers' own drawing only, and this call asks for more: a webui argument, or "
+                f"prompts with syntax or of more than 75 tokens. Leave out `{name}`, or those."
+            )
+
+
 def prompt_list(
     prompt: str | Sequence[str] | None, negative: Any, images: int, embeds: Tensor | None = None
 ) -> tuple[list[str], list[str]]:
@@ -203,8 +220,7 @@ def hires_request(
     """The second pass that follows `first`, or None. prompts, negatives: the first pass's, with their tags."""
     if not asked.scale and not any(asked.size or ()):
         return None
-    if not 0 <= asked.strength <= 1 or math.isnan(asked.strength):
-        raise ValueError(f"`hires_strength` must be from 0 to 1; got {asked.strength}.")
+    checked_strength("hires_strength", asked.strength)
     target = hires_target(first.asked_size[1], first.asked_size[0], asked.scale, asked.size)
     texts = _same_or_list("hires_prompt", asked.prompt, prompts)
     plain, tags = _without_tags(texts)

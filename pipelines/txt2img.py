@@ -26,7 +26,13 @@ from transformers import (
 from webui_diffusers.pipelines.attached import networks_on
 from webui_diffusers.pipelines.components import overridable_components
 from webui_diffusers.pipelines.enlarge import enlarge_latents
-from webui_diffusers.pipelines.finish import finite_latents, hide_flagged, pictures_of
+from webui_diffusers.pipelines.finish import (
+    face_restoration,
+    finite_latents,
+    hide_flagged,
+    picture_texts,
+    pictures_of,
+)
 from webui_diffusers.pipelines.images.seamless import seamless_tiling
 from webui_diffusers.pipelines.images.vae import decode_latents
 from webui_diffusers.pipelines.mixin import WebUIMixin
@@ -263,6 +269,7 @@ class WebUITxt2ImgPipeline(WebUIMixin, StableDiffusionPipeline):
         uses = self.attached.network_uses(first.tags, loras)
         second_uses = uses if second is None else self.attached.network_uses(second.tags, loras)
         refined = refined_passes(refiner_switch_at, options, hires is not None, self.refiner)
+        restore = face_restoration(self, restore_faces, face_fidelity, options)
         settings = prompt_settings(options, clip_skip)
         embeds = None if prompt_embeds is None else given_conditioning(given)
         if embeds is None:
@@ -303,8 +310,11 @@ class WebUITxt2ImgPipeline(WebUIMixin, StableDiffusionPipeline):
         images, flagged = x, None
         if pixels is not None:
             pixels, flagged = hide_flagged(self, pixels)
-            images = pictures_of(pixels, output_type, truncates=sampler is not None)
+            images = pictures_of(pixels, output_type, truncates=sampler is not None, restore=restore)
         self.maybe_free_model_hooks()
         if not return_dict:
             return images, flagged
-        return WebUIPipelineOutput(images, flagged, None, [] if seeds is None else seeds.seeds)
+
+        # 8. What drew it, in the webui's words
+        texts = picture_texts(self, given, seeds, first, uses, models[0].conditioning.embeddings)
+        return WebUIPipelineOutput(images, flagged, texts, [] if seeds is None else seeds.seeds)

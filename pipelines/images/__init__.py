@@ -6,6 +6,13 @@ from importlib import import_module
 _HOME = {
     "fit_face": ".faces",
     "align_face": ".faces",
+    "hires_target": ".hires",
+    "enlarge_picture": ".upscale",
+    "upscale_image": ".upscale_tiles",
+    "fit_picture": ".fit",
+    "prepare_mask": ".masks",
+    "match_colors": ".color_match",
+    "restore_faces": ".faces",
 }
 __all__ = sorted(_HOME)
 

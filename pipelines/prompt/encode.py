@@ -123,11 +123,12 @@ class PromptEncoder:
         steps: int,
         *,
         hires_steps: int | None = None,
-        settings: PromptSettings = PromptSettings(),
+        settings: PromptSettings | None = None,
         pad: bool = False,
     ) -> Conditioning:
         """The conditioning of a batch. steps: denoiser calls of the pass; hires_steps: those of the second pass, when
         it is the one that is encoded (`steps` then are the first pass's). pad: also encode the empty prompt."""
+        settings = settings or PromptSettings()
         if settings.enable_prompt_comments:
             prompts, negatives = [strip_comments(t) for t in prompts], [strip_comments(t) for t in negatives]
         texts, pieces = split_prompts(prompts)
@@ -150,7 +151,18 @@ class PromptEncoder:
             positive=[[WeightedCond(weight, timed[index]) for index, weight in prompt] for prompt in pieces],
             negative=[timed[len(texts) + distinct.index(text)] for text in negatives],
             empty=encoded[-1][0].embeds if pad else None,
+            embeddings=self._used_embeddings(groups[len(texts) : len(schedules)] + groups[: len(texts)], settings),
         )
+
+    def _used_embeddings(self, groups: Sequence[Sequence[str]], settings: PromptSettings) -> tuple[str, ...]:
+        """Names of textual inversions as the webui lists them: each encoding's in order of first use, later encodings
+        in front. Two encoders are two encodings, so SDXL names every one twice."""
+        used: list[str] = []
+        for group in groups if self.embeddings else ():
+            for encoder in self.encoders:
+                chunks = [chunk for text in group for chunk in self.chunks(encoder, text, settings)]
+                used[:0] = dict.fromkeys(fix.name for chunk in chunks for fix in chunk.fixes)
+        return tuple(used)
 
     def check(self, prompts: Sequence[str], negatives: Sequence[str], steps: int, settings: PromptSettings) -> None:
         """Cut all texts without encoding them. Raises ValueError for a weight that is no number and for negative

@@ -137,8 +137,8 @@ class GeneratorNoise:
         return self._draw(self.count, self.generator)
 
     def global_generator(self) -> torch.Generator | None:
-        """None: the caller's own `generator` goes on drawing."""
-        return None
+        """The caller's own generator, where it is a single one; None is torch's global one."""
+        return self.generator if isinstance(self.generator, torch.Generator) else None
 
     def _draw(self, count: int, generator: torch.Generator | None) -> Tensor:
         home = self.device if generator is None else generator.device
