@@ -120,8 +120,8 @@ def _lokr_pair(parts: Mapping[str, Tensor], shape: torch.Size, how: LayerStrengt
         down2 = torch.einsum("pq..., qi -> pi...", parts["lokr_t2"], parts["lokr_w2_b"]).flatten(1)
     else:
         up2, down2 = parts["lokr_w2_a"], parts["lokr_w2_b"].flatten(1)
-    down = torch.kron(down1[..., None, None], down2.reshape(len(down2), -1, *kernel).contiguous())
-    return torch.kron(up1, up2), down.flatten(1)
+    down = torch.kron(down1.contiguous()[..., None, None], down2.reshape(len(down2), -1, *kernel).contiguous())
+    return torch.kron(up1.contiguous(), up2.contiguous()), down.flatten(1)
 
 
 def _thin_pair(matrix: Tensor) -> tuple[Tensor, Tensor]:

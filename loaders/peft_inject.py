@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from diffusers.hooks.group_offloading import _maybe_remove_and_reapply_group_offloading
-from peft import inject_adapter_in_model, set_peft_model_state_dict
+from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
@@ -29,7 +30,7 @@ def inject_component(model: nn.Module, adapter: ComponentAdapter, name: str) -> 
 
     Raises RuntimeError where PEFT takes not just these tensors: the versions of PEFT and this file disagree.
     """
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _lora_innermost(model, adapter):
         warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
         inject_adapter_in_model(adapter.config, model, name, low_cpu_mem_usage=True, state_dict=adapter.state)
         left = set_peft_model_state_dict(model, adapter.state, name, low_cpu_mem_usage=True)
@@ -42,6 +43,36 @@ def inject_component(model: nn.Module, adapter: ComponentAdapter, name: str) -> 
     model._hf_peft_config_loaded = True
     for layer in tuner_layers(model).values():  # PEFT tells only those of its own kind
         layer.set_adapter([name])
+
+
+@contextmanager
+def _lora_innermost(model: nn.Module, adapter: ComponentAdapter) -> Iterator[None]:
+    """The layers without their LoHa and LoKr while a LoRA is put on: PEFT's LoRA wraps a plain convolution only."""
+    aside: list[tuple[nn.Module, str, nn.Module, nn.Module]] = []
+    if isinstance(adapter.config, LoraConfig):
+        for parent, name, outer in _outer_tuner_layers(model):
+            inner = outer
+            while isinstance(inner.base_layer, BaseTunerLayer) and not isinstance(inner.base_layer, LoraLayer):
+                inner = inner.base_layer
+            setattr(parent, name, inner.base_layer)
+            aside.append((parent, name, outer, inner))
+    try:
+        yield
+    finally:
+        for parent, name, outer, inner in aside:
+            inner.base_layer = getattr(parent, name)
+            setattr(parent, name, outer)
+
+
+def _outer_tuner_layers(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
+    """(parent, name, layer) of layers that PEFT has wrapped with something else than LoRA outside."""
+    return [
+        (parent, name, child)
+        for parent in model.modules()
+        if not isinstance(parent, BaseTunerLayer)
+        for name, child in parent.named_children()
+        if isinstance(child, BaseTunerLayer) and not isinstance(child, LoraLayer)
+    ]
 
 
 def tuner_layers(model: nn.Module) -> dict[str, BaseTunerLayer]:
