@@ -30,7 +30,6 @@ BUNDLE_REQUIREMENTS = {
     "scipy": "scipy",
     "spandrel": "spandrel",
     "torch": "torch",
-    "torchsde": "torchsde",
     "transformers": "transformers",
 }
 

@@ -1,0 +1,193 @@
+"""A saved pipeline brings its code; and which component a pipeline ends up with, by every way of making one.
+
+The table below is the documentation: how a component is given, and what the pipeline then has, where its folder has
+one (saved) and where it has none (bare). `from_pipe` starts from a pipeline with and without one.
+
+    call                                             saved / with one     bare / without
+    from_pretrained(folder)                          the saved one        None
+    from_pretrained(folder, upscaler=None)           None                 None
+    from_pretrained(folder, upscaler=obj)            obj                  obj
+    from_pipe(pipe)                                  see below            None
+    from_pipe(pipe, upscaler=None)                   None                 None
+    from_pipe(pipe, upscaler=obj)                    obj                  obj
+
+`from_pipe` hands over components of diffusers and transformers (safety checker, UNet, ...). One of a class of ours is
+not handed over, and diffusers says in a warning that it has to be passed: `from_pipe(pipe, upscaler=pipe.upscaler)`.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.utils import dynamic_modules_utils
+from webui_diffusers.loaders import load_upscaler
+from webui_diffusers.pipelines import WebUITxt2ImgPipeline
+from webui_diffusers.pipelines.bundle import pipeline_file
+
+
+FLOAT = {"torch_dtype": torch.float32}
+TRUST = {"trust_remote_code": True}
+CALL = {"prompt": "a (red:1.3) circle", "seed": 3, "sampler": "Euler a", "num_inference_steps": 2, "output_type": "np"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def modules(tmp_path_factory: pytest.TempPathFactory):
+    """diffusers' folder of code, empty, for these tests alone."""
+    folder = tmp_path_factory.mktemp("modules")
+    before = dynamic_modules_utils.HF_MODULES_CACHE
+    dynamic_modules_utils.HF_MODULES_CACHE = str(folder)
+    yield folder
+    dynamic_modules_utils.HF_MODULES_CACHE = before
+    for name in [name for name in sys.modules if name.startswith("diffusers_modules")]:
+        del sys.modules[name]
+    if str(folder) in sys.path:
+        sys.path.remove(str(folder))
+
+
+@pytest.fixture(scope="module")
+def upscaler():
+    return load_upscaler("R-ESRGAN AnimeVideo")
+
+
+@pytest.fixture(scope="module")
+def saved(tiny_sd: Path, upscaler, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that the package's pipeline saved, with an upscaler and a refiner."""
+    refiner = UNet2DConditionModel.from_pretrained(tiny_sd, subfolder="unet")
+    pipe = WebUITxt2ImgPipeline.from_pretrained(tiny_sd, upscaler=upscaler, refiner=refiner, **FLOAT)
+    folder = tmp_path_factory.mktemp("saved")
+    pipe.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bare(tiny_sd: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same without optional components."""
+    folder = tmp_path_factory.mktemp("bare")
+    WebUITxt2ImgPipeline.from_pretrained(tiny_sd, **FLOAT).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def picture(tiny_sd: Path) -> np.ndarray:
+    return _draw(WebUITxt2ImgPipeline.from_pretrained(tiny_sd, **FLOAT))
+
+
+def _draw(pipe: DiffusionPipeline) -> np.ndarray:
+    pipe.set_progress_bar_config(disable=True)
+    return pipe(**CALL).images[0]
+
+
+# --- folders
+
+
+def test_a_saved_folder_reloads_by_itself_and_draws_the_same(saved: Path, bare: Path, picture: np.ndarray):
+    for folder in (saved, bare):
+        pipe = DiffusionPipeline.from_pretrained(folder, **FLOAT, **TRUST)
+        assert type(pipe).__name__ == "WebUITxt2ImgPipeline" and type(pipe) is not WebUITxt2ImgPipeline
+        assert np.array_equal(_draw(pipe), picture)
+
+
+def test_a_saved_folder_asks_for_trust_whatever_class_loads_it(bare: Path):
+    """diffusers runs the code that the index names, also where an installed class is asked."""
+    for maker in (DiffusionPipeline, WebUITxt2ImgPipeline, StableDiffusionPipeline):
+        with pytest.raises(ValueError, match="trust_remote_code=True"):
+            maker.from_pretrained(bare)
+
+
+def test_components_of_our_classes_come_with_their_code(saved: Path, upscaler):
+    index = json.loads((saved / "model_index.json").read_text())
+    assert index["_class_name"] == ["webui_txt2img", "WebUITxt2ImgPipeline"]
+    assert index["upscaler"] == ["webui_txt2img", "ImageUpscaler"]
+    assert index["unet"] == ["diffusers", "UNet2DConditionModel"] and "_name_or_path" not in index
+    assert (saved / "pipeline.py").read_text() == (saved / "webui_txt2img.py").read_text()
+    pipe = DiffusionPipeline.from_pretrained(saved, **FLOAT, **TRUST)
+    pixels = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(pipe.upscaler(pixels), upscaler(pixels))
+    assert pipe.refiner.config.in_channels == 4
+
+
+def test_what_was_loaded_from_a_folder_saves_again(saved: Path, picture: np.ndarray, tmp_path: Path):
+    pipe = DiffusionPipeline.from_pretrained(saved, **FLOAT, **TRUST)
+    pipe.save_pretrained(tmp_path)
+    for file in ("model_index.json", "pipeline.py", "upscaler/webui_txt2img.py"):
+        assert (tmp_path / file).read_bytes() == (saved / file).read_bytes(), file
+    assert np.array_equal(_draw(DiffusionPipeline.from_pretrained(tmp_path, **FLOAT, **TRUST)), picture)
+
+
+def test_a_pipeline_of_the_single_file_saves_and_reloads_with_components_of_the_package(
+    tiny_sd: Path, upscaler, picture: np.ndarray, tmp_path: Path
+):
+    code = str(pipeline_file("webui-txt2img"))
+    pipe = DiffusionPipeline.from_pretrained(tiny_sd, custom_pipeline=code, upscaler=upscaler, **FLOAT, **TRUST)
+    pipe.save_pretrained(tmp_path)
+    again = DiffusionPipeline.from_pretrained(tmp_path, **FLOAT, **TRUST)
+    assert again.upscaler.scale == upscaler.scale
+    assert np.array_equal(_draw(again), picture)
+
+
+def test_a_folder_serves_as_code_for_another_model(saved: Path, tiny_sd: Path, picture: np.ndarray):
+    pipe = DiffusionPipeline.from_pretrained(tiny_sd, custom_pipeline=str(saved), **FLOAT, **TRUST)
+    assert np.array_equal(_draw(pipe), picture)
+
+
+def test_a_half_precision_variant_reloads(tiny_sd: Path, tmp_path: Path):
+    WebUITxt2ImgPipeline.from_pretrained(tiny_sd, torch_dtype=torch.bfloat16).save_pretrained(tmp_path, variant="bf16")
+    pipe = DiffusionPipeline.from_pretrained(tmp_path, variant="bf16", torch_dtype=torch.bfloat16, **TRUST)
+    assert pipe.unet.dtype == torch.bfloat16
+
+
+# --- the table at the head of this file
+
+
+@pytest.mark.parametrize("made", ["class", "DiffusionPipeline"])
+@pytest.mark.parametrize("has_one", [True, False], ids=["saved", "bare"])
+def test_from_pretrained_takes_the_component_it_is_given(made: str, has_one: bool, saved, bare, upscaler):
+    maker = WebUITxt2ImgPipeline if made == "class" else DiffusionPipeline
+    folder = saved if has_one else bare
+    loaded = maker.from_pretrained(folder, **FLOAT, **TRUST).upscaler
+    assert (type(loaded).__name__ == "ImageUpscaler") if has_one else (loaded is None)
+    assert maker.from_pretrained(folder, upscaler=None, **FLOAT, **TRUST).upscaler is None
+    assert maker.from_pretrained(folder, upscaler=upscaler, **FLOAT, **TRUST).upscaler is upscaler
+
+
+def test_from_pretrained_takes_components_of_diffusers_that_it_is_given(saved: Path, tiny_sd: Path):
+    """The safety checker of a model that has one is left out by `safety_checker=None`; here the refiner stands for "
+    "it."""
+    refiner = UNet2DConditionModel.from_pretrained(tiny_sd, subfolder="unet")
+    assert DiffusionPipeline.from_pretrained(saved, refiner=None, **FLOAT, **TRUST).refiner is None
+    assert DiffusionPipeline.from_pretrained(saved, refiner=refiner, **FLOAT, **TRUST).refiner is refiner
+
+
+@pytest.mark.parametrize("made", ["class", "DiffusionPipeline"])
+def test_from_pipe_takes_the_component_it_is_given(made: str, tiny_sd: Path, upscaler, caplog):
+    refiner = UNet2DConditionModel.from_pretrained(tiny_sd, subfolder="unet")
+    more = {"custom_pipeline": str(pipeline_file("webui-txt2img")), **TRUST} if made != "class" else {}
+    maker = WebUITxt2ImgPipeline if made == "class" else DiffusionPipeline
+    plain = StableDiffusionPipeline.from_pretrained(tiny_sd, **FLOAT)
+    pipe = maker.from_pipe(plain, **more)
+    assert pipe.unet is plain.unet
+    assert all(pipe.components[name] is None for name in pipe._optional_components)
+    assert maker.from_pipe(plain, upscaler=None, **more).upscaler is None
+    assert maker.from_pipe(plain, upscaler=upscaler, **more).upscaler is upscaler
+    full = WebUITxt2ImgPipeline.from_pretrained(tiny_sd, upscaler=upscaler, refiner=refiner, **FLOAT)
+    assert maker.from_pipe(full, **more).refiner is refiner
+    assert maker.from_pipe(full, **more).upscaler is None
+    assert maker.from_pipe(full, upscaler=None, **more).upscaler is None
+    assert maker.from_pipe(full, upscaler=full.upscaler, **more).upscaler is upscaler
+    assert StableDiffusionPipeline.from_pipe(full).unet is full.unet
+
+
+def test_a_class_of_somebody_elses_is_saved_with_a_warning(tiny_sd: Path, tmp_path: Path, caplog):
+    class Elsewhere(UNet2DConditionModel):
+        pass
+
+    refiner = Elsewhere.from_pretrained(tiny_sd, subfolder="unet")
+    pipe = WebUITxt2ImgPipeline.from_pretrained(tiny_sd, refiner=refiner, **FLOAT)
+    with caplog.at_level("WARNING", logger="diffusers.webui"):
+        pipe.save_pretrained(tmp_path)
+    assert f"`{__name__}`, whose code cannot be saved along" in caplog.text
