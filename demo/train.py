@@ -1,6 +1,6 @@
 """Train the demo's model from the emoji packages: `python demo/train.py` does all that is not done yet.
 
-Stages (each can be named to do it alone, once those before it are done): drawings, vae, unet, decoder, flat,
+Stages (each can be named to do it alone, once those before it are done): drawings, vae, text, unet, decoder, flat,
 contrast, export. Checkpoints lie in `demo/cache/`; a stopped run goes on where it was.
 Needs npm and pip (for the data), `resvg-py`, and this project's own dependencies.
 """
@@ -14,14 +14,18 @@ from train_data import SIZE, fetch_drawings
 from train_export import build_pipeline, save_model, save_thumbnails
 from train_lora import save_lora, train_lora
 from train_plot import draw_losses
-from train_text import build_tokenizer
+from train_text import build_tokenizer, train_text
 from train_unet import CaptionedLatents, train_unet
 from train_vae import refine_decoder, train_vae
+from transformers import CLIPTextModel
 
 
 HERE = Path(__file__).parent
-STAGES = ("drawings", "vae", "unet", "decoder", "flat", "contrast", "export")
-STEPS = {"vae": 1600, "unet": 8000, "decoder": 6000, "flat": 1200, "contrast": 1200}
+STAGES = ("drawings", "vae", "text", "unet", "decoder", "flat", "contrast", "export")
+STEPS = {"vae": 1600, "text": 500, "unet": 3000, "decoder": 1300, "flat": 600, "contrast": 600}
+VARIANTS = {"noto": 30, "flat": 12, "contrast": 12}
+"""Placements of each drawing whose latents are kept."""
+
 STYLES = {"flat": "Fluent flat", "contrast": "Fluent high contrast"}
 
 
@@ -45,11 +49,15 @@ class Training:
     def decoder(self) -> AutoencoderKL:
         return refine_decoder(self.vae(), self.drawings, self.cache / "decoder", self.steps["decoder"])
 
+    def text(self) -> CLIPTextModel:
+        return train_text(self.tokenizer, self.cache / "text", self.steps["text"])
+
     def latents(self, style: str) -> CaptionedLatents:
-        return CaptionedLatents(self.vae(), self.drawings[style], self.cache / f"latents-{style}.pt")
+        return CaptionedLatents(self.vae(), self.drawings[style], self.cache / f"latents-{style}.pt", VARIANTS[style])
 
     def unet(self) -> tuple:
-        return train_unet(self.latents("noto"), self.tokenizer, self.cache / "unet", self.steps["unet"])
+        data, steps = self.latents("noto"), self.steps["unet"]
+        return train_unet(data, self.text(), self.tokenizer, self.cache / "unet", steps)
 
     def lora(self, style: str) -> None:
         unet, encoder = self.unet()

@@ -11,15 +11,12 @@ from tqdm import tqdm
 from train_common import Averaged, Run, rate_factor
 from train_data import caption, captioned_placement, place
 from train_subjects import SUBJECTS
-from train_text import WIDTH, build_text_encoder, caption_ids
+from train_text import WIDTH, caption_ids
 from transformers import CLIPTextModel, CLIPTokenizer
 
 
 BATCH = 16
 LEARNING_RATE = 1e-3
-VARIANTS = 30
-"""Placements cached for each drawing."""
-
 NO_CAPTION = 0.1
 """Share of empty captions, for classifier-free guidance."""
 
@@ -49,17 +46,19 @@ def build_noise_schedule() -> DDPMScheduler:
 
 
 class CaptionedLatents:
-    """Latents of every drawing of one style in VARIANTS placements, with what a caption of each has to say."""
+    """Latents of every drawing of one style in some placements, with what a caption of each has to say."""
 
-    def __init__(self, vae: AutoencoderKL, drawings: np.ndarray, file: Path, seed: int = 0) -> None:
+    def __init__(self, vae: AutoencoderKL, drawings: np.ndarray, file: Path, variants: int, seed: int = 0) -> None:
         """Read `file`, or encode all and write it."""
-        plan = [(number, icon, np.random.default_rng((seed, number))) for number, icon in enumerate(SUBJECTS)]
-        placed = [(n, icon, *captioned_placement(rng)) for n, icon, rng in plan for _ in range(VARIANTS)]
-        self.facts = [(icon, size_word, colour) for _, icon, _, size_word, colour in placed]
         if not file.exists():
+            plan = [(number, icon, np.random.default_rng((seed, number))) for number, icon in enumerate(SUBJECTS)]
+            placed = [(n, icon, *captioned_placement(rng)) for n, icon, rng in plan for _ in range(variants)]
+            facts = [(icon, size_word, colour) for _, icon, _, size_word, colour in placed]
             pictures = (place(drawings[n], placement) for n, _, placement, _, _ in placed)
-            torch.save(_encoded(vae, pictures, len(placed)), file)
-        self.latents = torch.load(file, weights_only=True)
+            torch.save({"facts": facts, "latents": _encoded(vae, pictures, len(placed))}, file)
+        kept = torch.load(file, weights_only=True)
+        self.facts: list[tuple[str, str, str]] = kept["facts"]
+        self.latents: Tensor = kept["latents"]
 
     def batch(self, rng: np.random.Generator, count: int = BATCH) -> tuple[Tensor, list[str]]:
         """(count, 4, 16, 16) latents and their captions, a tenth of them empty."""
@@ -72,8 +71,8 @@ class CaptionedLatents:
 def _encoded(vae: AutoencoderKL, pictures: Iterator[np.ndarray], total: int) -> Tensor:
     """(total, 4, 16, 16) scaled means."""
     means = []
-    for start in tqdm(range(0, total, VARIANTS), desc="latents", mininterval=5):
-        chunk = np.stack([next(pictures) for _ in range(min(VARIANTS, total - start))])
+    for start in tqdm(range(0, total, 16), desc="latents", mininterval=5):
+        chunk = np.stack([next(pictures) for _ in range(min(16, total - start))])
         batch = torch.from_numpy(chunk).permute(0, 3, 1, 2).float() / 127.5 - 1
         means.append(vae.encode(batch).latent_dist.mean * vae.config.scaling_factor)
     return torch.cat(means)
@@ -92,11 +91,16 @@ def noise_loss(
 
 
 def train_unet(
-    data: CaptionedLatents, tokenizer: CLIPTokenizer, folder: Path, steps: int, seed: int = 0
+    data: CaptionedLatents,
+    encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    folder: Path,
+    steps: int,
+    seed: int = 0,
 ) -> tuple[UNet2DConditionModel, CLIPTextModel]:
-    """Train (or go on) for `steps` steps; returns the averaged weights of both models."""
+    """Train UNet and `encoder` (or go on) for `steps` steps; returns the averaged weights of both."""
     torch.manual_seed(seed)
-    unet, encoder, schedule = build_unet(), build_text_encoder(tokenizer, seed), build_noise_schedule()
+    unet, schedule = build_unet(), build_noise_schedule()
     parameters = [*unet.parameters(), *encoder.parameters()]
     averaged = Averaged(parameters)
     optimiser = torch.optim.AdamW(parameters, lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
@@ -115,7 +119,7 @@ def train_unet(
         optimiser.step()
         averaged.update(step)
         run.log.add(step, {"loss": loss.item()})
-        if (step + 1) % 500 == 0 or step + 1 == steps:
+        if (step + 1) % 250 == 0 or step + 1 == steps:
             run.save(step + 1)
     averaged.copy_to()
     return unet.eval().requires_grad_(False), encoder.eval().requires_grad_(False)
