@@ -6,7 +6,6 @@ from typing import Annotated, Any
 
 import typer
 
-from ..loaders.hashes import model_hash
 from .cli_common import EXIT_USAGE, say, tell, told
 from .cli_models import ModelSetup, draw_call, load_txt2img, with_model_options
 from .cli_options import merge_call, with_call_options
@@ -31,8 +30,11 @@ def arguments_from(
     known = read_styles(styles) if styles is not None else None
     fields = parse_infotext(text, styles=known)
     notes = [f"{text.tool}: {note}." for note in text.notes]
-    file = None if model is None else Path(model).expanduser()
-    digest = model_hash(file) if file is not None and file.is_file() and "Model hash" in fields else None
+    file, digest = None if model is None else Path(model).expanduser(), None
+    if file is not None and file.is_file() and "Model hash" in fields:
+        from ..loaders.hashes import model_hash
+
+        digest = model_hash(file)
     report = call_report(fields, styles=known, model_hash=digest)
     if file is not None and fields.get("Model") in (file.name, file.stem) and digest is None:
         report = [line for line in report if not line.startswith("Model: ")]  # of the same name; no hash to compare

@@ -58,10 +58,10 @@ def _show_picture(found: Mapping[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    console = Console()
     if not found["tool"]:
-        console.print(f"{found['path']}: no parameters.", markup=False)
+        typer.echo(f"{found['path']}: no parameters.")
         return
+    console = Console()
     table = Table(title=f"{found['path']} ({found['tool']})", show_header=False, title_justify="left")
     table.add_column(style="bold cyan", no_wrap=True)
     table.add_column(overflow="fold")

@@ -1,0 +1,279 @@
+"""The commands, each as a user runs it."""
+
+import inspect
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+from webui_diffusers.pipelines.cli import app
+from webui_diffusers.pipelines.cli_axes import read_axis
+from webui_diffusers.pipelines.cli_grid import labelled_sheet
+from webui_diffusers.pipelines.cli_options import CALL_OPTIONS, NOT_ON_COMMAND_LINE, argument_name
+from webui_diffusers.pipelines.infotext import parse_infotext
+from webui_diffusers.pipelines.options import WEBUI_OPTIONS
+from webui_diffusers.pipelines.picture_info import read_infotext, save_picture
+
+
+SMALL = ["--width", "64", "--height", "64", "--steps", "3", "--device", "cpu"]
+
+
+def run(*arguments: object, code: int = 0):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output
+    return result
+
+
+def told(*arguments: object, code: int = 0) -> dict:
+    return json.loads(run(*arguments, "--json", code=code).stdout.strip().splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """A picture of the seed 5, drawn from the command line."""
+    model = request.getfixturevalue("tiny_sd")
+    out = tmp_path_factory.mktemp("drawn")
+    found = told("txt2img", "a (red:1.2) circle", "-m", model, "--seed", 5, "--sampler", "Euler a", "-o", out, *SMALL)
+    return Path(found["pictures"][0]["path"])
+
+
+# 1. txt2img
+
+
+def test_every_argument_of_the_call_is_an_option():
+    from webui_diffusers.pipelines import WebUITxt2ImgPipeline
+
+    parameters = set(inspect.signature(WebUITxt2ImgPipeline.__call__).parameters) - {"self", "prompt", "kwargs"}
+    assert parameters == {*CALL_OPTIONS, *NOT_ON_COMMAND_LINE}
+
+
+def test_a_picture_tells_what_drew_it(drawn: Path):
+    fields = parse_infotext(read_infotext(drawn))
+    assert (fields["Prompt"], fields["Seed"], fields["Sampler"]) == ("a (red:1.2) circle", "5", "Euler a")
+    assert (fields["Size-1"], fields["Steps"], fields["Model"]) == ("64", "3", "tiny-sd")
+
+
+def test_a_picture_is_drawn_again_from_its_own_file(drawn: Path, tmp_path: Path, tiny_sd: Path):
+    found = told("txt2img", "--from", drawn, "-m", tiny_sd, "-o", tmp_path / "again.webp", "--device", "cpu")
+    assert found["report"] == []
+    again = read_infotext(tmp_path / "again.webp")
+    assert again == read_infotext(drawn)
+    found = told("txt2img", "--from", drawn, "-m", tiny_sd, "-o", tmp_path, "--device", "cpu", "-n", 2)
+    pictures = [np.array(Image.open(picture["path"])) for picture in found["pictures"]]
+    assert np.array_equal(pictures[0], np.array(Image.open(drawn)))
+    assert "Seed: 6" in found["pictures"][1]["infotext"] and not np.array_equal(*pictures)
+
+
+def test_arguments_stand_over_those_of_the_picture(drawn: Path, tmp_path: Path):
+    (tmp_path / "styles.csv").write_text("name,prompt,negative_prompt\nfilm,film grain,digital\n")
+    found = told(
+        "txt2img",
+        "--from",
+        drawn,
+        "--dry-run",
+        "--cfg",
+        4.5,
+        "--lora",
+        "ink=0.5",
+        "--lora",
+        "oil",
+        "--option",
+        "eta_noise_seed_delta=31337",
+        "--hires-size",
+        "96x0",
+        "--tiling",
+        "--style",
+        "film",
+        "--styles",
+        tmp_path / "styles.csv",
+    )["arguments"]
+    assert found["prompt"] == "a (red:1.2) circle, film grain" and found["negative_prompt"] == "digital"
+    assert (found["guidance_scale"], found["seed"], found["tiling"]) == (4.5, 5, True)
+    assert found["loras"] == {"ink": 0.5, "oil": 1.0} and found["hires_size"] == [96, 0]
+    assert found["webui_options"] == {"eta_noise_seed_delta": 31337}
+
+
+def test_what_another_picture_needs_is_told(tmp_path: Path):
+    (tmp_path / "p.txt").write_text("a cat\nSteps: 3, Seed: 1, Size: 64x64, Model hash: 879db523c3, Model: dream_8")
+    report = told("txt2img", "--from", tmp_path / "p.txt", "--dry-run")["report"]
+    assert len(report) == 1 and "dream_8 [879db523c3]" in report[0]
+
+
+@pytest.mark.parametrize(
+    "arguments, code, message",
+    [
+        (["txt2img"], 2, "give a prompt"),
+        (["txt2img", "x", "--steps", "many"], 1, "num_inference_steps"),
+        (["txt2img", "x", "--option", "s_chrn=1"], 1, "s_churn"),
+        (["txt2img", "x", "--hires-size", "2"], 1, "640x960"),
+        (["txt2img", "x"], 1, "WEBUI_DIFFUSERS_MODEL"),
+        (["txt2img", "x", "--from", "none.png"], 1, "does not exist"),
+        (["txt2img", "--nope"], 2, "--nope"),
+        (["explain", "(a:1.2.3)"], 1, "1.2.3"),
+        (["grid", "x"], 2, "--x"),
+        (["grid", "x", "--x", "nope=1"], 1, "nope"),
+        (["batch", "none.jsonl"], 1, "none.jsonl"),
+        (["lora", "none.safetensors"], 1, "none.safetensors"),
+        (["restore", "none.png", "-r", "none.pth"], 1, "none.pth"),
+        (["upscale", "none.png", "-u", "Lanczos"], 1, "none.png"),
+        (["info", "none.png"], 1, "does not exist"),
+    ],
+)
+def test_errors_are_one_message_and_an_exit_code(
+    arguments: list, code: int, message: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("WEBUI_DIFFUSERS_MODEL", raising=False)
+    result = run(*arguments, code=code)
+    assert message in result.output and "Traceback" not in result.output
+
+
+# 2. info, explain, lora, upscale
+
+
+def test_info_shows_fields_and_the_call(drawn: Path, tmp_path: Path):
+    found = told("info", drawn)
+    assert found["tool"] == "webui" and found["arguments"]["seed"] == 5
+    assert "guidance_scale" in run("info", drawn).stdout
+    assert run("info", drawn, "--raw").stdout.strip() == read_infotext(drawn)
+    plain = save_picture(Image.new("RGB", (8, 8)), tmp_path / "plain.png")
+    assert "no parameters" in run("info", plain, code=1).stdout
+
+
+def test_explain_shows_tokens_weights_steps_and_networks():
+    prompt = "a (red:1.2) [cat:dog:0.5] AND fish:0.5 <lora:moxin:0.7:0.5>"
+    found = told("explain", prompt, "--steps", 10)
+    first, second = found["pieces"]
+    assert [(v["first_step"], v["last_step"]) for v in first["variants"]] == [(1, 6), (7, 10)]
+    assert first["variants"][1]["chunks"] == [
+        [[320, "a</w>", 1.0], [736, "red</w>", 1.2], [1929, "dog</w>", 1.0]],
+    ]
+    assert second["weight"] == 0.5 and found["networks"][0]["unet"] == 0.5
+    shown = run("explain", prompt, "--steps", 10).stdout
+    assert "steps 7-10" in shown and "1.2:red" in shown and "moxin" in shown
+
+
+def test_explain_cuts_long_prompts_into_chunks():
+    (variant,) = told("explain", "cat " * 80)["pieces"][0]["variants"]
+    assert [len(chunk) for chunk in variant["chunks"]] == [75, 5] and variant["tokens"] == 80
+
+
+def test_a_text_that_no_step_reads_is_told():
+    variants = told("explain", "[a|b]", "--steps", 2)["pieces"][0]["variants"]
+    assert [v["first_step"] for v in variants] == [1, None]
+
+
+def test_lora_shows_what_is_inside(golden: Path):
+    file = golden / "lora" / "kohya_lora.safetensors"
+    found = told("lora", file)
+    assert found["base"] == "SD1" and found["layers"] == 108 and len(found["hash"]) == 12
+    assert "text encoder" in run("lora", file).stdout
+
+
+def test_lora_shows_what_would_apply(golden: Path, tiny_sd: Path):
+    found = told("lora", golden / "lora" / "kohya_lora.safetensors", "-m", tiny_sd)
+    assert len(found["applied"]) == 108 and not found["unknown"]
+
+
+def test_upscale_keeps_the_pictures_text(drawn: Path, tmp_path: Path, golden: Path):
+    model = golden / "models" / "tiny-compact-x2.safetensors"
+    found = told("upscale", drawn, "-u", model, "-o", tmp_path, "--scale", 1.5, "--device", "cpu")
+    path = Path(found["pictures"][0]["path"])
+    assert Image.open(path).size == (96, 96) and read_infotext(path) == read_infotext(drawn)
+    assert "Postprocess upscale by: 1.5" in Image.open(path).text["postprocessing"]
+    run("upscale", drawn, "-u", "Nearest", "-o", drawn.parent, code=1)  # over itself
+
+
+# 3. grid
+
+
+@pytest.mark.parametrize(
+    "written, labels",
+    [
+        ("steps=10,20,30", ["10", "20", "30"]),
+        ("seed=1-5", ["1", "2", "3", "4", "5"]),
+        ("seed=1-10 (+3)", ["1", "4", "7", "10"]),
+        ("Steps=10-5 (-3)", ["10", "7"]),
+        ("cfg=1-2 (+0.5)", ["1", "1.5", "2"]),
+        ("CFG scale=5-10 [3]", ["5", "7.5", "10"]),
+        ('sampler="Euler a", DDIM', ["Euler a", "DDIM"]),
+        ("s_churn=0-1 [2]", ["0", "1"]),
+        ('prompt=a cat,"a, b"', ["a cat", "a, b"]),
+        ("hires-size=64x64,96x0", ["64x64", "96x0"]),
+    ],
+)
+def test_axes_are_written_as_in_the_webui(written: str, labels: list):
+    assert read_axis(written).labels == labels
+
+
+def test_axes_change_the_call():
+    call = {"prompt": "a red fox", "webui_options": {"s_tmin": 1.0}}
+    assert read_axis("replace=red,blue").changes[1](call)["prompt"] == "a blue fox"
+    assert read_axis("s_churn=2").changes[0](call)["webui_options"] == {"s_tmin": 1.0, "s_churn": 2.0}
+    assert read_axis("hires_size=96x0").changes[0](call)["hires_size"] == (96, 0)
+    with pytest.raises(ValueError, match="goes nowhere"):
+        read_axis("steps=1-5 (-1)")
+    with pytest.raises(ValueError, match="to replace"):
+        read_axis("replace=green,blue").changes[1](call)
+
+
+def test_every_setting_may_be_an_axis():
+    for name in WEBUI_OPTIONS:
+        assert argument_name(name) == f"webui_options.{name}"
+
+
+def test_a_grid_is_one_sheet_and_goes_on_after_a_stop(tmp_path: Path, tiny_sd: Path):
+    arguments = ["grid", "a red circle", "-m", tiny_sd, *SMALL, "-o", tmp_path]
+    arguments += ["--x", "cfg=1-7 (+6)", "--y", "sampler=Euler,DDIM", "--z", "replace=red,blue"]
+    found = told(*arguments)
+    assert len(found["cells"]) == 8 and found["axes"]["cfg"] == ["1", "7"]
+    seeds = {parse_infotext(read_infotext(cell))["Seed"] for cell in found["cells"]}
+    assert len(seeds) == 1
+    text = read_infotext(found["sheet"])
+    assert 'X Type: cfg, X Values: "1, 7"' in text and "Script: X/Y/Z plot" in text
+    times = {cell: Path(cell).stat().st_mtime_ns for cell in found["cells"]}
+    Path(found["sheet"]).unlink()
+    assert told(*arguments) == found and all(Path(cell).stat().st_mtime_ns == times[cell] for cell in times)
+
+
+def test_a_sheet_has_every_cell_in_its_place(tmp_path: Path):
+    axes = read_axis("steps=1,2,3"), read_axis("seed=7,8"), read_axis(None)
+    cells: list[Path | None] = []
+    for index in range(6):
+        cells.append(save_picture(Image.new("RGB", (40, 30), (index + 1, 0, 0)), tmp_path / f"{index}.png"))
+    cells[4] = None
+    sheet = np.array(labelled_sheet(cells, axes, margin=2))
+    reds = [int((sheet == (index + 1, 0, 0)).all(-1).sum()) for index in range(6)]
+    assert reds == [1200, 1200, 1200, 1200, 0, 1200]
+    places = [np.argwhere((sheet == (index + 1, 0, 0)).all(-1)).min(0) for index in (0, 1, 3)]
+    assert places[1][1] - places[0][1] == 42 and places[2][0] - places[0][0] == 32
+
+
+# 4. batch, and the command itself
+
+
+def test_a_batch_is_drawn_and_told(tmp_path: Path, tiny_sd: Path, drawn: Path):
+    jobs = tmp_path / "jobs.jsonl"
+    lines = [{"from": str(drawn), "name": "same"}, {"prompt": "a cat", "seed": 2, "sampler": "nope"}, {"prompt": "a"}]
+    jobs.write_text("\n".join(map(json.dumps, lines)))
+    arguments = ["batch", jobs, "-m", tiny_sd, *SMALL, "-o", tmp_path / "out"]
+    found = told(*arguments, code=1)
+    assert [job["line"] for job in found["done"]] == [1, 3]
+    assert found["failed"][0]["line"] == 2 and "nope" in found["failed"][0]["error"]
+    same = Image.open(found["done"][0]["pictures"][0]["path"])
+    assert np.array_equal(np.array(same), np.array(Image.open(drawn)))
+
+
+def test_help_loads_no_model_library():
+    code = (
+        "import sys\n"
+        "from typer.testing import CliRunner\n"
+        "from webui_diffusers.pipelines.cli import app\n"
+        "assert CliRunner().invoke(app, ['txt2img', '--help']).exit_code == 0\n"
+        "assert not {'torch', 'diffusers', 'transformers'} & set(sys.modules)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
