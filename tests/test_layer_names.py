@@ -9,7 +9,6 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
 from webui_diffusers.loaders.layer_names import PipeLayers, original_unet_name
 
 

@@ -70,7 +70,8 @@ class GuidedDenoiser:
     """D(x, sigma) for a batch of images, each with the conditioning of the moment.
 
     models: the base model, then the refiner where there is one. total_calls: the denoiser calls the pass plans, for
-    the options that count by them. guidance_divisor: DDIM CFG++ divides the scale. `calls` counts what was run; `timestep` is the last one.
+    the options that count by them. guidance_divisor: DDIM CFG++ divides the scale. `calls` counts what was run;
+    `timestep` is the last one.
     """
 
     def __init__(
