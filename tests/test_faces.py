@@ -22,6 +22,7 @@ from webui_diffusers.pipelines.images.faces_color import from_net_range, to_net_
 from webui_diffusers.pipelines.images.faces_flows import FACE_FLOWS, FaceNets, FaceOptions
 from webui_diffusers.pipelines.images.faces_masks import face_window, square_mask
 from webui_diffusers.pipelines.images.faces_paste import paste_matrix, upsampled_paste_matrix
+from webui_diffusers.pipelines.images.faces_steps import fine_crop
 from webui_diffusers.pipelines.images.faces_turned import turn_matrix
 from webui_diffusers.pipelines.images.resample import warp_affine
 
@@ -166,6 +167,15 @@ def test_the_own_flow_does_not_alias_the_detail_that_a_net_finds(scale):
         for flow in ("own", "facexlib")
     )
     assert own > facexlib + 4 and own > 38
+
+
+@pytest.mark.parametrize("name", ["two.png", "astro_left_edge.png"])
+@pytest.mark.parametrize("border", ["constant", "reflect", "reflect101"])
+def test_a_fine_crop_is_the_usual_one_unrounded_where_the_face_grows(name, border):
+    picture, rows = photo(name)
+    matrix = fit_face(face_landmarks(rows[-1]))
+    fine = fine_crop(picture, matrix, 512, border)
+    assert np.abs(fine - align_face(picture, matrix, border=border)).max() <= 0.51
 
 
 def test_several_faces_are_pasted_in_their_order():

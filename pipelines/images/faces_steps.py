@@ -132,9 +132,16 @@ def restore_crop(
 
 
 def fine_crop(picture: np.ndarray, matrix: np.ndarray, size: int, border: str) -> np.ndarray:
-    """`align_face` in float32, and without aliasing where the face shrinks."""
-    source = smooth_for_warp(picture.astype(np.float32), matrix)
-    return warp_affine(source, matrix, (size, size), border=border, value=FACE_BORDER)
+    """`align_face` in float32, and without aliasing where the face shrinks. Touches only the face's surroundings."""
+    inverse = invert_affine(matrix)
+    reach = int(3 * np.sqrt(abs(np.linalg.det(inverse[:, :2])))) + 4  # of the smoothing, in pixels of the picture
+    x, y = inverse @ np.array([[0, size, 0, size], [0, 0, size, size], [1, 1, 1, 1]])
+    h, w = picture.shape[:2]
+    x0, y0 = (int(np.clip(v.min() - reach, 0, n - 1)) for v, n in ((x, w), (y, h)))
+    x1, y1 = (int(np.clip(v.max() + reach, m + 1, n)) for v, m, n in ((x, x0, w), (y, y0, h)))
+    part = smooth_for_warp(picture[y0:y1, x0:x1].astype(np.float32), matrix)
+    moved = np.column_stack([matrix[:, :2], matrix[:, 2] + matrix[:, :2] @ (x0, y0)])
+    return warp_affine(part, moved, (size, size), border=border, value=FACE_BORDER)
 
 
 def paste_faces(back: np.ndarray, faces: list[RestoredFace], nets: FaceNets, options: FaceOptions) -> np.ndarray:
