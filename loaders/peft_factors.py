@@ -120,8 +120,9 @@ def _lokr_pair(parts: Mapping[str, Tensor], shape: torch.Size, how: LayerStrengt
         down2 = torch.einsum("pq..., qi -> pi...", parts["lokr_t2"], parts["lokr_w2_b"]).flatten(1)
     else:
         up2, down2 = parts["lokr_w2_a"], parts["lokr_w2_b"].flatten(1)
-    down = torch.kron(down1.contiguous()[..., None, None], down2.reshape(len(down2), -1, *kernel).contiguous())
-    return torch.kron(up1.contiguous(), up2.contiguous()), down.flatten(1)
+    up = torch.einsum("ap, bq -> abpq", up1, up2).flatten(2).flatten(0, 1)
+    down = torch.einsum("pc, qdkl -> pqcdkl", down1, down2.reshape(len(down2), -1, *kernel))
+    return up, down.flatten(2).flatten(0, 1)
 
 
 def _thin_pair(matrix: Tensor) -> tuple[Tensor, Tensor]:
