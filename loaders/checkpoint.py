@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .files import WeightFileError, open_weights, read_pickle, weight_file_kind
+from .files import WeightFileError, open_weights, read_pickle, unpicklable_classes, weight_file_kind
 
 
 _LDM_UNET = "model.diffusion_model."
@@ -126,7 +126,7 @@ def lightning_checkpoints() -> Iterator[None]:
         "numpy.dtype",
         "_codecs.encode",
     ]
-    with torch.serialization.safe_globals([_ignored_class(name) for name in names]):
+    with unpicklable_classes([_ignored_class(name) for name in names]):
         yield
 
 

@@ -11,6 +11,7 @@ import pickletools
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -122,7 +123,7 @@ def read_pickle(path: str | Path) -> object:
     path = _existing_file(path)
     weight_file_kind(path)
     try:
-        with torch.serialization.safe_globals([torch.nn.ParameterDict]):
+        with unpicklable_classes([torch.nn.ParameterDict]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the reader meets arbitrary bytes, and fails on them in as many ways
         reason = _pickle_beyond_tensors(path, error)
@@ -136,6 +137,22 @@ def read_pickle(path: str | Path) -> object:
             f"`{path}` is truncated or damaged ({_first_line(error)}): a pickle begins in it, but cannot be read to "
             "its end. Fetch it again."
         ) from error
+
+
+@contextmanager
+def unpicklable_classes(classes: list[type]) -> Iterator[None]:
+    """These classes besides tensors may stand in a pickle inside the block (torch's own allow-list, then as before)."""
+    if hasattr(torch.serialization, "safe_globals"):  # torch 2.5
+        with torch.serialization.safe_globals(classes):
+            yield
+        return
+    before = torch.serialization.get_safe_globals()
+    torch.serialization.add_safe_globals(classes)
+    try:
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
 
 
 def _existing_file(path: str | Path) -> Path:
