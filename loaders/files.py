@@ -141,7 +141,7 @@ def read_pickle(path: str | Path) -> object:
 
 @contextmanager
 def unpicklable_classes(classes: list[type]) -> Iterator[None]:
-    """These classes besides tensors may stand in a pickle inside the block (torch's own allow-list, then as before)."""
+    """These classes may stand in a pickle beside tensors, inside the block: torch's own allow-list."""
     if hasattr(torch.serialization, "safe_globals"):  # torch 2.5
         with torch.serialization.safe_globals(classes):
             yield
