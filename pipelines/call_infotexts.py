@@ -79,7 +79,8 @@ def network_tags_text(loras: Mapping[str, float] | Iterable[Sequence]) -> str:
     ('<lora:moxin:0.8>', '<lora:ink:1:0.5>')
     """
     tags = []
-    for name, *rest in loras.items() if isinstance(loras, Mapping) else loras:
+    entries: Iterable[Sequence] = loras.items() if isinstance(loras, Mapping) else loras
+    for name, *rest in entries:
         strengths = [value for value in rest[:3] if isinstance(value, (int, float))]
         if len(strengths) == 2 and strengths[0] == strengths[1]:
             del strengths[1]

@@ -11,7 +11,7 @@ from .cli_common import EXIT_FAILED, is_main_process, progress_total, say, tell,
 from .cli_draw import arguments_from
 from .cli_jobs import Job, JobFolder, JobsDone, make_jobs, run_jobs
 from .cli_models import ModelSetup, PipelineCache, draw_call, with_model_options
-from .cli_options import check_call_value, merge_call, with_call_options
+from .cli_options import check_call_value, merge_call, with_call_options, with_usual_sampler
 
 
 _SHOWN_PROBLEMS = 5
@@ -125,6 +125,4 @@ def _read_job(
     call = merge_call(merge_call(defaults, base), own)
     if not isinstance(call.get("prompt"), (str, list)):
         raise ValueError("it has no `prompt`")
-    call.setdefault("sampler", "DPM++ 2M")
-    call.setdefault("model", model)
-    return name, call
+    return name, {"model": model, **with_usual_sampler(call)}

@@ -8,7 +8,7 @@ import typer
 
 from .cli_common import EXIT_USAGE, say, tell, told
 from .cli_models import ModelSetup, draw_call, load_txt2img, with_model_options
-from .cli_options import merge_call, with_call_options
+from .cli_options import merge_call, with_call_options, with_usual_sampler
 from .infotext import call_arguments, call_report, parse_infotext
 from .picture_info import read_infotext, save_pictures
 from .prompt.styles import apply_styles, read_styles
@@ -82,7 +82,7 @@ def txt2img_command(
     if call.get("prompt") is None:
         say('Nothing to draw: give a prompt, as in `webui-diffusers txt2img "a cat"`, or --from a picture.', "red")
         raise typer.Exit(EXIT_USAGE)
-    call.setdefault("sampler", "DPM++ 2M")
+    call = with_usual_sampler(call)
     for line in report:
         say(f"Note: {line}", "yellow")
     if dry_run:
@@ -96,7 +96,7 @@ def txt2img_command(
         pictures += [{"path": str(path), "infotext": text} for path, text in zip(paths, texts)]
         if index == 0 and count > 1 and call.get("seed") in (None, -1):
             call = {**call, "seed": int(parse_infotext(texts[0])["Seed"])}
-    tell({"pictures": pictures, "report": report}, as_json, lambda found: [typer.echo(p["path"]) for p in pictures])
+    tell({"pictures": pictures, "report": report}, as_json, show_paths)
 
 
 def _counted(call: Mapping[str, Any], index: int, drawn: int) -> dict[str, Any]:
@@ -112,6 +112,12 @@ def _save(images: Any, texts: list[str], out: Path, pattern: str, extension: str
     if out.suffix and not out.is_dir():
         return save_pictures(images, texts, out.parent, out.stem, extension=out.suffix, quality=quality)
     return save_pictures(images, texts, out, pattern, extension=extension, quality=quality)
+
+
+def show_paths(found: Mapping[str, Any]) -> None:
+    """Where the pictures are, a line each."""
+    for picture in found["pictures"]:
+        typer.echo(picture["path"])
 
 
 def _show_call(found: Mapping[str, Any]) -> None:

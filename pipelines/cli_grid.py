@@ -17,7 +17,7 @@ from .cli_common import EXIT_FAILED, EXIT_USAGE, is_main_process, say, tell, tol
 from .cli_draw import arguments_from
 from .cli_jobs import Job, JobFolder, make_jobs
 from .cli_models import ModelSetup, with_model_options
-from .cli_options import merge_call, with_call_options
+from .cli_options import merge_call, with_call_options, with_usual_sampler
 from .infotext_write import quote_field
 from .picture_info import read_infotext, save_picture
 
@@ -99,7 +99,7 @@ def grid_jobs(call: Mapping[str, Any], axes: Sequence[Axis], model: str | None) 
     total = len(x.changes) * len(y.changes) * len(z.changes)
     if total > MOST_CELLS:
         raise ValueError(f"the axes make {total} pictures; a grid has at most {MOST_CELLS}. Shorten one.")
-    start = {"sampler": "DPM++ 2M", "model": model, **call}
+    start = {"model": model, **with_usual_sampler(call)}
     if start.get("seed") in (None, -1):
         written = json.dumps([call, [axis.labels for axis in axes]], sort_keys=True, default=str)
         start["seed"] = int(hashlib.sha256(written.encode("utf-8", "surrogatepass")).hexdigest()[:8], 16)

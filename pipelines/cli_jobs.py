@@ -56,7 +56,8 @@ def make_jobs(calls: Iterable[tuple[int, str | None, Mapping[str, Any]]]) -> lis
     two jobs of one name.
     """
     seen: Counter[str] = Counter()
-    jobs, names = [], {}
+    jobs: list[Job] = []
+    names: dict[str, int] = {}
     for line, name, call in calls:
         written = json.dumps(call, sort_keys=True, default=str)
         seen[written] += 1

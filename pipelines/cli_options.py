@@ -60,7 +60,7 @@ CALL_OPTIONS: dict[str, CallOption] = {
     "num_inference_steps": CallOption(int, "Sampling steps (also --steps).", _PICTURE),
     "guidance_scale": CallOption(float, "CFG scale (also --cfg).", _PICTURE),
     "num_images_per_prompt": CallOption(int, "Pictures drawn at once.", _PICTURE),
-    "sampler": CallOption(str, 'The webui\'s label: "Euler a", "DPM++ 2M", ...', _PICTURE),
+    "sampler": CallOption(str, '"Euler a", "DPM++ 2M", ...; scheduler: the model\'s own.', _PICTURE),
     "schedule": CallOption(str, 'Schedule type: "Karras", "Exponential", ...', _PICTURE),
     "clip_skip": CallOption(int, "Layers skipped: one less than the webui's number.", _PICTURE),
     "tiling": CallOption(_read_flag, "Opposite edges meet.", _PICTURE, "flag"),
@@ -100,6 +100,7 @@ CALL_OPTIONS: dict[str, CallOption] = {
     "negative_crops_coords_top_left": CallOption(read_size, "SDXL.", _MORE),
     "negative_target_size": CallOption(read_size, "SDXL.", _MORE),
 }
+USUAL_SAMPLER = "DPM++ 2M"
 SHORT_OPTIONS = {
     "num_inference_steps": "--steps",
     "guidance_scale": "--cfg",
@@ -224,6 +225,15 @@ def _option_value(name: str, value: Any) -> Any:
             merged |= read_option(name, part)
         return merged or None
     return read_option(name, value)
+
+
+def with_usual_sampler(call: Mapping[str, Any]) -> dict[str, Any]:
+    """The call with the webui's sampler where none is named. "scheduler" means the model's own, as in diffusers."""
+    if call.get("sampler", "") == "scheduler":
+        return {**call, "sampler": None}
+    if "sampler" in call or call.get("timesteps") or call.get("sigmas"):
+        return dict(call)
+    return {**call, "sampler": USUAL_SAMPLER}
 
 
 def merge_call(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from .cli_common import EXIT_FAILED, choose_device, progress_total, say, tell, told
+from .cli_draw import show_paths
 from .picture_info import PICTURE_FORMATS, read_infotext, save_picture
 
 
@@ -40,7 +41,7 @@ def upscale_command(
 
     def enlarged(path: Path, progress: Callable[[float], None]) -> tuple[Any, dict[str, str]]:
         with Image.open(path) as opened:
-            picture = ImageOps.exif_transpose(opened).convert("RGB")
+            picture: Any = ImageOps.exif_transpose(opened).convert("RGB")
         factor = scale or (model.scale if model is not None else 2.0)
         target = round(picture.width * factor), round(picture.height * factor)
         if model is not None:
@@ -124,7 +125,7 @@ def _each_picture(
                 say(f"Error: {source}: {error}", "red")
                 failed.append({"source": str(source), "error": str(error)})
             done(index + 1)
-    tell({"pictures": written, "failed": failed}, as_json, lambda found: [typer.echo(p["path"]) for p in written])
+    tell({"pictures": written, "failed": failed}, as_json, show_paths)
     if failed:
         raise typer.Exit(EXIT_FAILED)
 

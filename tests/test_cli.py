@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from PIL import Image
 from typer.testing import CliRunner
 from webui_diffusers.pipelines.cli import app
 from webui_diffusers.pipelines.cli_axes import read_axis
+from webui_diffusers.pipelines.cli_common import told as told_command
 from webui_diffusers.pipelines.cli_grid import labelled_sheet
 from webui_diffusers.pipelines.cli_options import CALL_OPTIONS, NOT_ON_COMMAND_LINE, argument_name
 from webui_diffusers.pipelines.infotext import parse_infotext
@@ -19,6 +21,7 @@ from webui_diffusers.pipelines.options import WEBUI_OPTIONS
 from webui_diffusers.pipelines.picture_info import read_infotext, save_picture
 
 
+TINY_GFPGAN = {"narrow": 0.0625, "num_style_feat": 32, "num_mlp": 2}
 SMALL = ["--width", "64", "--height", "64", "--steps", "3", "--device", "cpu"]
 
 
@@ -187,6 +190,19 @@ def test_upscale_keeps_the_pictures_text(drawn: Path, tmp_path: Path, golden: Pa
     run("upscale", drawn, "-u", "Nearest", "-o", drawn.parent, code=1)  # over itself
 
 
+def test_restore_restores_aligned_faces_and_keeps_the_text(tmp_path: Path):
+    from webui_diffusers.loaders.face_restorer import FaceRestorer
+
+    FaceRestorer("GFPGAN", TINY_GFPGAN).save_pretrained(tmp_path / "net")
+    face = Image.fromarray(np.random.default_rng(0).integers(0, 255, (512, 512, 3), np.uint8))
+    source = save_picture(face, tmp_path / "face.webp", "who\nSteps: 1, Seed: 2, Size: 8x8", lossless=True)
+    arguments = ["restore", source, "-r", tmp_path / "net", "--aligned", "--device", "cpu"]
+    found = told(*arguments, "-o", tmp_path / "out", "--format", "png")
+    path = Path(found["pictures"][0]["path"])
+    assert path == tmp_path / "out" / "face.png" and read_infotext(path).startswith("who")
+    assert Image.open(path).size == (512, 512) and not np.array_equal(np.array(Image.open(path)), np.array(face))
+
+
 # 3. grid
 
 
@@ -253,6 +269,15 @@ def test_a_sheet_has_every_cell_in_its_place(tmp_path: Path):
 
 
 # 4. batch, and the command itself
+
+
+def test_an_interrupt_has_its_own_exit_code():
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(typer.Exit) as error:
+        told_command(interrupted)()
+    assert error.value.exit_code == 130
 
 
 def test_a_batch_is_drawn_and_told(tmp_path: Path, tiny_sd: Path, drawn: Path):
