@@ -69,7 +69,16 @@ class ClipEncoder:
         if self.state == "clip_l":
             layer = settings.CLIP_stop_at_last_layers if settings.sdxl_clip_l_skip else 2
             return out.hidden_states[-layer], None
-        return out.hidden_states[-2], out.text_embeds
+        return out.hidden_states[-2], self._pooled(rows, out.last_hidden_state)
+
+    def _pooled(self, rows: Sequence[PromptChunk], last: Tensor) -> Tensor:
+        """The projection of each row's first end token, (rows, dim); last: (rows, 77, dim) after the final norm.
+
+        Row by row: the product of a single vector is added up in another order than that of several, and a text's
+        vector shall not depend on its neighbours.
+        """
+        ends = [row.tokens.index(self.tokenizer.end) for row in rows]
+        return torch.cat([self.model.text_projection(last[i : i + 1, end]) for i, end in enumerate(ends)])
 
     @property
     def device(self) -> torch.device:
