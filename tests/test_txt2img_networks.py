@@ -1,0 +1,143 @@
+"""Networks, embeddings, faces and infotexts called for by name, through the whole pipeline."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from webui_diffusers.loaders import NetworkError
+from webui_diffusers.pipelines import WebUITxt2ImgPipeline, call_arguments, parse_infotext
+
+
+CALL = {"seed": 3, "sampler": "Euler a", "num_inference_steps": 4, "output_type": "np"}
+
+
+@pytest.fixture
+def pipe(tiny_sd: Path, golden: Path) -> WebUITxt2ImgPipeline:
+    pipe = WebUITxt2ImgPipeline.from_pretrained(tiny_sd, dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.add_lora(golden / "lora" / "kohya_lora.safetensors", "ink")
+    pipe.add_lora(golden / "lora" / "loha.safetensors", "moss")
+    return pipe
+
+
+def weights(pipe: WebUITxt2ImgPipeline) -> list[torch.Tensor]:
+    return [p.clone() for model in (pipe.unet, pipe.text_encoder) for p in model.parameters()]
+
+
+def same(before: list[torch.Tensor], pipe: WebUITxt2ImgPipeline) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(before, weights(pipe), strict=True))
+
+
+def test_a_tag_and_the_argument_say_the_same(pipe):
+    by_tag = pipe("a red circle<lora:ink:0.8:0.5>", **CALL).images
+    by_argument = pipe("a red circle", loras=[("ink", 0.8, 0.5)], **CALL).images
+    assert np.array_equal(by_tag, by_argument)
+    assert not np.allclose(by_tag, pipe("a red circle", **CALL).images, atol=1e-2)
+    assert not np.allclose(by_tag, pipe("a red circle<lora:ink:0.8>", **CALL).images, atol=1e-3)
+
+
+def test_weights_come_back_to_the_last_bit(pipe):
+    before = weights(pipe)
+    for backend in ("webui", "reference", "peft"):
+        pipe("a <lora:ink:0.8><lora:moss:0.5>", lora_backend=backend, **CALL)
+        assert same(before, pipe), backend
+
+
+def test_weights_come_back_after_an_error_inside_the_drawing(pipe):
+    before = weights(pipe)
+
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pipe("a <lora:ink:0.8>", callback_on_step_end=fail, **CALL)
+    assert same(before, pipe)
+
+
+def test_adapters_draw_what_merging_draws(pipe):
+    merged = pipe("a red circle<lora:ink:0.8>", lora_backend="reference", **CALL).images
+    adapted = pipe("a red circle<lora:ink:0.8>", lora_backend="peft", **CALL).images
+    assert np.abs(merged - adapted).max() < 1e-3
+
+
+def test_the_second_pass_has_networks_of_its_own(pipe):
+    hires = {"hires_scale": 1.5, "hires_strength": 0.6}
+    both = pipe("a red circle<lora:ink:1>", hires_prompt="a red circle<lora:ink:1>", **hires, **CALL).images
+    inherited = pipe("a red circle<lora:ink:1>", **hires, **CALL).images
+    other = pipe("a red circle<lora:ink:1>", hires_prompt="a red circle", **hires, **CALL).images
+    assert np.array_equal(both, inherited) and not np.allclose(both, other, atol=1e-3)
+
+
+def test_only_the_first_prompt_of_a_batch_chooses_networks(pipe):
+    tagged = pipe(["a red circle<lora:ink:1>", "a blue square"], **CALL).images
+    second = pipe(["a red circle", "a blue square<lora:ink:1>"], **CALL).images
+    assert np.array_equal(second, pipe(["a red circle", "a blue square"], **CALL).images)
+    assert not np.allclose(tagged[1], second[1], atol=1e-3)
+
+
+def test_conditioning_is_never_that_of_other_weights(pipe):
+    plain = pipe("a red circle", **CALL).images
+    pipe("a red circle<lora:ink:1:0>", **CALL)
+    assert np.array_equal(pipe("a red circle", **CALL).images, plain)
+    pipe.text_encoder.get_input_embeddings().weight.data.mul_(1.5)  # leaves no trace in the version counter
+    assert not np.allclose(pipe("a red circle", **CALL).images, plain, atol=1e-3)
+
+
+def test_the_report_says_what_was_applied(pipe):
+    pipe("a <lora:ink:1>", **CALL)
+    assert "kohya_lora" in pipe.network_report() and "applied" in pipe.network_report()
+    pipe("a", **CALL)
+    assert "No networks" in pipe.network_report()
+
+
+def test_a_path_in_a_tag_is_only_a_name(pipe, golden):
+    with pytest.raises(NetworkError, match="never paths"):
+        pipe(f"a <lora:{golden / 'lora' / 'kohya_lora.safetensors'}:1>", **CALL)
+
+
+def test_embeddings_are_read_by_name_and_hashed(pipe, golden):
+    plain = pipe("a red circle, zorbstyle", **CALL).images
+    pipe.add_embedding(golden / "prompt" / "ti" / "zorbstyle.pt")
+    output = pipe("a red circle, zorbstyle", **CALL)
+    assert not np.allclose(output.images, plain, atol=1e-3)
+    assert "TI hashes" in output.infotexts[0]
+
+
+def test_an_infotext_draws_its_picture_again(pipe):
+    first = pipe("(a red circle:1.2)<lora:ink:0.7>", negative_prompt="dark", hires_scale=1.5, **CALL)
+    given = call_arguments(parse_infotext(first.infotexts[0]))
+    again = pipe(**given, output_type="np")
+    assert np.array_equal(first.images, again.images) and again.infotexts == first.infotexts
+
+
+class PaintsFaces(ModelMixin, ConfigMixin):
+    """A face restorer that paints what it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.color = torch.nn.Parameter(torch.tensor([0.9, -0.9, -0.9]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(x) + self.color[None, :, None, None]
+
+
+class FindsOne(ModelMixin, ConfigMixin):
+    """A detector with one face in the middle of any picture."""
+
+    def __init__(self):
+        super().__init__()
+        self.score = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, picture: np.ndarray) -> np.ndarray:
+        points = np.array([[24, 26], [40, 26], [32, 34], [26, 44], [38, 44]], dtype=np.float32)
+        return np.array([[16, 12, 48, 56, 1.0, *points.flatten()]], dtype=np.float32)
+
+
+def test_faces_are_restored_in_the_finished_picture(pipe):
+    plain = pipe("a red circle", **CALL).images
+    pipe.face_restorer, pipe.face_detector = PaintsFaces(), FindsOne()
+    output = pipe("a red circle", restore_faces="CodeFormer", **CALL)
+    assert not np.allclose(output.images[0, 30:36, 30:36], plain[0, 30:36, 30:36], atol=0.05)
+    assert "Face restoration: CodeFormer" in output.infotexts[0]
