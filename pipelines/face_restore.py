@@ -11,7 +11,8 @@ from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.utils import BaseOutput
 from PIL import Image
 from torch import Generator, Tensor
-from webui_diffusers.loaders.face_models import load_face_detector
+from webui_diffusers.loaders.face_models import load_face_detector, load_face_parser, load_face_restorer
+from webui_diffusers.loaders.upscaler import load_upscaler
 from webui_diffusers.pipelines.components import overridable_components
 from webui_diffusers.pipelines.images.faces import FaceResult, restore_faces
 from webui_diffusers.pipelines.images.faces_flows import FaceNets, FaceOptions, check_face_options
@@ -57,9 +58,10 @@ class FaceRestorePipeline(DiffusionPipeline):
     face_restorer: from `load_face_restorer` (GFPGAN, CodeFormer, RestoreFormer), or any module that takes and gives
     (1, 3, 512, 512) RGB in [-1, 1]. face_detector: from `load_face_detector`; without one MTCNN, which ships here.
     face_parser: from `load_face_parser`, for masks along hair and skin in place of a soft square. upscaler: from
-    `load_upscaler`, for `upscale` and `face_upsample`.
+    `load_upscaler`, for `upscale` and `face_upsample`. Each may also be what those functions are given: a known name, a
+    file, a folder, a Hub id.
 
-    >>> pipe = FaceRestorePipeline(face_restorer=load_face_restorer("GFPGAN"))
+    >>> pipe = FaceRestorePipeline(face_restorer="GFPGAN")
     >>> pipe(load_image("old-photo.png"), upscale=2).images[0]
     """
 
@@ -69,17 +71,17 @@ class FaceRestorePipeline(DiffusionPipeline):
     @overridable_components(_optional_components)
     def __init__(
         self,
-        face_restorer: ModelMixin,
-        face_detector: ModelMixin = None,
-        face_parser: ModelMixin = None,
-        upscaler: ModelMixin = None,
+        face_restorer: ModelMixin | str,
+        face_detector: ModelMixin | str = None,
+        face_parser: ModelMixin | str = None,
+        upscaler: ModelMixin | str = None,
     ):
         super().__init__()
         self.register_modules(
-            face_restorer=face_restorer,
-            face_detector=load_face_detector() if face_detector is None else face_detector,
-            face_parser=face_parser,
-            upscaler=upscaler,
+            face_restorer=_named_part(face_restorer, load_face_restorer),
+            face_detector=_named_part("MTCNN" if face_detector is None else face_detector, load_face_detector),
+            face_parser=_named_part(face_parser, load_face_parser),
+            upscaler=_named_part(upscaler, load_upscaler),
         )
 
     @torch.no_grad()
@@ -246,6 +248,11 @@ def _describe(images: Any, results: list[FaceResult], notes: list[list[str]]) ->
         errors=[[face.error for face in r.faces] for r in results],
         notes=notes,
     )
+
+
+def _named_part(part: ModelMixin | str | None, load: Callable[[str], ModelMixin]) -> ModelMixin | None:
+    """A component, loaded if it is given by name: whoever takes the pipeline from the Hub has no `load_...` to call."""
+    return load(part) if isinstance(part, str) else part
 
 
 def _crop_picture(crop: np.ndarray) -> Image.Image:

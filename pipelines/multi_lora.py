@@ -1,6 +1,7 @@
 """MultiLoraPipeline: diffusers' own, with every Kohya and LyCORIS file, mixed per image."""
 
 from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from webui_diffusers.loaders.merge_plan import NetworkReport
 from webui_diffusers.loaders.network_library import NetworkLibrary
 from webui_diffusers.loaders.peft_loading import load_network_as_adapter
 from webui_diffusers.pipelines.network_mixing import draw_with_networks
+from webui_diffusers.pipelines.saving import save_pipeline_code
 
 
 class MultiLoraPipeline(StableDiffusionPipeline):
@@ -89,6 +91,11 @@ class MultiLoraPipeline(StableDiffusionPipeline):
         fallback = super().load_lora_weights
         report = load_network_as_adapter(self, source, adapter_name, fallback=fallback, **kwargs)
         self._network_reports = [] if report is None else [report]
+
+    def save_config(self, save_directory: str | PathLike, *args: Any, **kwargs: Any) -> None:
+        """As diffusers' own, which `save_pretrained` and `push_to_hub` end with; and the code, so that it reloads."""
+        super().save_config(save_directory, *args, **kwargs)
+        save_pipeline_code(self, save_directory)
 
     @property
     def networks(self) -> NetworkLibrary:

@@ -144,7 +144,7 @@ def test_a_half_precision_variant_reloads(tiny_sd: Path, tmp_path: Path):
 # --- the table at the head of this file
 
 
-@pytest.mark.parametrize("made", ["class", "DiffusionPipeline"])
+@pytest.mark.parametrize("made", [pytest.param("class", marks=pytest.mark.slow), "DiffusionPipeline"])
 @pytest.mark.parametrize("has_one", [True, False], ids=["saved", "bare"])
 def test_from_pretrained_takes_the_component_it_is_given(made: str, has_one: bool, saved, bare, upscaler):
     maker = WebUITxt2ImgPipeline if made == "class" else DiffusionPipeline

@@ -1,0 +1,341 @@
+"""Publishing and loading over HTTP, against a Hub on this machine: only HF_ENDPOINT differs from the real one.
+
+What concerns huggingface_hub runs in processes of its own, because it reads HF_ENDPOINT once, when imported.
+"""
+
+import json
+import os
+import re
+import runpy
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from webui_diffusers.pipelines.bundle import PACK_ROOT, PIPELINES, bundle_module_name
+
+
+ROOT = Path(__file__).parent.parent
+LocalHub = runpy.run_path(str(ROOT / "tests" / "local_hub.py"))["LocalHub"]
+SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
+CARDS = ROOT / "hub" / "cards"
+NAMES = [n for n, e in PIPELINES.items() if (PACK_ROOT / e.file).is_file() and (CARDS / f"{n}.md").is_file()]
+DRAWING = [name for name in NAMES if name != "face-restore"]
+ROUTES = ["local_file", "local_folder", "code_repository", "code_at_a_tag", "full_repository", "full_at_a_tag"]
+ROUTES += ["from_pipe", "package"]
+
+
+class Session:
+    """A Hub, and a user's machine: a folder for huggingface_hub's cache and token."""
+
+    def __init__(self, hub, home: Path):
+        self.hub, self.home = hub, home
+
+    def run(self, *arguments: str, check: bool = True, **env: str) -> subprocess.CompletedProcess:
+        known = {
+            "HF_ENDPOINT": self.hub.url,
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HOME": str(self.home),
+            "WEBUI_DIFFUSERS_CACHE": str(self.home / "pack"),
+            "HF_TOKEN": self.hub.token,
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
+            "OMP_NUM_THREADS": "1",
+        }
+        known = {name: value for name, value in {**os.environ, **known, **env}.items() if value}
+        command = [sys.executable, *arguments]
+        done = subprocess.run(command, env=known, cwd=self.home, capture_output=True, text=True, timeout=300)
+        if check:
+            assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+        return done
+
+    def upload(self, *arguments: str, check: bool = True, **env: str) -> subprocess.CompletedProcess:
+        return self.run(str(ROOT / "hub_upload.py"), *arguments, check=check, **env)
+
+    def sums(self, name: str, routes: list[str], **more: str) -> dict[str, str]:
+        """Route -> sum of what it draws, all in one fresh process."""
+        offline = {"HF_HUB_OFFLINE": more.pop("offline")} if "offline" in more else {}
+        job = {
+            "model": SDXL if name.endswith("-xl") else SD15,
+            "folder": str(self.home / "built" / name),
+            "module": bundle_module_name(name),
+            "class_name": PIPELINES[name].class_name,
+            "code_repo": f"your-org/{name}",
+            "full_repo": f"tester/{name}",
+            "tag": "v1",
+            "routes": routes,
+            **more,
+        }
+        done = self.run(str(ROOT / "tests" / "hub_routes.py"), json.dumps(job), **offline)
+        return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def session(tiny_sd: Path, tiny_sdxl: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
+    with LocalHub() as hub:
+        for name, folder in ((SD15, tiny_sd), (SDXL, tiny_sdxl)):
+            files = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+            hub.put(name, files)
+        yield Session(hub, tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture(scope="module")
+def published(session: Session, tiny_sd: Path, tiny_sdxl: Path) -> Session:
+    """Every pipeline as a code repository of your-org, and as a full one of tester. `said`: what it printed."""
+    code = (
+        "import json, sys\n"
+        "from pathlib import Path\n"
+        "from hub_upload import build_repository, main, publish\n"
+        "names, sd, xl = json.loads(sys.argv[1])\n"
+        "command = ['--namespace', 'your-org', '--only', names[0], '--revision', 'v1', '--out', 'built']\n"
+        "assert main(command) == 0\n"
+        "for name in names:\n"
+        "    folder = build_repository(name, Path('built', name), f'your-org/{name}')\n"
+        "    once = publish(folder, f'your-org/{name}', token=None, private=False, revision='v1')\n"
+        "    again = publish(folder, f'your-org/{name}', token=None, private=False, revision='v1')\n"
+        "    assert once == again, (once, again)\n"
+        "    if name != 'face-restore':\n"
+        "        model = Path(xl if name.endswith('-xl') else sd)\n"
+        "        full = build_repository(name, Path('full', name), f'tester/{name}', model=model)\n"
+        "        publish(full, f'tester/{name}', token=None, private=True, revision='v1')\n"
+    )
+    session.said = session.run("-c", code, json.dumps([NAMES, str(tiny_sd), str(tiny_sdxl)]))
+    return session
+
+
+# --- publishing
+
+
+def test_one_command_tries_then_publishes_and_prints_what_to_paste(published: Session):
+    repo = published.hub.repo("your-org/webui-txt2img")
+    assert set(repo.tags) == {"v1"} and repo.tags["v1"] == repo.branches["main"]
+    assert "webui-txt2img: 64x64" in published.said.stderr + published.said.stdout
+    assert 'custom_pipeline="your-org/webui-txt2img", trust_remote_code=True' in published.said.stdout
+    assert "Build and try: 100%" in published.said.stderr
+
+
+def test_a_repository_has_what_the_hub_shows_and_what_the_code_reads(published: Session):
+    files = published.hub.repo("your-org/webui-txt2img").files
+    assert set(files) >= {"pipeline.py", "webui_txt2img.py", "README.md", "requirements.txt", "LICENSE"}
+    assert files["pipeline.py"] == files["webui_txt2img.py"]
+    assert b'BUNDLE_HOME = "your-org/webui-txt2img"' in files["pipeline.py"]
+    assert b'custom_pipeline="your-org/webui-txt2img"' in files["README.md"]
+    assert "diffusers>=0.36" in files["requirements.txt"].decode().splitlines()
+    full = published.hub.repo("tester/webui-txt2img")
+    assert full.private and not published.hub.repo("your-org/webui-txt2img").private
+    index = json.loads(full.files["model_index.json"])
+    assert index["_class_name"] == ["webui_txt2img", "WebUITxt2ImgPipeline"]
+
+
+def test_weights_go_by_lfs_and_text_goes_into_the_commit(published: Session):
+    repo = published.hub.repo("your-org/webui-txt2img")
+    is_lfs = {path: lfs for path, (_, lfs) in repo.commits[repo.branches["main"]].items()}
+    assert is_lfs["weights/realesr-animevideov3.fp16.safetensors"] and not is_lfs["pipeline.py"]
+    assert any(line.startswith("PUT /_lfs/") for line in published.hub.log)
+
+
+def test_the_same_content_again_is_no_new_commit(published: Session):
+    for name in NAMES:
+        assert len(published.hub.repo(f"your-org/{name}").commits) == 2  # the initial one, and ours
+
+
+def test_refusals_say_what_to_do(session: Session):
+    """In one process, because they end before anything is built."""
+    session.hub.put("your-org/taken", {"model.safetensors": b"somebody's"})
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from hub_upload import UploadError, build_repository, main, publish\n"
+        "def ask(*more):\n"
+        "    assert main(['--only', 'webui-txt2img', *more]) == 1\n"
+        "    print('---', file=sys.stderr, flush=True)\n"
+        "ask('--namespace', 'your-org')\n"
+        "ask('--namespace', 'your-org', '--token', 'hf_guest')\n"
+        "ask('--namespace', 'your-org', '--token', 'hf_old')\n"
+        "folder = build_repository('webui-txt2img', Path('refused'), 'your-org/taken')\n"
+        "for call in (\n"
+        "    lambda: publish(folder, 'your-org/taken', token='hf_tester', private=False, revision=None),\n"
+        "    lambda: build_repository('multi-lora', Path('no'), 'a/b', model=Path('refused')),\n"
+        "):\n"
+        "    try:\n"
+        "        call()\n"
+        "    except UploadError as error:\n"
+        "        print(error, '---', file=sys.stderr)\n"
+    )
+    said = session.run("-c", code, HF_TOKEN="").stderr.split("---")
+    assert "There is no token" in said[0] and "hf auth login" in said[0]
+    assert "guest's, who may not write to `your-org`" in said[1]
+    assert "does not accept the token" in said[2]
+    assert "The name is taken: your-org/taken" in said[3]
+    assert "no model_index.json" in said[4]
+    assert list(session.hub.repo("your-org/taken").files) == ["model.safetensors"]
+
+
+def test_without_a_network_it_says_so(session: Session):
+    done = session.upload("--namespace", "tester", check=False, HF_ENDPOINT="http://127.0.0.1:9")
+    assert done.returncode == 1
+    assert "127.0.0.1:9 cannot be reached" in done.stderr and "Traceback" not in done.stderr
+
+
+# --- loading
+
+
+@pytest.fixture(scope="module")
+def loaded(published: Session) -> dict:
+    """What one process saw that loaded in every way: a process costs seconds."""
+    published.hub.put("other/pack", {"pipeline.py": OTHER_PACK.encode()})
+    script = published.home / "many.py"
+    script.write_text(MANY_IN_ONE_PROCESS, encoding="utf-8")
+    return json.loads(published.run(str(script), SD15, json.dumps(ROUTES)).stdout.splitlines()[-1])
+
+
+def test_every_route_draws_what_the_package_draws_all_in_one_process(loaded: dict):
+    assert set(loaded["routes"]) == set(ROUTES)
+    assert len(set(loaded["routes"].values())) == 1, loaded["routes"]
+
+
+def test_another_pack_with_a_file_called_pipeline_runs_beside_ours(loaded: dict):
+    assert loaded["other"] == ["OtherPipeline", True]
+    assert set(loaded["beside"]) == set(loaded["routes"].values())
+
+
+def test_an_updated_repository_is_loaded_anew_and_what_was_loaded_stays(loaded: dict):
+    assert loaded["moved"] == ["WebUITxt2ImgPipeline", "WebUIMovedPipeline"]
+
+
+def test_data_files_come_from_the_repository_the_code_came_from(loaded: dict):
+    assert "models--your-org--webui-txt2img" in loaded["data"][0] and loaded["data"][1] == 4
+    assert "pip install webui-diffusers" in loaded["data"][2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DRAWING)
+def test_each_route_in_a_fresh_process(published: Session, name: str):
+    expected = published.sums(name, ["package"])["package"]
+    for route in ROUTES:
+        assert published.sums(name, [route]) == {route: expected}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DRAWING)
+def test_a_snapshot_works_offline(published: Session, name: str):
+    code = f"from huggingface_hub import snapshot_download; print(snapshot_download('tester/{name}'))"
+    folder = published.run("-c", code).stdout.splitlines()[-1]
+    sums = published.sums(name, ["snapshot"], snapshot=folder, offline="1")
+    assert sums["snapshot"] == published.sums(name, ["package"])["package"]
+
+
+@pytest.mark.slow
+def test_all_pipelines_in_one_process(published: Session):
+    """Loaded one after the other, from folders that all call their file pipeline.py, then drawn with."""
+    code = (
+        "import json, sys; sys.modules['webui_diffusers'] = None\n"
+        "from hub_routes import load, pixels\n"
+        f"names = {[n for n in DRAWING if not n.endswith('-xl')]!r}\n"
+        f"pipes = [load({SD15!r}, custom_pipeline=f'built/{{name}}') for name in names]\n"
+        "print(json.dumps([pixels(pipe) for pipe in pipes]))\n"
+    )
+    drawn = json.loads(published.run("-c", code).stdout.splitlines()[-1])
+    names = [name for name in DRAWING if not name.endswith("-xl")]
+    assert drawn == [published.sums(name, ["package"])["package"] for name in names]
+
+
+# --- the newcomer
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n != "webui-txt2img" else []) for n in NAMES]
+)
+def test_the_example_of_the_model_card_runs_as_it_stands(published: Session, name: str, tmp_path: Path, request):
+    card = published.hub.repo(f"your-org/{name}").files["README.md"].decode()
+    example = re.search(r"```python\n(.*?)```", card, re.S)[1]
+    if name.startswith("multi-lora"):
+        request.getfixturevalue("lora_on_the_hub")
+    if name == "face-restore":
+        request.getfixturevalue("gfpgan_in_the_cache")
+    (published.home / "example.py").write_text(example)
+    for old in published.home.glob("*.png"):
+        old.unlink()
+    published.run("example.py", PYTHONPATH="")
+    assert list(published.home.glob("*.png"))
+
+
+@pytest.fixture
+def lora_on_the_hub(published: Session, golden: Path) -> None:
+    """A network that fits the tiny model, where the examples look for one."""
+    for repo, file in LORAS.items():
+        published.hub.put(repo, {"pytorch_lora_weights.safetensors": (golden / "lora" / file).read_bytes()})
+
+
+@pytest.fixture
+def gfpgan_in_the_cache(published: Session) -> None:
+    """GFPGAN with random weights where the downloaded one would be; the example's picture has no face."""
+    code = (
+        "import torch\n"
+        "from spandrel.architectures.GFPGAN import GFPGAN\n"
+        "from webui_diffusers.loaders.published import published_cache_folder\n"
+        "torch.save(GFPGAN().state_dict(), published_cache_folder() / 'GFPGANv1.4.pth')\n"
+    )
+    published.run("-c", code)
+
+
+LORAS = {
+    "latent-consistency/lcm-lora-sdv1-5": "alpha_ne_rank.safetensors",
+    "latent-consistency/lcm-lora-sdxl": "xl_lora.safetensors",
+}
+OTHER_PACK = """
+from diffusers import StableDiffusionPipeline
+
+
+def first_pass(*_):
+    raise RuntimeError("a helper of another pack")
+
+
+class OtherPipeline(StableDiffusionPipeline):
+    pass
+"""
+
+MANY_IN_ONE_PROCESS = """
+import json, sys
+from huggingface_hub import HfApi
+from hub_routes import ROUTES, load, pixels
+
+model, routes = sys.argv[1], json.loads(sys.argv[2])
+job = {"model": model, "folder": "built/webui-txt2img", "module": "webui_txt2img", "tag": "v1"}
+job |= {"code_repo": "your-org/webui-txt2img", "full_repo": "tester/webui-txt2img"}
+job["class_name"] = "WebUITxt2ImgPipeline"
+seen = {"routes": {"package": pixels(ROUTES["package"](job))}}
+for name in [name for name in sys.modules if name.startswith("webui_diffusers")]:
+    del sys.modules[name]
+sys.modules["webui_diffusers"] = None  # from here on only what the Hub gives
+seen["routes"] |= {name: pixels(ROUTES[name](job)) for name in routes if name != "package"}
+
+other = load(model, custom_pipeline="other/pack")
+ours = load(model, custom_pipeline=job["code_repo"])
+text = open("built/webui-txt2img/pipeline.py", encoding="utf-8").read()
+HfApi().create_repo("tester/moving")
+
+
+def push(text):
+    file = {"path_or_fileobj": text.encode(), "path_in_repo": "pipeline.py"}
+    HfApi().upload_file(**file, repo_id="tester/moving")
+    return load(model, custom_pipeline="tester/moving")
+
+
+before = push(text)
+after = push(text.replace("class WebUITxt2ImgPipeline(", "class WebUIMovedPipeline("))
+again = load(model, custom_pipeline=job["code_repo"])
+seen["moved"] = [type(before).__name__, type(after).__name__]
+seen["beside"] = [pixels(ours), pixels(before), pixels(again)]
+seen["other"] = [type(other).__name__, bool(pixels(other))]
+
+bundle = sys.modules[type(ours).__module__]
+seen["data"] = [str(bundle.package_file("weights/realesr-animevideov3.fp16.safetensors"))]
+seen["data"].append(bundle.load_upscaler("R-ESRGAN AnimeVideo").scale)
+try:
+    bundle.package_file("weights/none")
+except FileNotFoundError as error:
+    seen["data"].append(str(error))
+print(json.dumps(seen))
+"""
