@@ -58,8 +58,8 @@ class FaceRestorePipeline(DiffusionPipeline):
     face_restorer: from `load_face_restorer` (GFPGAN, CodeFormer, RestoreFormer), or any module that takes and gives
     (1, 3, 512, 512) RGB in [-1, 1]. face_detector: from `load_face_detector`; without one MTCNN, which ships here.
     face_parser: from `load_face_parser`, for masks along hair and skin in place of a soft square. upscaler: from
-    `load_upscaler`, for `upscale` and `face_upsample`. Each may also be what those functions are given: a known name, a
-    file, a folder, a Hub id.
+    `load_upscaler`, for `upscale` and `face_upsample`. Each may also be what those functions are given: a known name,
+    a file, a folder, a Hub id.
 
     >>> pipe = FaceRestorePipeline(face_restorer="GFPGAN")
     >>> pipe(load_image("old-photo.png"), upscale=2).images[0]
@@ -251,7 +251,7 @@ def _describe(images: Any, results: list[FaceResult], notes: list[list[str]]) ->
 
 
 def _named_part(part: ModelMixin | str | None, load: Callable[[str], ModelMixin]) -> ModelMixin | None:
-    """A component, loaded if it is given by name: whoever takes the pipeline from the Hub has no `load_...` to call."""
+    """A component, loaded if it is given by name: who takes the pipeline from the Hub has no `load_...` to call."""
     return load(part) if isinstance(part, str) else part
 
 
