@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from .prompt.composition import entry_at
+
 
 class TimedCond(NamedTuple):
     """One encoded text of a prompt's schedule."""
@@ -33,9 +35,5 @@ class Conditioning:
 
 
 def cond_at_call(schedule: Sequence[TimedCond], call: int) -> TimedCond:
-    """The entry that denoiser call `call` (counted from 0) reads: the first that lasts so long, else the first.
-
-    Both halves are the webui's: calls start at 0, so the first entry lasts one call more than its number says, and a
-    call beyond the last entry reads the first text again (it happens with DPM adaptive).
-    """
-    return next((entry for entry in schedule if call <= entry.until), schedule[0])
+    """The entry that denoiser call `call`, counted from 0, reads; see `entry_at`."""
+    return schedule[entry_at(schedule, call)]

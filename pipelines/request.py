@@ -11,10 +11,12 @@ from torch import Tensor
 from .images.hires import HiresTarget, hires_target
 from .prompt.encode import as_negatives
 from .prompt.encode_rows import PromptSettings
-from .prompt.network_tags import NetworkTag, split_network_tags
+from .prompt.network_tags import NetworkTag, split_batch_tags
+from .prompt.second_texts import SecondTexts, second_texts
 from .sampling.names import unknown_choice
 from .sampling.noise import NOISE_SOURCES
 from .sampling.samplers import Sampler, resolve_sampler
+from .step_arguments import StepArguments
 
 
 PIXELS_PER_CELL = 8
@@ -50,6 +52,8 @@ class PassRequest:
     asked_size: tuple[int, int]  # (height, width) as asked for, not rounded to cells: what SDXL is told
     first_pass_calls: int | None = None  # hires only: the first pass's steps as prompts count them
     strength: float | None = None  # hires and img2img
+    seconds: SecondTexts | None = None  # for SDXL's second encoder, without network tags
+    asked_steps: StepArguments = StepArguments()  # read by the scheduler
 
     @property
     def prompt_steps(self) -> int:
@@ -129,7 +133,7 @@ def checked_strength(argument: str, strength: float) -> float:
 def refuse_unread(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
     """Refuse arguments that only diffusers' own drawing reads, where they are not at their `defaults`."""
     for name, default in defaults.items():
-        if given[name] is not None and given[name] != default:
+        if given[name] is not None and (default is None or given[name] != default):
             raise ValueError(
                 f"`{name}` is read by diffusers' own drawing only, and this call asks for more: a webui argument, or "
                 f"prompts with syntax or of more than 75 tokens. Leave out `{name}`, or those."
@@ -141,12 +145,12 @@ def prompt_list(
 ) -> tuple[list[str], list[str]]:
     """Prompts and negative prompts, one an image: each prompt is repeated for its `images` pictures.
 
-    embeds: `prompt_embeds` (b, tokens, dim), which stand for the texts; texts are empty then.
+    embeds: `prompt_embeds` (b, tokens, dim), which stand for the prompts; those are empty then.
     """
     if embeds is not None:
         if prompt is not None:
             raise ValueError("`prompt` and `prompt_embeds` are both given: pass one of them, they say the same thing.")
-        prompt, negative = [""] * len(embeds), None
+        prompt = [""] * len(embeds)
     prompts = [prompt] if isinstance(prompt, str) else list(prompt or [])
     for text in prompts:
         if not isinstance(text, str):
@@ -166,9 +170,13 @@ def first_pass(
     steps: int,
     sampler: str | None,
     schedule: str | None,
+    *,
+    asked_steps: StepArguments | None = None,
 ) -> PassRequest:
     """The first pass. size: (width, height) in pixels. Raises ValueError for unknown names and bad numbers."""
     width, height = size
+    asked_steps = asked_steps or StepArguments()
+    steps = asked_steps.count(steps)
     if steps < 1:
         raise ValueError(f"`num_inference_steps` must be at least 1; got {steps}.")
     if min(width, height) < PIXELS_PER_CELL:
@@ -178,7 +186,7 @@ def first_pass(
             f"`schedule` is {schedule!r} but no `sampler` is named: the pipeline's scheduler has its own. "
             'Name a sampler (sampler="Euler", say), or set the scheduler up instead.'
         )
-    texts, tags = _without_tags(prompts)
+    texts, tags = split_batch_tags(prompts)
     chosen, label = (None, None) if sampler is None else resolve_sampler(sampler, schedule)
     return PassRequest(
         prompts=texts,
@@ -190,13 +198,31 @@ def first_pass(
         width=width // PIXELS_PER_CELL * PIXELS_PER_CELL,
         height=height // PIXELS_PER_CELL * PIXELS_PER_CELL,
         asked_size=(height, width),
+        asked_steps=asked_steps,
     )
 
 
-def _without_tags(prompts: Sequence[str]) -> tuple[list[str], list[NetworkTag]]:
-    """Prompts without network tags, and the first prompt's tags."""
-    pairs = [split_network_tags(text) for text in prompts]
-    return [text for text, _ in pairs], pairs[0][1]
+def with_second_texts(
+    plan: PassRequest,
+    prompt_2: str | Sequence[str] | None,
+    negative_prompt_2: str | Sequence[str] | None,
+    *,
+    is_sdxl: bool,
+) -> PassRequest:
+    """The pass with other texts for SDXL's second encoder, one for each prompt of the call. Network tags in
+    `prompt_2` that the prompt has not count with its own."""
+
+    def each_image(texts: str | Sequence[str] | None) -> str | list[str] | None:
+        if texts is None or isinstance(texts, str):
+            return texts
+        repeats = plan.batch_size // len(texts) if texts and plan.batch_size % len(texts) == 0 else 1
+        return [text for text in texts for _ in range(repeats)]
+
+    pair = second_texts(each_image(prompt_2), each_image(negative_prompt_2), plan.batch_size, is_sdxl)
+    if pair is None or pair[0] is None:
+        return replace(plan, seconds=pair)
+    texts, tags = split_batch_tags(pair[0])
+    return replace(plan, seconds=(texts, pair[1]), tags=plan.tags + [tag for tag in tags if tag not in plan.tags])
 
 
 @dataclass(frozen=True)
@@ -223,7 +249,7 @@ def hires_request(
     checked_strength("hires_strength", asked.strength)
     target = hires_target(first.asked_size[1], first.asked_size[0], asked.scale, asked.size)
     texts = _same_or_list("hires_prompt", asked.prompt, prompts)
-    plain, tags = _without_tags(texts)
+    plain, tags = split_batch_tags(texts)
     sampler, schedule = first.sampler, first.schedule
     if asked.sampler is not None or asked.schedule is not None:
         if first.sampler is None and asked.sampler is None:
@@ -242,6 +268,7 @@ def hires_request(
         asked_size=(target.enlarged_height, target.enlarged_width),
         first_pass_calls=first.prompt_steps,
         strength=asked.strength,
+        asked_steps=StepArguments(),
     )
     return HiresRequest(target, asked.upscaler, second)
 

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from webui_diffusers.loaders.network_library import NetworkMention, network_mentions
 from webui_diffusers.pipelines.prompt.network_tags import (
-    LoraUse,
     NetworkTag,
-    read_lora_tag,
     split_batch_tags,
     split_network_tags,
 )
@@ -27,24 +26,24 @@ ROWS = [json.loads(line) for line in RECORDED.open(encoding="utf-8")] if RECORDE
 @pytest.mark.parametrize(
     "text, rest, use",
     [
-        ("<lora:a>", "", LoraUse("a", 1.0, 1.0)),
-        ("x <lora:a:0.8>, y", "x , y", LoraUse("a", 0.8, 0.8)),
-        ("<lora:a:0.5:0.7>", "", LoraUse("a", 0.5, 0.7)),
-        ("<lora:a:te=0.5:unet=0.7>", "", LoraUse("a", 0.5, 0.7)),
-        ("<lora:a:te=0.2>", "", LoraUse("a", 0.2, 0.2)),
-        ("<lora:a:0.5:unet=0.2>", "", LoraUse("a", 0.5, 0.2)),
-        ("<lora:a:unet=0.2>", "", LoraUse("a", 1.0, 0.2)),
-        ("<lora:a:1:0.5:8:dyn=2>", "", LoraUse("a", 1.0, 0.5, 2)),
-        ("<lora:a:foo=3:0.9>", "", LoraUse("a", 0.9, 0.9)),
-        ("<lora:a: 1e-1 >", "", LoraUse("a", 0.1, 0.1)),
-        ("<lora:a:1:1:8:9:more>", "", LoraUse("a", 1.0, 1.0, 8)),
-        ("<lora::1>", "", LoraUse("", 1.0, 1.0)),
-        ("<lora:../../x>", "", LoraUse("../../x")),
+        ("<lora:a>", "", NetworkMention("a", 1.0, 1.0)),
+        ("x <lora:a:0.8>, y", "x , y", NetworkMention("a", 0.8, 0.8)),
+        ("<lora:a:0.5:0.7>", "", NetworkMention("a", 0.5, 0.7)),
+        ("<lora:a:te=0.5:unet=0.7>", "", NetworkMention("a", 0.5, 0.7)),
+        ("<lora:a:te=0.2>", "", NetworkMention("a", 0.2, 0.2)),
+        ("<lora:a:0.5:unet=0.2>", "", NetworkMention("a", 0.5, 0.2)),
+        ("<lora:a:unet=0.2>", "", NetworkMention("a", 1.0, 0.2)),
+        ("<lora:a:1:0.5:8:dyn=2>", "", NetworkMention("a", 1.0, 0.5, 2)),
+        ("<lora:a:foo=3:0.9>", "", NetworkMention("a", 0.9, 0.9)),
+        ("<lora:a: 1e-1 >", "", NetworkMention("a", 0.1, 0.1)),
+        ("<lora:a:1:1:8:9:more>", "", NetworkMention("a", 1.0, 1.0, 8)),
+        ("<lora::1>", "", NetworkMention("", 1.0, 1.0)),
+        ("<lora:../../x>", "", NetworkMention("../../x")),
     ],
 )
 def test_a_tag_is_read_as_the_table_says(text, rest, use):
     cleaned, (tag,) = split_network_tags(text)
-    assert (cleaned, read_lora_tag(tag)) == (rest, use)
+    assert (cleaned, network_mentions([tag])[0]) == (rest, use)
 
 
 @pytest.mark.parametrize("text", ["< lora:a>", "<lora:>", "<:a:1>", "a < b > c", "<lora:a", ""])
@@ -87,7 +86,9 @@ def test_tags_come_out_and_the_rest_stays(pieces):
     text = "".join(f"{before}<lora:{name}:{scale}>" for before, name, scale in pieces)
     cleaned, tags = split_network_tags(text)
     assert cleaned == "".join(before for before, _, _ in pieces)
-    assert [read_lora_tag(tag) for tag in tags] == [LoraUse(name, scale, scale) for _, name, scale in pieces]
+    assert [network_mentions([tag])[0] for tag in tags] == [
+        NetworkMention(name, scale, scale) for _, name, scale in pieces
+    ]
 
 
 def test_many_unclosed_tags_take_no_time():
@@ -102,14 +103,14 @@ def test_many_unclosed_tags_take_no_time():
 @pytest.mark.parametrize(
     "text, words",
     [
-        ("<lora:a:x>", ["<lora:a>", "te is `x`", "0.8"]),
-        ("<lora:a:>", ["te is ``"]),
-        ("<lora:a:unet=high>", ["unet is `high`"]),
-        ("<lora:a:dyn=2.5>", ["dyn is `2.5`", "dyn=8"]),
-        ("<lora:te=1>", ["names no network"]),
+        ("<lora:a:x>", ["`x`", "<lora:a:x", "`te`", "0.8"]),
+        ("<lora:a:>", ["``", "`te`"]),
+        ("<lora:a:unet=high>", ["`high`", "`unet`"]),
+        ("<lora:a:dyn=2.5>", ["`2.5`", "`dyn`", "whole number"]),
+        ("<lora:te=1>", ["no name"]),
     ],
 )
 def test_a_bad_strength_is_named_with_its_tag(text, words):
     with pytest.raises(ValueError) as error:
-        read_lora_tag(split_network_tags(text)[1][0])
+        network_mentions(split_network_tags(text)[1][:1])
     assert all(word in str(error.value) for word in words)

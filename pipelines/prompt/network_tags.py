@@ -25,15 +25,6 @@ class NetworkTag(NamedTuple):
     named: dict[str, str]
 
 
-class LoraUse(NamedTuple):
-    """What a `<lora:...>` tag asks for."""
-
-    name: str
-    te: float = 1.0  # factor in the text encoders
-    unet: float = 1.0  # factor in the UNet; a tag that leaves it out means te
-    dyn: int | None = None  # use only this many ranks
-
-
 _TAG_START = re.compile(r"<(\w+):")
 
 
@@ -65,40 +56,7 @@ def split_batch_tags(prompts: Sequence[str]) -> tuple[list[str], list[NetworkTag
     return [text for text, _ in split], split[0][1] if split else []
 
 
-def read_lora_tag(tag: NetworkTag) -> LoraUse:
-    """The strengths of a `lora` or `lyco` tag. Raises ValueError for a strength that is no number, or no name.
-
-    >>> read_lora_tag(NetworkTag("lora", ("a", "0.5"), {"unet": "0.2"}))
-    LoraUse(name='a', te=0.5, unet=0.2, dyn=None)
-    """
-    if not tag.positional:
-        raise ValueError(f"`<{tag.kind}:...>` with {tag.named} names no network. Write `<{tag.kind}:name:0.8>`.")
-    name, *rest = tag.positional
-    written = dict(zip(("te", "unet", "dyn"), rest)) | tag.named
-    te = _tag_number(tag, "te", written["te"]) if "te" in written else 1.0
-    unet = _tag_number(tag, "unet", written["unet"]) if "unet" in written else te
-    if "dyn" not in written:
-        return LoraUse(name, te, unet)
-    try:
-        return LoraUse(name, te, unet, int(written["dyn"]))
-    except ValueError as error:
-        raise ValueError(
-            f"`<{tag.kind}:{name}>`: dyn is `{written['dyn']}`, which is no whole number; it says how many ranks are "
-            "used. Write `dyn=8`, or leave it out to use all."
-        ) from error
-
-
 def _read_tag(kind: str, arguments: str) -> NetworkTag:
     parts = arguments.split(":")
     named = dict(part.split("=") for part in parts if part.count("=") == 1)
     return NetworkTag(kind, tuple(part for part in parts if part.count("=") != 1), named)
-
-
-def _tag_number(tag: NetworkTag, key: str, written: str) -> float:
-    try:
-        return float(written)
-    except ValueError as error:
-        raise ValueError(
-            f"`<{tag.kind}:{tag.positional[0]}>`: {key} is `{written}`, which is no number; it says how strongly the "
-            "network acts. Write one such as `0.8`."
-        ) from error
