@@ -41,8 +41,9 @@ class WebUIMixin:
 
     @property
     def is_sdxl(self) -> bool:
-        """Whether the model is an SDXL: it has a second text encoder."""
-        return self.text_encoder_2 is not None
+        """Whether the model is an SDXL: it has a second text encoder, or a UNet that is told sizes."""
+        told = getattr(getattr(self.unet, "config", None), "addition_embed_type", None)
+        return self.text_encoder_2 is not None or told == "text_time"
 
     @classmethod
     def from_single_file(cls, pretrained_model_link_or_path: str | Path, **kwargs: Any) -> Any:

@@ -5,6 +5,8 @@ Shared by the drawing pipelines. `pipe` here is always the pipeline whose compon
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -67,25 +69,65 @@ def encode_pass(
         hires_steps=None if plan.first_pass_calls is None else plan.prompt_steps,
         settings=settings,
         pad=bool(options["pad_cond_uncond"]),
+        seconds=plan.seconds,
     )
 
 
-def given_conditioning(given: Mapping[str, Any]) -> Conditioning:
+def given_conditioning(given: Mapping[str, Any], *, is_sdxl: bool = False) -> Conditioning:
     """Conditioning from the arguments `prompt_embeds` (b, tokens, dim), `pooled_prompt_embeds` (b, dim) and their
-    negative sides, each row repeated for its `num_images_per_prompt` pictures. A missing negative side is zeros."""
+    negative sides, each row repeated for its `num_images_per_prompt` pictures.
+
+    The negative side is empty where it is to be encoded from `negative_prompt`. Raises ValueError for tensors that do
+    not go together, and on SDXL for missing pooled ones.
+    """
     embeds, pooled = given["prompt_embeds"], given["pooled_prompt_embeds"]
     negative, negative_pooled = given["negative_prompt_embeds"], given["negative_pooled_prompt_embeds"]
+    for argument, one, other in (("pooled", embeds, pooled), ("negative_pooled", negative, negative_pooled)):
+        if is_sdxl and one is not None and other is None:
+            raise ValueError(
+                f"`{argument}_prompt_embeds` is missing: SDXL reads it beside the embeddings of each token. Pass what "
+                "`encode_prompt` or `PromptEncoder` gives with them."
+            )
+    if negative is not None and given["negative_prompt"] is not None:
+        raise ValueError("`negative_prompt` and `negative_prompt_embeds` are both given: pass one of them.")
+    if negative is not None and len(negative) != len(embeds):
+        raise ValueError(
+            f"`negative_prompt_embeds` has {len(negative)} rows and `prompt_embeds` {len(embeds)}: every prompt needs "
+            "its own negative one."
+        )
 
     def timed(rows: Tensor, pools: Tensor | None) -> list[list[TimedCond]]:
         entries = [TimedCond(2**31, row, None if pools is None else pools[i]) for i, row in enumerate(rows)]
         return [[entry] for entry in entries for _ in range(given["num_images_per_prompt"])]
 
-    if negative is None:
-        negative = torch.zeros_like(embeds)
-    if pooled is not None and negative_pooled is None:
-        negative_pooled = torch.zeros_like(pooled)
     positive = [[WeightedCond(1.0, schedule)] for schedule in timed(embeds, pooled)]
-    return Conditioning(positive, timed(negative, negative_pooled))
+    return Conditioning(positive, [] if negative is None else timed(negative, negative_pooled))
+
+
+def completed_conditioning(
+    given: Conditioning, encode: Callable[[], Conditioning] | None, width: int | None = None
+) -> Conditioning:
+    """Given conditioning with its negative side, which `encode` encodes where it is missing; zeros without `encode`.
+
+    width: keep the last `width` channels, those of SDXL's second encoder, which its refiner reads alone.
+    """
+
+    def cut(schedule: Sequence[TimedCond]) -> list[TimedCond]:
+        return [entry._replace(embeds=entry.embeds[:, -(width or 0) :]) for entry in schedule]
+
+    positive = [[WeightedCond(piece.weight, cut(piece.schedule)) for piece in pieces] for pieces in given.positive]
+    if given.negative:
+        return replace(given, positive=positive, negative=[cut(schedule) for schedule in given.negative])
+    if encode is not None:
+        return replace(given, positive=positive, negative=encode().negative)
+    nothing = [
+        [
+            e._replace(embeds=e.embeds * 0, pooled=None if e.pooled is None else e.pooled * 0)
+            for e in pieces[0].schedule
+        ]
+        for pieces in positive
+    ]
+    return replace(given, positive=positive, negative=nothing)
 
 
 def check_texts(
@@ -93,7 +135,7 @@ def check_texts(
 ) -> None:
     """Refuse prompts that would fail later: weights that are no number, negative prompts of unequal length."""
     for plan in (first,) if second is None else (first, second):
-        encoder.check(plan.prompts, plan.negatives, plan.prompt_steps, settings)
+        encoder.check(plan.prompts, plan.negatives, plan.prompt_steps, settings, plan.seconds)
 
 
 def pass_models(
@@ -109,15 +151,23 @@ def pass_models(
 ) -> list[DenoiserModel]:
     """The models of a pass with their conditioning: the base, and the refiner where it will take over.
 
-    embeds: conditioning that stands for the texts. The refiner reads the same texts with the second encoder alone.
+    embeds: conditioning that stands for the prompts. The refiner reads the same texts with the second encoder alone.
     """
-    encoder = pipe.attached.encoder(pipe, uses)
-    conditioning = encode_pass(encoder, plan, settings, options) if embeds is None else embeds
+    has_encoder = pipe.text_encoder is not None or pipe.text_encoder_2 is not None
+    encoder = pipe.attached.encoder(pipe, uses) if has_encoder or embeds is None else None
+
+    def conditioned(width: int | None = None) -> Conditioning:
+        used = encoder if encoder is None or width is None else encoder.last_alone()
+        encode = None if used is None else partial(encode_pass, used, plan, settings, options)
+        return encode() if embeds is None else completed_conditioning(embeds, encode, width)
+
+    conditioning = conditioned()
     numbers = size_numbers(plan.asked_size, options, sizes) if pipe.is_sdxl else None
     models = [conditioned_model(pipe.unet, conditioning, pipe.scheduler, options, numbers)]
     if refines:
-        if encoder.encoders and pipe.refiner.config.cross_attention_dim == encoder.encoders[-1].width:
-            conditioning = encode_pass(encoder.last_alone(), plan, settings, options)
+        width = pipe.refiner.config.cross_attention_dim
+        if width != pipe.unet.config.cross_attention_dim:
+            conditioning = conditioned(width)
             numbers = refiner_numbers(plan.asked_size, options)
         models.append(conditioned_model(pipe.refiner, conditioning, pipe.scheduler, options, numbers))
     return models
@@ -243,7 +293,16 @@ def _scheduler_pass(
     if strength is not None and exact_steps:
         steps = int(plan.steps / min(strength, 0.999))
         strength = plan.steps / steps
-    timesteps = scheduler_timesteps(scheduler, steps, noise.device, strength=strength)
+    asked = plan.asked_steps
+    timesteps = scheduler_timesteps(
+        scheduler,
+        steps,
+        noise.device,
+        timesteps=asked.timesteps,
+        sigmas=asked.sigmas,
+        denoising_end=asked.denoising_end,
+        strength=strength,
+    )
     if not len(timesteps):
         return init
     start = noise.next() if start is None else start.to(noise.device, torch.float32)

@@ -26,14 +26,17 @@ def asks_for_diffusers_own(pipe: Any, given: Mapping[str, Any]) -> bool:
     defaults = signature(type(pipe).__call__).parameters
     own = signature(diffusers_pipeline(pipe).__call__).parameters
     for name, value in given.items():
-        if name not in own and value is not None and value != defaults[name].default:
+        default = defaults[name].default
+        if name not in own and value is not None and (default is None or value != default):
             return False
     if given["clip_skip"] is not None and not pipe.is_sdxl:
         return False  # diffusers' own reads `text_encoder.text_model`, which transformers 5 no longer has
     texts = [given[name] for name in ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2")]
     flat = [t for text in texts if text is not None for t in ([text] if isinstance(text, str) else text)]
-    encoder = pipe.attached.encoder(pipe)
-    return all(isinstance(text, str) and encoder.is_plain(text) for text in flat)
+    if not all(isinstance(text, str) for text in flat):
+        return False
+    encoder = pipe.attached.encoder(pipe) if flat else None
+    return encoder is None or all(encoder.is_plain(text) for text in flat)
 
 
 def draw_as_diffusers(

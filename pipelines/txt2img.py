@@ -57,6 +57,7 @@ from webui_diffusers.pipelines.request import (
     prompt_list,
     prompt_settings,
     refined_passes,
+    with_second_texts,
 )
 from webui_diffusers.pipelines.sdxl import SizeArguments
 from webui_diffusers.pipelines.stand_in import (
@@ -66,6 +67,7 @@ from webui_diffusers.pipelines.stand_in import (
     ip_adapter_embeds,
     size_or_default,
 )
+from webui_diffusers.pipelines.step_arguments import StepArguments, check_step_arguments
 
 
 class WebUITxt2ImgPipeline(WebUIMixin, StableDiffusionPipeline):
@@ -262,16 +264,19 @@ class WebUITxt2ImgPipeline(WebUIMixin, StableDiffusionPipeline):
         seeds = None
         if seed is not None or (sampler is not None and generator is None):
             seeds = noise_request(len(prompts), seed, subseed, subseed_strength, seed_resize, noise_source)
-        first = first_pass(prompts, negatives, size, num_inference_steps, sampler, schedule)
+        asked_steps = pick(StepArguments, given)
+        first = first_pass(prompts, negatives, size, num_inference_steps, sampler, schedule, asked_steps=asked_steps)
+        first = with_second_texts(first, prompt_2, negative_prompt_2, is_sdxl=self.is_sdxl)
         hires = hires_request(pick(HiresArguments, given, "hires_"), first, prompts, negatives)
         second = None if hires is None else hires.second
+        check_step_arguments(asked_steps, sampler, has_hires=hires is not None)
         upscaler = None if hires is None else self.attached.upscaler(hires.upscaler, self.upscaler)
         uses = self.attached.network_uses(first.tags, loras)
         second_uses = uses if second is None else self.attached.network_uses(second.tags, loras)
         refined = refined_passes(refiner_switch_at, options, hires is not None, self.refiner)
         restore = face_restoration(self, restore_faces, face_fidelity, options)
         settings = prompt_settings(options, clip_skip)
-        embeds = None if prompt_embeds is None else given_conditioning(given)
+        embeds = None if prompt_embeds is None else given_conditioning(given, is_sdxl=self.is_sdxl)
         if embeds is None:
             check_texts(self.attached.encoder(self, uses), first, second, settings)
         conditioned = partial(pass_models, self, settings, options, pick(SizeArguments, given), embeds)

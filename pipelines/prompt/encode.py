@@ -1,6 +1,6 @@
 """The whole road from prompts to conditioning: grammar, chunks, text encoders, emphasis.
 
-    prompts --split_prompts--> texts --parse_schedule--> a group of variants each --chunk_tokens--> rows of 77 tokens
+    prompts --pair_texts--> texts --parse_schedule--> a group of variants each --chunk_tokens--> rows of 77 tokens
             --text encoders, all rows of all groups in one batch--> hidden states --emphasis, per group--> Conditioning
 
 SD 1.x, SD 2.x and SDXL differ only in their list of encoders: one, or two whose states are joined on the channels.
@@ -16,10 +16,11 @@ from ..conditioning import Conditioning, TimedCond, WeightedCond
 from .attention import parse_attention
 from .chunks import PromptChunk, chunk_tokens, embedding_index, empty_chunk, tokenize_fragments
 from .comments import strip_comments
-from .composition import split_and, split_prompts
+from .composition import split_and
 from .encode_rows import ClipEncoder, PromptSettings, RowCache, embedding_part, weigh_tokens, weights_fingerprint
 from .network_tags import split_network_tags
 from .schedule import parse_schedule
+from .second_texts import SecondTexts, TextPair, merge_schedules, paired_sides, second_texts
 from .tokenize import FragmentTokenizer
 
 
@@ -85,18 +86,28 @@ class PromptEncoder:
         return self.encoders[-1].state == "penultimate"
 
     def __call__(
-        self, prompt: str | Sequence[str], negative_prompt: str | Sequence[str] | None = None, **settings: Any
+        self,
+        prompt: str | Sequence[str],
+        negative_prompt: str | Sequence[str] | None = None,
+        *,
+        prompt_2: str | Sequence[str] | None = None,
+        negative_prompt_2: str | Sequence[str] | None = None,
+        **settings: Any,
     ) -> dict[str, Tensor]:
         """Keyword arguments for another pipeline's call: `prompt_embeds`, `negative_prompt_embeds`, for SDXL also
         `pooled_prompt_embeds` and `negative_pooled_prompt_embeds`.
 
         Shapes: (b, 77 * chunks, dim) and (b, dim); the shorter side is filled with the encoding of the empty prompt.
-        settings: fields of `PromptSettings`. Raises ValueError for prompts that change while drawing ([a:b:0.5],
-        [a|b]) or are drawn from several texts (AND): one tensor cannot hold them.
+        prompt_2, negative_prompt_2: other texts for SDXL's second encoder. settings: fields of `PromptSettings`.
+        Raises ValueError for prompts that change while drawing ([a:b:0.5], [a|b]) or are drawn from several texts
+        (AND): one tensor cannot hold them.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         negatives = as_negatives(negative_prompt, len(prompts))
-        conditioning = self.conditioning(prompts, negatives, 1000, settings=PromptSettings(**settings), pad=True)
+        seconds = second_texts(prompt_2, negative_prompt_2, len(prompts), self.is_sdxl)
+        conditioning = self.conditioning(
+            prompts, negatives, 1000, settings=PromptSettings(**settings), pad=True, seconds=seconds
+        )
         for text, pieces, negative in zip(prompts, conditioning.positive, conditioning.negative, strict=True):
             if len(pieces) > 1 or pieces[0].weight != 1 or len(pieces[0].schedule) > 1 or len(negative) > 1:
                 raise ValueError(
@@ -125,19 +136,20 @@ class PromptEncoder:
         hires_steps: int | None = None,
         settings: PromptSettings | None = None,
         pad: bool = False,
+        seconds: SecondTexts | None = None,
     ) -> Conditioning:
         """The conditioning of a batch. steps: denoiser calls of the pass; hires_steps: those of the second pass, when
-        it is the one that is encoded (`steps` then are the first pass's). pad: also encode the empty prompt."""
+        it is the one that is encoded (`steps` then are the first pass's). pad: also encode the empty prompt. seconds:
+        what SDXL's second encoder reads instead."""
         settings = settings or PromptSettings()
-        if settings.enable_prompt_comments:
-            prompts, negatives = [strip_comments(t) for t in prompts], [strip_comments(t) for t in negatives]
-        texts, pieces = split_prompts(prompts)
-        distinct = list(dict.fromkeys(negatives))
-        schedules = [
-            parse_schedule(text, steps, hires_steps, legacy=settings.use_old_scheduling)
-            for text in [*texts, *distinct]
-        ]
-        groups = [[text for _, text in schedule] for schedule in schedules] + ([[""]] if pad else [])
+        texts, pieces, opposed = paired_sides(prompts, negatives, seconds, settings.enable_prompt_comments)
+        distinct = list(dict.fromkeys(opposed))
+
+        def schedule_of(text: str) -> list[tuple[int, str]]:
+            return parse_schedule(text, steps, hires_steps, legacy=settings.use_old_scheduling)
+
+        schedules = [merge_schedules(schedule_of(first), schedule_of(second)) for first, second in [*texts, *distinct]]
+        groups = [[pair for _, pair in schedule] for schedule in schedules] + ([[TextPair("", "")]] if pad else [])
         encoded = self.encode(groups, settings)
         timed = [
             [TimedCond(until, *entry) for (until, _), entry in zip(schedule, group, strict=True)]
@@ -145,34 +157,45 @@ class PromptEncoder:
         ]
         if self.is_sdxl:
             for index, group in enumerate(groups[len(texts) : len(schedules)], start=len(texts)):
-                if not any(group):  # "" is nothing at all for SDXL, but only on the negative side
+                if not any(map(any, group)):  # "" is nothing at all for SDXL, but only on the negative side
                     timed[index] = [TimedCond(e.until, e.embeds * 0, e.pooled * 0) for e in timed[index]]
         return Conditioning(
             positive=[[WeightedCond(weight, timed[index]) for index, weight in prompt] for prompt in pieces],
-            negative=[timed[len(texts) + distinct.index(text)] for text in negatives],
+            negative=[timed[len(texts) + distinct.index(pair)] for pair in opposed],
             empty=encoded[-1][0].embeds if pad else None,
             embeddings=self._used_embeddings(groups[len(texts) : len(schedules)] + groups[: len(texts)], settings),
         )
 
-    def _used_embeddings(self, groups: Sequence[Sequence[str]], settings: PromptSettings) -> tuple[str, ...]:
+    def _used_embeddings(self, groups: Sequence[Sequence[TextPair]], settings: PromptSettings) -> tuple[str, ...]:
         """Names of textual inversions as the webui lists them: each encoding's in order of first use, later encodings
         in front. Two encoders are two encodings, so SDXL names every one twice."""
         used: list[str] = []
         for group in groups if self.embeddings else ():
             for encoder in self.encoders:
-                chunks = [chunk for text in group for chunk in self.chunks(encoder, text, settings)]
+                chunks = [c for pair in group for c in self.chunks(encoder, _text_for(encoder, pair), settings)]
                 used[:0] = dict.fromkeys(fix.name for chunk in chunks for fix in chunk.fixes)
         return tuple(used)
 
-    def check(self, prompts: Sequence[str], negatives: Sequence[str], steps: int, settings: PromptSettings) -> None:
+    def check(
+        self,
+        prompts: Sequence[str],
+        negatives: Sequence[str],
+        steps: int,
+        settings: PromptSettings,
+        seconds: SecondTexts | None = None,
+    ) -> None:
         """Cut all texts without encoding them. Raises ValueError for a weight that is no number and for negative
         prompts of different length in one batch, which the webui cannot draw either."""
+        texts, _, opposed = paired_sides(prompts, negatives, seconds, True)
         lengths = {}
-        for text in dict.fromkeys([*split_prompts(prompts)[0], *negatives]):
-            variants = parse_schedule(strip_comments(text), steps, legacy=settings.use_old_scheduling)
-            chunks = [self.chunks(self.encoders[0], variant, settings) for variant in {v for _, v in variants}]
-            lengths[text] = max(map(len, chunks))
-        different = {text: lengths[text] for text in negatives}
+        for pair in dict.fromkeys([*texts, *opposed]):
+            cut = [
+                len(self.chunks(encoder, variant, settings))
+                for encoder in (self.encoders if seconds else self.encoders[:1])
+                for _, variant in parse_schedule(_text_for(encoder, pair), steps, legacy=settings.use_old_scheduling)
+            ]
+            lengths[pair] = max(cut)
+        different = {pair.first: lengths[pair] for pair in opposed}
         if len(set(different.values())) > 1:
             told = ", ".join(f"{text[:40]!r}: {count}" for text, count in different.items())
             raise ValueError(
@@ -193,9 +216,12 @@ class PromptEncoder:
         return PromptEncoder(self.encoders[-1:], embeddings=self.embeddings, convert=self.convert, cache=self.cache)
 
     @torch.no_grad()
-    def encode(self, groups: Sequence[Sequence[str]], settings: PromptSettings) -> list[list[EncodedText]]:
+    def encode(self, groups: Sequence[Sequence[str | TextPair]], settings: PromptSettings) -> list[list[EncodedText]]:
         """Texts by groups; those of one group share their length and, with emphasis "Original", their mean."""
-        chunked = [[[self.chunks(e, text, settings) for text in group] for group in groups] for e in self.encoders]
+        chunked = [
+            [[self.chunks(e, _text_for(e, text), settings) for text in group] for group in groups]
+            for e in self.encoders
+        ]
         lengths = [max(len(chunks) for side in chunked for chunks in side[i]) for i in range(len(groups))]
         sides = [self._encode_side(e, side, lengths, settings) for e, side in zip(self.encoders, chunked, strict=True)]
         return [
@@ -277,6 +303,11 @@ def as_negatives(negative_prompt: str | Sequence[str] | None, count: int) -> lis
             "Pass one text for all, or as many as there are prompts."
         )
     return list(negative_prompt)
+
+
+def _text_for(encoder: ClipEncoder, text: str | TextPair) -> str:
+    """What an encoder reads of a pair: SDXL's second one the second."""
+    return text if isinstance(text, str) else text.second if encoder.part == "clip_g" else text.first
 
 
 def _row_key(row: PromptChunk) -> tuple:

@@ -184,12 +184,17 @@ class GuidedDenoiser:
         positive, negative = self._rows()
         skipped = not self.guidance.two_sided or self._skips_negative(level)
         out_positive, out_negative = self._run_sides(x_in, t, positive, None if skipped else negative)
-        c = read(out_positive, positive.images)
-        u = c[_first_row_of(positive.images)] if out_negative is None else read(out_negative, negative.images)
         scale = 1.0 if skipped else self.guidance.guidance_scale
-        guided = combine_conds(u, c, positive.images, [weight * scale for weight in positive.weights])
-        if self.guidance.guidance_rescale > 0 and not skipped:
-            guided = rescale_guidance(guided, c[_first_row_of(positive.images)], self.guidance.guidance_rescale)
+        scales = [weight * scale for weight in positive.weights]
+        c = read(out_positive, positive.images)
+        first = _first_row_of(positive.images)
+        u = c[first] if out_negative is None else read(out_negative, negative.images)
+        if self.guidance.guidance_rescale > 0 and out_negative is not None:  # of the output, as in diffusers
+            raw = combine_conds(out_negative, out_positive, positive.images, scales)
+            raw = rescale_guidance(raw, out_positive[first], self.guidance.guidance_rescale)
+            guided = read(raw, negative.images)
+        else:
+            guided = combine_conds(u, c, positive.images, scales)
         self.calls += 1
         self.timestep = t
         return guided, u
