@@ -1,0 +1,246 @@
+"""Networks on and off: merging here against diffusers' load_lora_weights and fuse_lora, for 1, 3 and 5 files at once.
+
+    python benchmarks/networks.py                   the table, on this machine's CPU
+    python benchmarks/networks.py --files 1 5 --repeats 3
+
+SD-1.5-sized random weights in float32, Kohya files of rank 32 in float16 over all 264 layers, one pipeline on which
+both sides take turns in one process. CPU seconds, the least of the repeats; a ratio below 1 means less than diffusers.
+
+    (a) ready    from the files to weights that draw with them
+    (b) switch   from files 1..n to files 2..n+1, the last of which is not loaded yet
+    (c) off      back to none
+    (d) forward  the UNet with them on, over the bare UNet
+    (e) memory   the peak of (a) above what the models take, each side in a process of its own
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from diffusers import PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.utils import logging
+from safetensors.torch import save_file
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel
+from transformers.utils import logging as transformers_logging
+from webui_diffusers.loaders import NetworkMerger, read_network
+from webui_diffusers.loaders.model_configs import model_config_folder
+from webui_diffusers.loaders.peft_mix import AdapterMixer
+
+
+RANK, ALPHA = 32, 16.0
+TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
+TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--files", type=int, nargs="+", default=[1, 3, 5])
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--worker", nargs=2, metavar=("SIDE", "FOLDER"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    warnings.simplefilter("ignore")
+    logging.set_verbosity_error()
+    transformers_logging.set_verbosity_error()
+    if arguments.worker:
+        side, folder = arguments.worker
+        print(json.dumps(peak_memory(side, sorted(Path(folder).iterdir())[: arguments.files[0]])))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        pipe = random_pipeline()
+        files = [
+            write_network(pipe, Path(folder) / f"file{i}.safetensors", i) for i in range(max(arguments.files) + 1)
+        ]
+        layers = len(read_network(files[0]).layers)
+        print(f"{layers} layers, {files[0].stat().st_size / 2**20:.0f} MiB a file, {arguments.threads} thread(s)")
+        print(f"{'':12}{'files':>6}{'diffusers':>12}{'here':>10}{'ratio':>8}")
+        for count in arguments.files:
+            for line in time_rows(pipe, files, count, arguments.repeats):
+                print(line, flush=True)
+        del pipe
+        for count in arguments.files:
+            theirs, ours = (worker_memory(side, folder, count, arguments.threads) for side in ("diffusers", "here"))
+            print(row("(e) memory", count, theirs, ours, "MiB"), flush=True)
+
+
+def random_pipeline() -> StableDiffusionPipeline:
+    """SD 1.5's UNet (860M) and text encoder (123M) with small numbers in them."""
+    folder = model_config_folder("sd1")
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder, subfolder="unet"))
+        text = CLIPTextModel(CLIPTextConfig.from_pretrained(folder, subfolder="text_encoder"))
+    noise = torch.randn(1 << 20, generator=torch.Generator().manual_seed(0)) * 0.02
+    for model in (unet, text):
+        model.to_empty(device="cpu").eval().requires_grad_(False)
+        for parameter in model.parameters():
+            flat = parameter.data.view(-1)
+            for start in range(0, len(flat), len(noise)):
+                piece = flat[start : start + len(noise)]
+                piece.copy_(noise[: len(piece)])
+        for name, buffer in model.named_buffers():
+            if name.endswith("position_ids"):
+                buffer.copy_(torch.arange(buffer.shape[-1])[None])
+    return StableDiffusionPipeline(None, text, None, unet, PNDMScheduler(), None, None, requires_safety_checker=False)
+
+
+def write_network(pipe: StableDiffusionPipeline, path: Path, seed: int) -> Path:
+    """A Kohya file over all attention, feed-forward and projection layers."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for prefix, model, targets in (("lora_unet", pipe.unet, TARGETS), ("lora_te", pipe.text_encoder, TEXT_TARGETS)):
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Linear | nn.Conv2d) and name.endswith(targets):
+                if model is pipe.text_encoder and not name.startswith("text_model."):
+                    name = f"text_model.{name}"
+                out, inside, *kernel = module.weight.shape
+                stem = f"{prefix}_{name.replace('.', '_')}"
+                down, up = (RANK, inside, *kernel), (out, RANK, *kernel)
+                for part, shape in (("down", down), ("up", up)):
+                    value = torch.randn(shape, generator=generator) * 0.01
+                    tensors[f"{stem}.lora_{part}.weight"] = value.half()
+                tensors[f"{stem}.alpha"] = torch.tensor(ALPHA).half()
+    save_file(tensors, path, metadata={"ss_network_module": "networks.lora"})
+    return path
+
+
+def time_rows(pipe: StableDiffusionPipeline, files: list[Path], count: int, repeats: int) -> list[str]:
+    """(a) to (d) for `count` files at once, both sides taking turns."""
+    first, second = files[:count], files[1 : count + 1]
+    runs: dict[str, list[dict[str, float]]] = {"diffusers": [], "here": [], "adapters": []}
+    for _ in range(repeats):
+        runs["diffusers"].append(diffusers_side(pipe, first, second))
+        runs["here"].append(our_side(pipe, first, second))
+        runs["adapters"].append(adapter_side(pipe, first))
+    best = {side: {key: min(run[key] for run in each) for key in each[0]} for side, each in runs.items()}
+    theirs, ours = best["diffusers"], best["here"]
+    bare = min(each["bare"] for each in best.values())
+    rows = [
+        row(f"({letter}) {key}", count, theirs[key], ours[key], "s")
+        for letter, key in zip("abc", ("ready", "switch", "off"))
+    ]
+    rows.append(
+        f"{'(d) forward':12}{count:>6}{theirs['forward'] / bare:>11.2f}x{ours['forward'] / bare:>9.2f}x"
+        f"{ours['forward'] / theirs['forward']:>8.2f}"
+    )
+    adapters = best["adapters"]
+    rows.append(
+        f"{'    as adapters, not merged:':<30}ready {adapters['ready']:.2f} s, off {adapters['off']:.2f} s, "
+        f"forward {adapters['forward'] / bare:.2f}x"
+    )
+    return rows
+
+
+def diffusers_side(pipe: StableDiffusionPipeline, first: list[Path], second: list[Path]) -> dict[str, float]:
+    """diffusers' own way: load, set_adapters, fuse; unfuse and fuse the others; unfuse and unload."""
+
+    def load(path: Path) -> None:
+        pipe.load_lora_weights(path.parent, weight_name=path.name, adapter_name=path.stem)
+
+    def ready() -> None:
+        for path in first:
+            load(path)
+        pipe.set_adapters([path.stem for path in first])
+        pipe.fuse_lora()
+
+    def switch() -> None:
+        pipe.unfuse_lora()
+        load(second[-1])
+        pipe.set_adapters([path.stem for path in second])
+        pipe.fuse_lora()
+
+    def off() -> None:
+        pipe.unfuse_lora()
+        pipe.unload_lora_weights()
+
+    return sequence(pipe, ready, switch, off)
+
+
+def our_side(pipe: StableDiffusionPipeline, first: list[Path], second: list[Path]) -> dict[str, float]:
+    """The same with NetworkMerger; every weight is as before, to the bit, at the end."""
+    merger = NetworkMerger(pipe)
+    known = {}
+
+    def uses(paths: list[Path]) -> list[tuple]:
+        known.update({path: read_network(path) for path in paths if path not in known})
+        return [(known[path], 1.0, 1.0) for path in paths]
+
+    return sequence(
+        pipe, lambda: merger.switch(uses(first)), lambda: merger.switch(uses(second)), lambda: merger.restore()
+    )
+
+
+def adapter_side(pipe: StableDiffusionPipeline, first: list[Path]) -> dict[str, float]:
+    """As PEFT adapters beside the weights, which MultiLoraPipeline uses by default."""
+    mixer = AdapterMixer(pipe)
+    return sequence(
+        pipe, lambda: mixer.switch([(read_network(path), 1.0, 1.0) for path in first]), lambda: None, mixer.restore
+    )
+
+
+def sequence(
+    pipe: StableDiffusionPipeline, ready: Callable[[], object], switch: Callable[[], object], off: Callable[[], object]
+) -> dict[str, float]:
+    """CPU seconds of each, and of the UNet's forward in between and afterwards."""
+    found = {"ready": seconds(ready), "switch": seconds(switch), "forward": least(lambda: unet_forward(pipe), 4)}
+    return {**found, "off": seconds(off), "bare": least(lambda: unet_forward(pipe), 4)}
+
+
+def seconds(work: Callable[[], object]) -> float:
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
+def least(work: Callable[[], object], repeats: int) -> float:
+    return min(seconds(work) for _ in range(repeats))
+
+
+@torch.no_grad()
+def unet_forward(pipe: StableDiffusionPipeline) -> None:
+    pipe.unet(torch.zeros(2, 4, 16, 16), 500, encoder_hidden_states=torch.zeros(2, 77, 768))
+
+
+def peak_memory(side: str, files: list[Path]) -> float:
+    """MiB above the models' own while the files become ready to draw with."""
+    pipe = random_pipeline()
+    unet_forward(pipe)
+    before = status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    if side == "here":
+        NetworkMerger(pipe).switch([(read_network(path), 1.0, 1.0) for path in files])
+    else:
+        for path in files:
+            pipe.load_lora_weights(path.parent, weight_name=path.name, adapter_name=path.stem)
+        pipe.set_adapters([path.stem for path in files])
+        pipe.fuse_lora()
+    return (status("VmHWM") - before) / 1024
+
+
+def status(field: str) -> int:
+    """KiB, from Linux's /proc."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1])
+
+
+def worker_memory(side: str, folder: str, count: int, threads: int) -> float:
+    command = [sys.executable, __file__, "--worker", side, folder, "--files", str(count), "--threads", str(threads)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(json.loads(result.stdout.splitlines()[-1]))
+
+
+def row(what: str, count: int, theirs: float, ours: float, unit: str) -> str:
+    digits = 0 if unit == "MiB" else 2
+    return f"{what:12}{count:>6}{theirs:>9.{digits}f} {unit:<3}{ours:>6.{digits}f} {unit:<3}{ours / theirs:>7.2f}"
+
+
+if __name__ == "__main__":
+    main()
