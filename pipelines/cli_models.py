@@ -103,8 +103,10 @@ def load_txt2img(setup: ModelSetup, *, bars: bool = True) -> Any:
     dtype = choose_dtype(setup.dtype, device)
     parts = _extra_parts(setup, dtype)
     loaded = {name: parts[name] for name in ("vae",) if name in parts}
-    if Path(setup.model).expanduser().is_file():
-        pipe = WebUITxt2ImgPipeline.from_single_file(str(Path(setup.model).expanduser()), torch_dtype=dtype, **loaded)
+    file = Path(setup.model).expanduser()
+    if file.is_file():
+        pipe = WebUITxt2ImgPipeline.from_single_file(str(file), torch_dtype=dtype, **loaded)
+        pipe.register_to_config(_name_or_path=str(file))  # for the picture's "Model" and "Model hash"
     else:
         pipe = WebUITxt2ImgPipeline.from_pretrained(setup.model, torch_dtype=dtype, **loaded)
     if others := {name: part for name, part in parts.items() if name not in loaded}:
