@@ -22,11 +22,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import webui_diffusers.pipelines
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.utils import dynamic_modules_utils
 from webui_diffusers.loaders import load_upscaler
 from webui_diffusers.pipelines import WebUITxt2ImgPipeline
-from webui_diffusers.pipelines.bundle import pipeline_file
+from webui_diffusers.pipelines.bundle import PACK_ROOT, PIPELINES, pipeline_file
 
 
 FLOAT = {"torch_dtype": torch.float32}
@@ -191,3 +192,17 @@ def test_a_class_of_somebody_elses_is_saved_with_a_warning(tiny_sd: Path, tmp_pa
     with caplog.at_level("WARNING", logger="diffusers.webui"):
         pipe.save_pretrained(tmp_path)
     assert f"`{__name__}`, whose code cannot be saved along" in caplog.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in PIPELINES if name != "face-restore"])
+def test_every_pipeline_reloads_from_what_it_saved(name: str, tiny_sd: Path, tiny_sdxl: Path, tmp_path: Path):
+    if not (PACK_ROOT / PIPELINES[name].file).is_file():
+        pytest.skip(f"there is no {name} yet")
+    made = getattr(webui_diffusers.pipelines, PIPELINES[name].class_name)
+    pipe = made.from_pretrained(tiny_sdxl if name.endswith("-xl") else tiny_sd, **FLOAT)
+    pipe.save_pretrained(tmp_path)
+    again = DiffusionPipeline.from_pretrained(tmp_path, **FLOAT, **TRUST)
+    assert type(again).__name__ == made.__name__
+    ours = [p.state_dict() for p in (pipe.unet, again.unet)]
+    assert all(torch.equal(ours[0][key], ours[1][key]) for key in ours[0])
