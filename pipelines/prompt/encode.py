@@ -21,7 +21,6 @@ from .encode_rows import ClipEncoder, PromptSettings, RowCache, embedding_part, 
 from .network_tags import split_network_tags
 from .schedule import parse_schedule
 from .second_texts import SecondTexts, TextPair, merge_schedules, paired_sides, second_texts
-from .tokenize import FragmentTokenizer
 
 
 CHUNK_LENGTH = 77
@@ -60,16 +59,16 @@ class PromptEncoder:
         cls, pipe: Any, *, embeddings: Mapping | None = None, cache: RowCache | None = None
     ) -> "PromptEncoder":
         """For any diffusers pipeline with a CLIP `text_encoder` (and `text_encoder_2`), and their tokenizers."""
+        cache = RowCache() if cache is None else cache
         first, second = getattr(pipe, "text_encoder", None), getattr(pipe, "text_encoder_2", None)
         encoders = []
         if first is not None:
             open_clip = pipe.tokenizer.pad_token_id != pipe.tokenizer.eos_token_id  # SD 2.x
             state = "clip_l" if second is not None else "last" if open_clip else "normed"
-            encoders.append(
-                ClipEncoder(FragmentTokenizer(pipe.tokenizer, open_clip=open_clip), first, "clip_l", state)
-            )
+            tokenizer = cache.tokenizer(pipe.tokenizer, open_clip=open_clip)
+            encoders.append(ClipEncoder(tokenizer, first, "clip_l", state))
         if second is not None:
-            tokenizer = FragmentTokenizer(pipe.tokenizer_2, open_clip=True)
+            tokenizer = cache.tokenizer(pipe.tokenizer_2, open_clip=True)
             encoders.append(ClipEncoder(tokenizer, second, "clip_g", "penultimate"))
         if not encoders or any(not hasattr(encoder.model, "get_input_embeddings") for encoder in encoders):
             raise ValueError(

@@ -4,6 +4,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,9 +30,18 @@ class PromptSettings:
 
 @dataclass
 class RowCache:
-    """Encoded rows of 77 tokens by everything they depend on. Kept by a pipeline between calls."""
+    """Encoded rows of 77 tokens by everything they depend on, and tokenizers. Kept by a pipeline between calls."""
 
     rows: OrderedDict[tuple, tuple[Tensor, Tensor | None]] = field(default_factory=OrderedDict)
+    tokenizers: dict[bool, tuple[object, int, FragmentTokenizer]] = field(default_factory=dict)
+
+    def tokenizer(self, tokenizer: Any, *, open_clip: bool) -> FragmentTokenizer:
+        """The `FragmentTokenizer` of a tokenizer; made anew (0.1 s) only for another one, or when words were added."""
+        known = self.tokenizers.get(open_clip)
+        if known is None or known[0] is not tokenizer or known[1] != len(tokenizer):
+            known = (tokenizer, len(tokenizer), FragmentTokenizer(tokenizer, open_clip=open_clip))
+            self.tokenizers[open_clip] = known
+        return known[2]
 
     def put(self, key: tuple, row: tuple[Tensor, Tensor | None]) -> None:
         """Remember a row, and forget the oldest ones beyond the limit."""

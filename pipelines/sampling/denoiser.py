@@ -92,6 +92,7 @@ class GuidedDenoiser:
         self.mask = mask
         self.calls = 0
         self.timestep: Tensor | None = None
+        self._dtype = models[0].unet.dtype  # looked up once: diffusers walks the whole module tree for it
         self._lcm = LcmTable(models[0].table.alphas_cumprod) if lcm else None
         self._sides: tuple[tuple[int, ...], SideRows, SideRows] | None = None
 
@@ -175,7 +176,7 @@ class GuidedDenoiser:
             done = (999 - timestep()) / 1000
         if done >= switch_at:
             del self.models[0]
-            self._sides = None
+            self._sides, self._dtype = None, self.model.unet.dtype
 
     def _guided(
         self, x_in: Tensor, t: Tensor, level: Tensor, read: Callable[[Tensor, list[int]], Tensor]
@@ -247,7 +248,7 @@ class GuidedDenoiser:
 
     def _run(self, x_in: Tensor, t: Tensor, sides: list[tuple[SideRows, int]]) -> Tensor:
         """One UNet run of these sides' rows (side 0 is the positive one), in the UNet's dtype; -> float32."""
-        model, guidance, dtype = self.model, self.guidance, self.model.unet.dtype
+        model, guidance, dtype = self.model, self.guidance, self._dtype
         images = [image for rows, _ in sides for image in rows.images]
         if guidance.extra_channels is not None:
             x_in = torch.cat([x_in, guidance.extra_channels.to(x_in)], dim=1)
