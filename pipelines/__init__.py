@@ -15,6 +15,9 @@ _HOME = {
     "call_report": ".infotext",
     "call_settings": ".infotext",
     "format_infotext": ".infotext",
+    "read_infotext": ".picture_info",
+    "save_picture": ".picture_info",
+    "save_pictures": ".picture_info",
     "pipeline_file": ".bundle",
 }
 __all__ = sorted(_HOME)

@@ -111,7 +111,8 @@ def _reads_absent(field: CallField, value: Any) -> bool:
     return value is None or field.read(str(value)) == field.absent
 
 
-def _lora_tags(loras: Mapping[str, float] | Sequence[tuple[str, float, float]]) -> str:
-    """Tags right behind the text: what is left when they are cut out is the text itself."""
-    uses = [(name, weight, weight) for name, weight in loras.items()] if isinstance(loras, Mapping) else loras
+def _lora_tags(loras: Mapping[str, float] | Sequence[tuple]) -> str:
+    """Tags right behind the text: what is left when they are cut out is the text itself. `dyn` and blocks stay out."""
+    entries = [(name, weight) for name, weight in loras.items()] if isinstance(loras, Mapping) else loras
+    uses = [(name, te, rest[0] if rest else te) for name, te, *rest in entries]
     return "".join(f"<lora:{name}:{te}>" if te == unet else f"<lora:{name}:{te}:{unet}>" for name, te, unet in uses)

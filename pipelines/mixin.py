@@ -1,15 +1,21 @@
 """What the drawing pipelines share beside their stories."""
 
+from collections.abc import Mapping, Sequence
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from PIL import Image
 from torch import Tensor
 
 from ..loaders.merge_plan import NetworkReport
+from ..loaders.peft_loading import load_network_as_adapter
 from ..loaders.single_file import load_single_file
 from .attached import Attachments
+from .output import WebUIPipelineOutput
+from .picture_info import save_pictures
 from .saving import save_pipeline_code
 from .stand_in import diffusers_pipeline
 
@@ -21,6 +27,28 @@ class WebUIMixin:
     `_register_own` at the end of its `__init__`.
     """
 
+    model_cpu_offload_seq = (
+        "text_encoder->text_encoder_2->image_encoder->unet->refiner->vae->upscaler->face_detector->face_restorer"
+    )
+    _optional_components = [
+        "safety_checker",
+        "feature_extractor",
+        "image_encoder",
+        "text_encoder_2",
+        "tokenizer_2",
+        "refiner",
+        "upscaler",
+        "face_restorer",
+        "face_detector",
+        "face_parser",
+    ]
+    _callback_tensor_inputs = [
+        "latents",
+        "prompt_embeds",
+        "negative_prompt_embeds",
+        "add_text_embeds",
+        "add_time_ids",
+    ]
     _stands_for: tuple[type, type] = (StableDiffusionPipeline, StableDiffusionXLPipeline)
 
     def _register_own(self, *, force_zeros_for_empty_prompt: bool, **components: Any) -> None:
@@ -51,7 +79,9 @@ class WebUIMixin:
 
         Arguments are diffusers'; `prediction_type` settles an SD 2.x file whose name and metadata do not.
         """
-        return load_single_file(super().from_single_file, pretrained_model_link_or_path, kwargs)
+        pipe = load_single_file(super().from_single_file, pretrained_model_link_or_path, kwargs)
+        pipe.register_to_config(_name_or_path=str(pretrained_model_link_or_path))  # infotexts name and hash the file
+        return pipe
 
     def encode_prompt(self, *args: Any, **kwargs: Any) -> tuple[Tensor | None, ...]:
         """diffusers' own, with its signature and order: that of the pipeline for the kind of model that is loaded."""
@@ -66,6 +96,22 @@ class WebUIMixin:
     def add_lora(self, path: str | Path, name: str | None = None) -> str:
         """Make a network file (or an id on the Hub) known to tags and `loras`, by `name` or its own. Returns it."""
         return self.attached.library.add(path, name).name
+
+    def load_lora_weights(
+        self,
+        pretrained_model_name_or_path_or_dict: str | Path | Mapping[str, Tensor],
+        adapter_name: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Load a network of any naming and of every family that PEFT holds exactly, as an adapter that stays.
+
+        Arguments are diffusers'. Raises NetworkError for a broken file, another base model, or an inexact family; such
+        a file can be merged for a call instead (`loras=`, tags).
+        """
+        source = pretrained_model_name_or_path_or_dict
+        fallback = partial(diffusers_pipeline(self).load_lora_weights, self)
+        report = load_network_as_adapter(self, source, adapter_name, fallback=fallback, **kwargs)
+        self._network_reports = [] if report is None else [report]
 
     def add_embedding(self, path: str | Path, name: str | None = None) -> str:
         """Make a textual inversion known to prompts, by `name` or its own. Returns it."""
@@ -83,6 +129,14 @@ class WebUIMixin:
     def network_report(self) -> str:
         """What became of each network of the last call: applied, passed over and why, unknown keys."""
         return "\n".join(map(str, self._network_reports)) or "No networks were in use."
+
+    def save(
+        self, images: Sequence[Image.Image] | WebUIPipelineOutput, folder: str | Path, pattern: str = "[number]-[seed]"
+    ) -> list[Path]:
+        """Write pictures, or a call's whole output with its texts, into `folder`; see `save_pictures`."""
+        if isinstance(images, WebUIPipelineOutput):
+            return images.save(folder, pattern)
+        return save_pictures(images, None, folder, pattern)
 
     def _begin(self, guidance_scale: float, rescale: float, clip_skip: int | None, kwargs: dict | None) -> None:
         """Set what diffusers' properties of the same names show during a call."""

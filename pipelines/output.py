@@ -9,7 +9,7 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 from torch import Tensor
 
-from .picture_info import save_pictures
+from .picture_info import PICTURE_FORMATS, save_picture, save_pictures
 
 
 @dataclass
@@ -27,9 +27,12 @@ class WebUIPipelineOutput(BaseOutput):
     infotexts: list[str] | None = None
     seeds: list[int] | None = None
 
-    def save(self, folder: str | Path, pattern: str = "[number]-[seed]", **kwargs: Any) -> list[Path]:
-        """Write the pictures with their texts into `folder`, never over a file that is there. Gives the paths.
+    def save(self, path: str | Path, pattern: str = "[number]-[seed]", **kwargs: Any) -> list[Path]:
+        """Write the pictures with their texts. Gives the paths. Needs `output_type="pil"`.
 
-        pattern, and `extension`, `quality`, `lossless`: as in `save_pictures`. Needs `output_type="pil"`.
+        path: a file of a picture format, for a single picture; else a folder, where `pattern` makes the names and no
+        file that is there is written over. kwargs: `quality`, `lossless`; for a folder also `extension`.
         """
-        return save_pictures(self.images, self.infotexts, folder, pattern, **kwargs)
+        if Path(path).suffix.lower() in PICTURE_FORMATS and len(self.images) == 1:
+            return [save_picture(self.images[0], path, self.infotexts[0] if self.infotexts else None, **kwargs)]
+        return save_pictures(self.images, self.infotexts, path, pattern, **kwargs)
