@@ -81,30 +81,7 @@ class WebUITxt2ImgPipeline(WebUIMixin, StableDiffusionPipeline):
     >>> pipe("(masterpiece:1.2), a fox [in snow:at night:0.5]", seed=1, sampler="Euler a").images[0]
     """
 
-    model_cpu_offload_seq = (
-        "text_encoder->text_encoder_2->image_encoder->unet->refiner->vae->upscaler->face_detector->face_restorer"
-    )
-    _optional_components = [
-        "safety_checker",
-        "feature_extractor",
-        "image_encoder",
-        "text_encoder_2",
-        "tokenizer_2",
-        "refiner",
-        "upscaler",
-        "face_restorer",
-        "face_detector",
-        "face_parser",
-    ]
-    _callback_tensor_inputs = [
-        "latents",
-        "prompt_embeds",
-        "negative_prompt_embeds",
-        "add_text_embeds",
-        "add_time_ids",
-    ]
-
-    @overridable_components(_optional_components)
+    @overridable_components(WebUIMixin._optional_components)
     def __init__(
         self,
         vae: AutoencoderKL,

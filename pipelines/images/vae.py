@@ -57,9 +57,9 @@ def pixels_to_vae_input(pictures: Sequence[Image.Image | np.ndarray]) -> Tensor:
 def encode_pictures(vae: nn.Module, pixels: Tensor, generator: Generator | None = None) -> Tensor:
     """Pixels (b, 3, h, w) in [-1, 1], on the VAE's device, to latents (b, c, h // 8, w // 8), float32.
 
-    factor * (mean + std * n), with n drawn on the CPU, one draw of (1, c, h, w) per picture in order, by `generator`
-    or by torch's global one. In the webui it is the global one, which in a hires pass stands at the seed of the last
-    picture of the batch (noise sources "cpu" and "gpu"), and in img2img wherever it happens to stand.
+    factor * (mean + std * n), with n one draw of (1, c, h, w) per picture in order, by `generator` where it lives, or
+    by torch's global one on the CPU. In the webui it is the global one, which in a hires pass stands at the seed of
+    the last picture of the batch (noise sources "cpu" and "gpu"), and in img2img wherever it happens to stand.
     """
 
     def encode(x: Tensor) -> Tensor:
@@ -70,7 +70,8 @@ def encode_pictures(vae: nn.Module, pixels: Tensor, generator: Generator | None 
         parameters = finite_or_float32(vae, encode, picture[None], "encoded picture")
         mean, logvar = parameters.chunk(2, dim=1)
         std = torch.exp(0.5 * logvar.clamp(-30.0, 20.0))
-        noise = torch.randn(mean.shape, generator=generator).to(mean.device)
+        home = "cpu" if generator is None else generator.device
+        noise = torch.randn(mean.shape, generator=generator, device=home).to(mean.device)
         latents.append(vae.config.scaling_factor * (mean + std * noise))
     return torch.cat(latents)
 

@@ -1,0 +1,379 @@
+"""WebUIImg2ImgPipeline: the webui's img2img tab as a diffusers pipeline, inpainting included: a mask makes it so.
+
+Reads like txt2img.py. What is new here: a picture is brought to the size of the job, encoded, drawn over through the
+tail of a schedule, and, with a mask, laid over the result where it was to stay.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionXLImg2ImgPipeline,
+    UNet2DConditionModel,
+)
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from diffusers.schedulers import KarrasDiffusionSchedulers
+from torch import Generator, Tensor
+from transformers import (
+    CLIPImageProcessor,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    CLIPVisionModelWithProjection,
+)
+from webui_diffusers.pipelines.attached import networks_on
+from webui_diffusers.pipelines.components import overridable_components
+from webui_diffusers.pipelines.finish import (
+    face_restoration,
+    finite_latents,
+    hide_flagged,
+    picture_texts,
+    pictures_of,
+)
+from webui_diffusers.pipelines.images.seamless import seamless_tiling
+from webui_diffusers.pipelines.images.vae import decode_latents
+from webui_diffusers.pipelines.init_latents import encode_init, init_latents, takes_inpainting_channels
+from webui_diffusers.pipelines.init_pictures import (
+    InitArguments,
+    batch_rows,
+    check_init_arguments,
+    finish_over_init,
+    given_images,
+    given_mask,
+    opaque_images,
+    pictures_as,
+    prepare_init,
+)
+from webui_diffusers.pipelines.mixin import WebUIMixin
+from webui_diffusers.pipelines.options import webui_settings
+from webui_diffusers.pipelines.output import WebUIPipelineOutput
+from webui_diffusers.pipelines.passes import (
+    check_texts,
+    given_conditioning,
+    guidance_options,
+    pass_models,
+    pass_noise,
+    run_pass,
+    watch_steps,
+)
+from webui_diffusers.pipelines.request import (
+    check_leftovers,
+    checked_strength,
+    first_pass,
+    noise_request,
+    pick,
+    prompt_list,
+    prompt_settings,
+    refined_passes,
+    refuse_unread,
+    with_second_texts,
+)
+from webui_diffusers.pipelines.sdxl import SizeArguments
+from webui_diffusers.pipelines.stand_in import (
+    argument_or_default,
+    asks_for_diffusers_own,
+    draw_as_diffusers,
+    ip_adapter_embeds,
+    size_or_default,
+)
+from webui_diffusers.pipelines.step_arguments import StepArguments, check_step_arguments
+
+
+# Arguments of diffusers' call that change nothing once the webui's drawing begins, with their defaults.
+_ONLY_DIFFUSERS_READS = {
+    "denoising_start": None,
+    "latents": None,
+    "aesthetic_score": 6.0,
+    "negative_aesthetic_score": 2.5,
+}
+
+
+class WebUIImg2ImgPipeline(WebUIMixin, StableDiffusionImg2ImgPipeline):
+    """Stable Diffusion 1.x, 2.x and SDXL over a picture, with the webui's prompts, samplers, noise and masks.
+
+    Everything StableDiffusionImg2ImgPipeline (with `text_encoder_2`: StableDiffusionXLImg2ImgPipeline) does works the
+    same, and draws the same picture bit for bit as long as only its arguments are used and prompts carry no syntax.
+    Give a `sampler`, a `seed`, a `mask_image` or any other argument of the webui's and the picture is the webui's.
+
+    >>> pipe = WebUIImg2ImgPipeline.from_pretrained("stable-diffusion-v1-5/stable-diffusion-v1-5")
+    >>> pipe("a (red:1.2) fox", photo, 0.6, seed=1, sampler="Euler a", mask_image=mask).images[0]
+    """
+
+    _stands_for = (StableDiffusionImg2ImgPipeline, StableDiffusionXLImg2ImgPipeline)
+
+    @overridable_components(WebUIMixin._optional_components)
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        unet: UNet2DConditionModel,
+        scheduler: KarrasDiffusionSchedulers,
+        safety_checker: StableDiffusionSafetyChecker = None,
+        feature_extractor: CLIPImageProcessor = None,
+        image_encoder: CLIPVisionModelWithProjection = None,
+        text_encoder_2: CLIPTextModelWithProjection = None,
+        tokenizer_2: CLIPTokenizer = None,
+        refiner: UNet2DConditionModel = None,
+        upscaler: ModelMixin = None,
+        face_restorer: ModelMixin = None,
+        face_detector: ModelMixin = None,
+        face_parser: ModelMixin = None,
+        requires_safety_checker: bool = True,
+        force_zeros_for_empty_prompt: bool = True,
+        requires_aesthetics_score: bool = False,
+    ):
+        super().__init__(
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            unet=unet,
+            scheduler=scheduler,
+            safety_checker=safety_checker,
+            feature_extractor=feature_extractor,
+            image_encoder=image_encoder,
+            requires_safety_checker=requires_safety_checker and text_encoder_2 is None,
+        )
+        self._register_own(
+            text_encoder_2=text_encoder_2,
+            tokenizer_2=tokenizer_2,
+            refiner=refiner,
+            upscaler=upscaler,
+            face_restorer=face_restorer,
+            face_detector=face_detector,
+            face_parser=face_parser,
+            force_zeros_for_empty_prompt=force_zeros_for_empty_prompt,
+        )
+        self.register_to_config(requires_aesthetics_score=requires_aesthetics_score)
+
+    # --- what only SDXL's pipeline has, or has another way, so that its own call works on this one
+
+    _get_add_time_ids = StableDiffusionXLImg2ImgPipeline._get_add_time_ids
+    upcast_vae = StableDiffusionXLImg2ImgPipeline.upcast_vae
+    denoising_start = StableDiffusionXLImg2ImgPipeline.denoising_start
+    denoising_end = StableDiffusionXLImg2ImgPipeline.denoising_end
+    guidance_rescale = StableDiffusionXLImg2ImgPipeline.guidance_rescale
+
+    def get_timesteps(self, *args: Any, **kwargs: Any) -> tuple[Tensor, int]:
+        """diffusers' own, for the kind of model that is loaded."""
+        return self._stands_for[self.is_sdxl].get_timesteps(self, *args, **kwargs)
+
+    def prepare_latents(self, *args: Any, **kwargs: Any) -> Tensor:
+        """diffusers' own, for the kind of model that is loaded."""
+        return self._stands_for[self.is_sdxl].prepare_latents(self, *args, **kwargs)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        image: Any = None,
+        strength: float | None = None,
+        num_inference_steps: int = 50,
+        timesteps: list[int] | None = None,
+        sigmas: list[float] | None = None,
+        guidance_scale: float | None = None,
+        negative_prompt: str | list[str] | None = None,
+        num_images_per_prompt: int = 1,
+        eta: float | None = None,
+        generator: Generator | list[Generator] | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        ip_adapter_image: Any = None,
+        ip_adapter_image_embeds: list[Tensor] | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        clip_skip: int | None = None,
+        callback_on_step_end: Callable[..., dict] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        *,
+        width: int | None = None,
+        height: int | None = None,
+        resize_mode: str = "stretch",
+        mask_image: Any = None,
+        mask_blur: float | tuple[float, float] = 4,
+        masked_content: str = "original",
+        inpaint_area: str = "whole",
+        masked_padding: int = 32,
+        invert_mask: bool = False,
+        soft_mask: bool = False,
+        seed: int | list[int] | None = None,
+        subseed: int | list[int] | None = None,
+        subseed_strength: float = 0.0,
+        seed_resize: tuple[int, int] | None = None,
+        noise_source: str = "gpu",
+        sampler: str | None = None,
+        schedule: str | None = None,
+        tiling: bool = False,
+        loras: Mapping[str, float] | Sequence[tuple] | None = None,
+        lora_backend: str = "webui",
+        restore_faces: str | None = None,
+        face_fidelity: float | None = None,
+        refiner_switch_at: float | None = None,
+        webui_options: Mapping[str, Any] | None = None,
+        guidance_rescale: float = 0.0,
+        prompt_2: str | list[str] | None = None,
+        negative_prompt_2: str | list[str] | None = None,
+        pooled_prompt_embeds: Tensor | None = None,
+        negative_pooled_prompt_embeds: Tensor | None = None,
+        latents: Tensor | None = None,
+        denoising_start: float | None = None,
+        denoising_end: float | None = None,
+        original_size: tuple[int, int] | None = None,
+        crops_coords_top_left: tuple[int, int] | None = None,
+        target_size: tuple[int, int] | None = None,
+        negative_original_size: tuple[int, int] | None = None,
+        negative_crops_coords_top_left: tuple[int, int] | None = None,
+        negative_target_size: tuple[int, int] | None = None,
+        aesthetic_score: float = 6.0,
+        negative_aesthetic_score: float = 2.5,
+        **kwargs: Any,
+    ) -> WebUIPipelineOutput | tuple:
+        """Draw over pictures.
+
+        The arguments up to `callback_on_step_end_tensor_inputs` and from `guidance_rescale` on are diffusers' and mean
+        what they mean in StableDiffusionImg2ImgPipeline and StableDiffusionXLImg2ImgPipeline; those of the webui that
+        are not explained here are explained in WebUITxt2ImgPipeline.
+
+        The VAE's encoding of a picture is drawn, and in the webui by torch's global generator, whatever the seed is.
+        It is so here: for the same picture to the last bit call `torch.manual_seed` before (Stable Diffusion's own
+        VAEs hardly differ otherwise), or pass a `generator`, which then draws that, beside the noise of `seed`.
+
+        Args:
+            image: a picture or one for each prompt or image: PIL, array (h, w, 3), tensor (3, h, w); or latents.
+            strength: 0..1, how much is drawn anew: int(strength * steps) + 1 steps run, as many as asked for with the
+                option `img2img_fix_steps`. None: 0.8, and 0.3 for SDXL, as in diffusers.
+            width, height: of what is drawn, in pixels. None: the picture's, cut to multiples of 8.
+            resize_mode: how the picture gets that size: "stretch", "crop" (cover it, cut what stands out), "fill" (fit
+                inside, fill the borders), "latent" (stretch its latents).
+            mask_image: white, or opaque in a picture with transparency, where the picture is drawn anew.
+            mask_blur: standard deviation in pixels of the picture, or (along x, along y).
+            masked_content: what the masked part begins as: "original", "fill" (the colours around it), "latent noise",
+                "latent nothing".
+            inpaint_area: "whole", or "masked": what the mask shows is cut out, drawn at width x height, and put back.
+            masked_padding: pixels of the picture kept around the mask in the cut.
+            invert_mask: draw what the mask does not show. soft_mask: latent cells may be drawn anew in part.
+            seed: image i is drawn with seed + i; see WebUITxt2ImgPipeline.
+            webui_options: further settings under the webui's own names; see `WEBUI_OPTIONS`. Of img2img:
+                img2img_fix_steps, initial_noise_multiplier, img2img_extra_noise, img2img_color_correction,
+                img2img_background_color, overlay_inpaint, inpainting_mask_weight.
+
+        Returns:
+            WebUIPipelineOutput, or (images, nsfw_content_detected) with `return_dict=False`.
+
+        Raises:
+            ValueError: for anything that cannot be drawn as asked, before any work is done.
+        """
+        given = {name: value for name, value in locals().items() if name not in ("self", "kwargs", "__class__")}
+
+        # 1. What is asked for; refused before any work where it cannot be drawn
+        check_leftovers(kwargs, given)
+        options = webui_settings(webui_options)
+        given["guidance_scale"] = guidance_scale = argument_or_default(self, "guidance_scale", guidance_scale)
+        given["strength"] = strength = argument_or_default(self, "strength", strength)
+        if asks_for_diffusers_own(self, given):
+            opaque = opaque_images(image, options["img2img_background_color"])
+            return draw_as_diffusers(self, {**given, "image": opaque}, kwargs)
+        refuse_unread(given, _ONLY_DIFFUSERS_READS)
+        asked = pick(InitArguments, given)
+        check_init_arguments(asked)
+        pictures = given_images(image, self.vae.config.latent_channels)
+        if isinstance(prompt, str) and num_images_per_prompt == 1:
+            given["prompt"] = prompt = [prompt] * pictures.number
+        prompts, negatives = prompt_list(prompt, negative_prompt, num_images_per_prompt, prompt_embeds)
+        rows = batch_rows(pictures.number, len(prompts) // num_images_per_prompt, num_images_per_prompt)
+        seeds = None
+        if seed is not None or (sampler is not None and generator is None):
+            seeds = noise_request(len(prompts), seed, subseed, subseed_strength, seed_resize, noise_source)
+        size = size_or_default(self, *pictures.job_size(width, height), sampler)
+        asked_steps = pick(StepArguments, given)
+        check_step_arguments(asked_steps, sampler, has_hires=False)
+        plan = first_pass(prompts, negatives, size, num_inference_steps, sampler, schedule, asked_steps=asked_steps)
+        plan = with_second_texts(plan, prompt_2, negative_prompt_2, is_sdxl=self.is_sdxl)
+        plan = replace(plan, strength=checked_strength("strength", strength))
+        uses = self.attached.network_uses(plan.tags, loras)
+        refined = refined_passes(refiner_switch_at, options, False, self.refiner)
+        restore = face_restoration(self, restore_faces, face_fidelity, options)
+        settings = prompt_settings(options, clip_skip)
+        embeds = None if prompt_embeds is None else given_conditioning(given, is_sdxl=self.is_sdxl)
+        if embeds is None:
+            check_texts(self.attached.encoder(self, uses), plan, None, settings)
+        two_sided = sampler is not None or guidance_scale > 1
+        image_embeds = ip_adapter_embeds(self, given, len(prompts))
+        shown = takes_inpainting_channels(self.unet, self.vae.config.latent_channels)
+        init = prepare_init(pictures, given_mask(mask_image), size, asked, options["img2img_background_color"])
+        self._begin(guidance_scale, guidance_rescale, clip_skip, cross_attention_kwargs)
+        watch = partial(watch_steps, self, callback_on_step_end, callback_on_step_end_tensor_inputs)
+        device = self._execution_device
+
+        with networks_on(self, lora_backend) as networks, seamless_tiling(*([self.unet, self.vae] if tiling else [])):
+            # 2. Networks named in the prompt
+            self._network_reports = networks.switch(uses)
+
+            # 3. Text -> conditioning
+            models = pass_models(
+                self, settings, options, pick(SizeArguments, given), embeds, plan, uses, refines=refined.first
+            )
+
+            # 4. Picture -> latents, and which of them stay
+            bare = None if seeds is None else replace(seeds, subseed_strength=0.0, seed_resize=None)
+            start = init_latents(
+                init,
+                rows,
+                (plan.width, plan.height),
+                asked,
+                encode=partial(encode_init, self.vae, rows=rows, generator=generator, each=seeds is not None),
+                noise=lambda: pass_noise(bare, generator, options, self.vae, device, plan).next(),
+                device=device,
+                mask_weight=options["inpainting_mask_weight"] if shown else None,
+            )
+
+            # 5. Latents -> latents, through the tail of a schedule
+            x = run_pass(
+                plan,
+                models,
+                guidance_options(
+                    options,
+                    given,
+                    two_sided=two_sided,
+                    image_embeds=image_embeds,
+                    extra_channels=start.extra_channels,
+                ),
+                pass_noise(seeds, generator, options, self.vae, device, plan),
+                options=options,
+                scheduler=self.scheduler,
+                watch=watch,
+                init=start.latents,
+                eta=eta,
+                mask=start.mask,
+                exact_steps=options["img2img_fix_steps"],
+            )
+            if start.mask is not None:
+                x = x * start.mask.change + start.mask.init * start.mask.keep
+
+            # 6. Latents -> pixels
+            pixels = None if output_type == "latent" else decode_latents(self.vae, finite_latents(x))
+
+        # 7. Faces, what the safety checker says, and what is laid over
+        images, flagged = x, None
+        if pixels is not None:
+            pixels, flagged = hide_flagged(self, pixels)
+            finished = init.overlays or (init.pictures and options["img2img_color_correction"])
+            kind = "pil" if finished else output_type
+            images = pictures_of(pixels, kind, truncates=sampler is not None, restore=restore)
+            if finished:
+                images = pictures_as(finish_over_init(images, init, rows, options), output_type)
+        self.maybe_free_model_hooks()
+        if not return_dict:
+            return images, flagged
+
+        # 8. What drew it, in the webui's words
+        told = {**given, **asked.told(masked=mask_image is not None)}
+        texts = picture_texts(self, told, seeds, plan, uses, models[0].conditioning.embeddings)
+        return WebUIPipelineOutput(images, flagged, texts, [] if seeds is None else seeds.seeds)
