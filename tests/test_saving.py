@@ -146,22 +146,25 @@ def test_a_half_precision_variant_reloads(tiny_sd: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize("made", [pytest.param("class", marks=pytest.mark.slow), "DiffusionPipeline"])
-@pytest.mark.parametrize("has_one", [True, False], ids=["saved", "bare"])
-def test_from_pretrained_takes_the_component_it_is_given(made: str, has_one: bool, saved, bare, upscaler):
+def test_from_pretrained_takes_what_it_is_given_where_the_folder_has_one(made: str, saved, tiny_sd: Path, upscaler):
+    """Of our classes and of diffusers': the refiner stands for `safety_checker=None`, which tiny models lack."""
     maker = WebUITxt2ImgPipeline if made == "class" else DiffusionPipeline
-    folder = saved if has_one else bare
-    loaded = maker.from_pretrained(folder, **FLOAT, **TRUST).upscaler
-    assert (type(loaded).__name__ == "ImageUpscaler") if has_one else (loaded is None)
-    assert maker.from_pretrained(folder, upscaler=None, **FLOAT, **TRUST).upscaler is None
-    assert maker.from_pretrained(folder, upscaler=upscaler, **FLOAT, **TRUST).upscaler is upscaler
-
-
-def test_from_pretrained_takes_components_of_diffusers_that_it_is_given(saved: Path, tiny_sd: Path):
-    """The safety checker of a model that has one is left out by `safety_checker=None`; here the refiner stands for "
-    "it."""
     refiner = UNet2DConditionModel.from_pretrained(tiny_sd, subfolder="unet")
-    assert DiffusionPipeline.from_pretrained(saved, refiner=None, **FLOAT, **TRUST).refiner is None
-    assert DiffusionPipeline.from_pretrained(saved, refiner=refiner, **FLOAT, **TRUST).refiner is refiner
+    loaded = maker.from_pretrained(saved, **FLOAT, **TRUST)
+    assert type(loaded.upscaler).__name__ == "ImageUpscaler" and type(loaded.refiner) is UNet2DConditionModel
+    loaded = maker.from_pretrained(saved, upscaler=None, refiner=refiner, **FLOAT, **TRUST)
+    assert loaded.upscaler is None and loaded.refiner is refiner
+    loaded = maker.from_pretrained(saved, upscaler=upscaler, refiner=None, **FLOAT, **TRUST)
+    assert loaded.upscaler is upscaler and loaded.refiner is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("made", ["class", "DiffusionPipeline"])
+def test_from_pretrained_takes_what_it_is_given_where_the_folder_has_none(made: str, bare, upscaler):
+    maker = WebUITxt2ImgPipeline if made == "class" else DiffusionPipeline
+    assert maker.from_pretrained(bare, **FLOAT, **TRUST).upscaler is None
+    assert maker.from_pretrained(bare, upscaler=None, **FLOAT, **TRUST).upscaler is None
+    assert maker.from_pretrained(bare, upscaler=upscaler, **FLOAT, **TRUST).upscaler is upscaler
 
 
 @pytest.mark.parametrize("made", ["class", "DiffusionPipeline"])
