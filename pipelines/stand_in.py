@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from inspect import signature
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .output import WebUIPipelineOutput
@@ -79,6 +80,9 @@ def ip_adapter_embeds(pipe: Any, given: Mapping[str, Any], count: int) -> tuple[
     image, embeds = given["ip_adapter_image"], given["ip_adapter_image_embeds"]
     if image is None and embeds is None:
         return None
-    both = pipe.prepare_ip_adapter_image_embeds(image, embeds, pipe._execution_device, count, True)
-    pairs = [rows.chunk(2) for rows in both]
+    two_sided = image is not None or given["guidance_scale"] > 1  # given embeddings have both sides, as in diffusers
+    rows = pipe.prepare_ip_adapter_image_embeds(image, embeds, pipe._execution_device, count, two_sided)
+    if not two_sided:
+        return rows, [torch.zeros_like(positive) for positive in rows]
+    pairs = [both.chunk(2) for both in rows]
     return [positive for _, positive in pairs], [negative for negative, _ in pairs]

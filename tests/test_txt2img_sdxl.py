@@ -1,10 +1,13 @@
 """WebUITxt2ImgPipeline where StableDiffusionXLPipeline stood, and what the webui's story adds for SDXL."""
 
+import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload, cpu_offload_with_hook
 from diffusers import (
     DDIMScheduler,
     DiffusionPipeline,
@@ -12,12 +15,16 @@ from diffusers import (
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     PNDMScheduler,
+    StableDiffusionXLImg2ImgPipeline,
     StableDiffusionXLPipeline,
+    UNet2DConditionModel,
     UniPCMultistepScheduler,
 )
+from safetensors.torch import load_file
 from webui_diffusers.pipelines import PromptEncoder, WebUITxt2ImgPipeline
 
 
+GOLDEN = Path(os.environ.get("WEBUI_GOLDENS", Path(__file__).parent / "golden"))
 SCHEDULERS = [
     PNDMScheduler,
     DDIMScheduler,
@@ -152,3 +159,265 @@ def test_a_plain_prompt_is_encoded_as_diffusers_does(theirs, prompt, negative):
     encoded = PromptEncoder.from_pipe(theirs)(prompt, negative)
     for name, tensor in zip(EMBEDS, expected, strict=True):
         assert torch.equal(encoded[name], tensor), name
+
+
+def test_another_pipeline_draws_from_our_encoding(theirs):
+    encoder = PromptEncoder.from_pipe(theirs)
+    plain = theirs("a red circle", negative_prompt="dark", generator=seeded(), **CALL).images
+    assert np.array_equal(theirs(**encoder("a red circle", "dark"), generator=seeded(), **CALL).images, plain)
+    weighted = encoder("a (red:1.4) circle, " * 30, "blurry")
+    assert weighted["prompt_embeds"].shape == weighted["negative_prompt_embeds"].shape == (1, 2 * 77, 64)
+    assert not np.allclose(theirs(**weighted, generator=seeded(), **CALL).images, plain, atol=1e-2)
+    with pytest.raises(ValueError, match="more than one encoding"):
+        encoder("[a:b:0.5]")
+
+
+def test_an_empty_negative_prompt_is_nothing_only_where_both_texts_are_empty(theirs):
+    encoder = PromptEncoder.from_pipe(theirs)
+    assert not encoder("a", "")["negative_prompt_embeds"].any()
+    halves = encoder("a", "", negative_prompt_2="dark")["negative_prompt_embeds"].chunk(2, dim=-1)
+    assert torch.equal(halves[0], encoder("", "x")["prompt_embeds"].chunk(2, dim=-1)[0]) and halves[1].any()
+
+
+def test_a_second_text_is_read_by_the_second_encoder_alone(theirs):
+    encoder = PromptEncoder.from_pipe(theirs)
+    first, second = encoder("a red circle", "dark"), encoder("a (blue:1.3) square", "blurry")
+    both = encoder("a red circle", "dark", prompt_2="a (blue:1.3) square", negative_prompt_2="blurry")
+    for name in EMBEDS[:2]:
+        assert torch.equal(both[name], torch.cat([first[name].chunk(2, -1)[0], second[name].chunk(2, -1)[1]], -1))
+    for name in EMBEDS[2:]:
+        assert torch.equal(both[name], second[name])
+    expected = theirs.encode_prompt("a red circle", "a blue square", negative_prompt="x", negative_prompt_2="y z")
+    plain = encoder("a red circle", "x", prompt_2="a blue square", negative_prompt_2="y z")
+    assert all(torch.equal(plain[name], tensor) for name, tensor in zip(EMBEDS, expected, strict=True))
+
+
+SAME = [
+    ({"prompt": "[a:b:0.5] AND c"}, {"prompt": "[a:b:0.5] AND c", "prompt_2": "[a:b:0.5] AND c"}),
+    ({"prompt": "a", "prompt_2": "[x:y:0.5]"}, {"prompt": "[a:a:0.25]", "prompt_2": ["[x:y:0.5]"]}),
+    ({"prompt": "a", "negative_prompt": "dark"}, {"prompt": "a", "negative_prompt": "dark", "prompt_2": "a"}),
+    ({"prompt": "a", "prompt_2": ""}, {"prompt": "a"}),
+    ({"prompt": ["a", "b"], "prompt_2": "x"}, {"prompt": ["a", "b"], "prompt_2": ["x", "x"]}),
+]
+
+
+@pytest.mark.parametrize("one, other", SAME, ids=range(len(SAME)))
+def test_second_texts_follow_the_grammar(ours, one, other):
+    """Pairs of calls that must say the same; the second of them draws a picture of its own."""
+    given = {"seed": 1, "sampler": "Euler", **CALL}
+    assert np.allclose(ours(**one, **given).images, ours(**other, **given).images, atol=1e-5)
+    changed = ours(**{**other, "prompt_2": "a large green star"}, **given).images
+    assert not np.allclose(changed, ours(**other, **given).images, atol=1e-3)
+
+
+def test_a_second_text_holds_in_the_hires_pass_and_its_tags_count(ours, golden):
+    given = {"seed": 1, "sampler": "Euler", "hires_scale": 1.5, **CALL}
+    plain = ours("a", **given).images
+    assert np.array_equal(plain, ours("a", prompt_2="a", **given).images)
+    assert not np.allclose(plain, ours("a", prompt_2="a green star", **given).images, atol=1e-3)
+    assert not np.allclose(ours("a", hires_prompt="b", prompt_2="star", **given).images, plain, atol=1e-3)
+    if (golden / "lora" / "xl_kohya.safetensors").is_file():
+        ours.add_lora(golden / "lora" / "xl_kohya.safetensors", "xl")
+        tagged = ours("a", prompt_2="a<lora:xl:1>", **CALL, seed=1, sampler="Euler").images
+        assert np.array_equal(tagged, ours("a<lora:xl:1>", **CALL, seed=1, sampler="Euler").images)
+
+
+# ---- embeddings that stand for texts
+
+
+def test_given_embeddings_stand_for_a_prompt(theirs, ours):
+    encoded = PromptEncoder.from_pipe(theirs)("a red circle", "dark")
+    given = {"seed": 1, "sampler": "Euler", **CALL}
+    expected = ours("a red circle", negative_prompt="dark", **given).images
+    assert np.array_equal(ours(**encoded, **given).images, expected)
+    positive = {name: encoded[name] for name in ("prompt_embeds", "pooled_prompt_embeds")}
+    assert np.array_equal(ours(**positive, negative_prompt="dark", **given).images, expected)
+    assert np.array_equal(ours(**positive, **given).images, ours("a red circle", **given).images)
+
+
+def test_no_text_encoders_are_needed_beside_embeddings(theirs, ours):
+    encoded = PromptEncoder.from_pipe(theirs)("a red circle", "dark")
+    bare = {**theirs.components, "text_encoder": None, "text_encoder_2": None, "tokenizer": None, "tokenizer_2": None}
+    pipe, reference = WebUITxt2ImgPipeline(**bare), StableDiffusionXLPipeline(**bare)
+    for one in (pipe, reference):
+        one.set_progress_bar_config(disable=True)
+    expected = reference(**encoded, generator=seeded(), **CALL).images
+    assert np.array_equal(pipe(**encoded, generator=seeded(), **CALL).images, expected)
+    given = {"seed": 1, "sampler": "Euler", **CALL}
+    assert np.array_equal(pipe(**encoded, **given).images, ours(**encoded, **given).images)
+    with pytest.raises(ValueError, match="text encoder"):
+        pipe("a red circle", **given)
+
+
+# ---- made from each other, and what is done with components
+
+
+def test_pipelines_are_made_from_each_other(theirs, ours):
+    made = WebUITxt2ImgPipeline.from_pipe(theirs)
+    back = StableDiffusionXLPipeline.from_pipe(made)
+    assert (
+        made.unet is theirs.unet is back.unet and made.text_encoder_2 is back.text_encoder_2 is theirs.text_encoder_2
+    )
+    assert StableDiffusionXLImg2ImgPipeline.from_pipe(ours).vae is theirs.vae
+    back.set_progress_bar_config(disable=True)
+    expected = theirs("a red circle", generator=seeded(), **CALL).images
+    assert np.array_equal(back("a red circle", generator=seeded(), **CALL).images, expected)
+
+
+def test_the_refiner_is_a_component(tiny_sdxl, tiny_sdxl_refiner, ours, tmp_path):
+    if not tiny_sdxl_refiner.is_dir():
+        pytest.skip("no tiny refiner in this folder of recordings")
+    unet = UNet2DConditionModel.from_pretrained(tiny_sdxl_refiner, subfolder="unet", dtype=torch.float32)
+    given = {"seed": 1, "sampler": "Euler", "refiner_switch_at": 0.4, **CALL}
+    with pytest.raises(ValueError, match="no refiner"):
+        ours("a red circle", **given)
+    loaded_with = loaded(WebUITxt2ImgPipeline, tiny_sdxl, refiner=unet)
+    ours.register_modules(refiner=unet)
+    expected = ours("a red circle", negative_prompt="dark", **given).images
+    assert np.array_equal(loaded_with("a red circle", negative_prompt="dark", **given).images, expected)
+    never = {**given, "refiner_switch_at": 1.0}
+    assert not np.allclose(expected, ours("a red circle", negative_prompt="dark", **never).images, atol=1e-3)
+    encoded = PromptEncoder.from_pipe(ours)("a red circle", "dark")
+    assert np.array_equal(ours(**encoded, **given).images, expected)
+    loaded_with.save_pretrained(tmp_path)
+    again = loaded(WebUITxt2ImgPipeline, tmp_path, trust_remote_code=True)
+    assert np.array_equal(again("a red circle", negative_prompt="dark", **given).images, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_draws_nearly_the_same(tiny_sdxl, ours, dtype):
+    pipe = loaded(WebUITxt2ImgPipeline, tiny_sdxl).to(dtype)
+    given = {"prompt": "a (red:1.2) circle", "seed": 1, "sampler": "DPM++ 2M", **CALL}
+    tolerance = 0.01 if dtype == torch.float16 else 0.05
+    assert np.abs(pipe(**given).images - ours(**given).images).mean() < tolerance
+    pipe.text_encoder_2.to(torch.float32)  # encoders may differ in dtype from each other and from the UNet
+    assert np.abs(pipe(**given).images - ours(**given).images).mean() < tolerance
+
+
+def test_a_vae_that_overflows_is_run_once_more_in_float32(tiny_sdxl, ours, caplog):
+    """Weights scaled so that activations in between pass 65504; SDXL's own VAE does so in float16."""
+    pipe = loaded(WebUITxt2ImgPipeline, tiny_sdxl)
+    pipe.vae.decoder.conv_in.weight.data *= 3e4
+    pipe.vae.decoder.conv_in.bias.data *= 3e4
+    given = {"prompt": "a red circle", "seed": 1, "sampler": "Euler", **CALL}
+    expected = pipe(**given).images
+    pipe.vae.half()
+    with caplog.at_level("WARNING", logger="webui_diffusers"):
+        actual = pipe(**given).images
+    assert [r.getMessage() for r in caplog.records if "float32" in r.getMessage() and "overflowed" in r.getMessage()]
+    assert pipe.vae.dtype == torch.float16
+    assert np.isfinite(actual).all() and np.abs(actual - expected).mean() < 0.01
+
+
+def test_hires_and_tiling_leave_the_model_as_it_was(ours):
+    modes = [m.padding_mode for m in ours.unet.modules() if isinstance(m, torch.nn.Conv2d)]
+    given = {"seed": 1, "sampler": "DPM++ 2M", **CALL}
+    plain = ours("a red circle", **given).images
+    tiled = ours("a red circle", tiling=True, **given).images
+    assert not np.allclose(plain, tiled, atol=1e-3)
+    for upscaler in ("Latent", "Lanczos"):
+        assert ours("a", hires_scale=1.5, hires_upscaler=upscaler, tiling=True, **given).images.shape == (1, 96, 96, 3)
+    assert [m.padding_mode for m in ours.unet.modules() if isinstance(m, torch.nn.Conv2d)] == modes
+    assert np.array_equal(ours("a red circle", **given).images, plain)
+
+
+LORAS = ["xl_kohya", "xl_oft_kohya", "xl_te2_partial", "xl_diffusers"]
+
+
+@pytest.mark.parametrize("name", LORAS)
+def test_sdxl_networks_are_switched_on_by_tags_and_arguments(ours, golden, name):
+    path = golden / "lora" / f"{name}.safetensors"
+    if not path.is_file():
+        pytest.skip(f"no {name} in this folder of recordings")
+    ours.add_lora(path, "style")
+    given = {"seed": 1, "sampler": "Euler", **CALL}
+    before = {key: value.clone() for key, value in ours.unet.state_dict().items()}
+    tagged = ours("a red circle<lora:style:0.8:0.5>", **given).images
+    assert np.array_equal(tagged, ours("a red circle", loras=[("style", 0.8, 0.5)], **given).images)
+    assert not np.allclose(tagged, ours("a red circle", **given).images, atol=1e-3), ours.network_report()
+    assert all(torch.equal(value, before[key]) for key, value in ours.unet.state_dict().items())
+
+
+def recorded_networks():
+    path = GOLDEN / "lora" / "cases.json"
+    cases = json.loads(path.read_text())["cases"] if path.is_file() and (GOLDEN / "tiny-sdxl").is_dir() else {}
+    for name, case in cases.items():
+        for key, setting in case["settings"].items():
+            if case["base"] == "sdxl" and (GOLDEN / "lora" / setting["delta"]).is_file():
+                yield pytest.param(case["file"], setting, id=f"{name}-{key}")
+
+
+@pytest.mark.goldens
+@pytest.mark.parametrize("way", ["tag", "loras"])
+@pytest.mark.parametrize("file, setting", list(recorded_networks()))
+def test_networks_are_in_the_weights_as_recorded_while_a_picture_is_drawn(recorded_pipe, file, setting, way):
+    pipe, te, unet = recorded_pipe, setting["te"], setting["unet"]
+    pipe.add_lora(GOLDEN / "lora" / file, "style")
+    before = {f"unet.{name}": value.clone() for name, value in pipe.unet.named_parameters()}
+    seen = {}
+
+    def look(pipe, i, t, tensors):
+        seen.update({f"unet.{name}": value.clone() for name, value in pipe.unet.named_parameters()})
+        return {}
+
+    given = {"seed": 1, "sampler": "Euler", "num_inference_steps": 1, "output_type": "latent", "width": 64}
+    given |= {"callback_on_step_end": look, "height": 64}
+    if way == "tag":
+        pipe(f"a<lora:style:{te}:{unet}>", **given)
+    else:
+        pipe("a", loras=[("style", te, unet)], **given)
+    deltas = load_file(GOLDEN / "lora" / setting["delta"])
+    whole = {name: delta for name, delta in deltas.items() if name in before}
+    for name, delta in whole.items():
+        assert (seen[name] - before[name] - delta).abs().max() <= 1e-4 * delta.abs().max(), name
+    changed = {name for name in before if not torch.equal(before[name], seen[name])}
+    assert changed == {n for n in before if any(d == n or d.rpartition(".")[0] == n for d in deltas)}
+
+
+@pytest.fixture(scope="module")
+def recorded_pipe():
+    """The model that the networks were recorded on."""
+    return loaded(WebUITxt2ImgPipeline, GOLDEN / "tiny-sdxl")
+
+
+@pytest.mark.parametrize("kind", ["sequential", "model"])
+def test_offloaded_components_draw_the_same(tiny_sdxl, ours, kind):
+    """The hooks of `enable_sequential_cpu_offload` and `enable_model_cpu_offload`, with the CPU as the device."""
+    pipe = loaded(WebUITxt2ImgPipeline, tiny_sdxl)
+    models, hook = [pipe.text_encoder, pipe.text_encoder_2, pipe.unet, pipe.vae], None
+    for model in models:
+        if kind == "sequential":
+            cpu_offload(model, torch.device("cpu"), offload_buffers=len(model._parameters) > 0)
+        else:
+            _, hook = cpu_offload_with_hook(model, torch.device("cpu"), prev_module_hook=hook)
+            pipe._all_hooks = [*getattr(pipe, "_all_hooks", []), hook]
+    given = {"seed": 1, "sampler": "Euler", "hires_scale": 1.5, "hires_upscaler": "Lanczos", **CALL}
+    for text in ("a red circle", "a (red:1.2) circle"):
+        assert np.array_equal(pipe(text, **given).images, ours(text, **given).images)
+    expected = ours("a red circle", generator=seeded(), **CALL).images
+    assert np.array_equal(pipe("a red circle", generator=seeded(), **CALL).images, expected)
+
+
+# ---- errors
+
+REFUSED = [
+    ({"timesteps": [900, 500], "sampler": "Euler"}, "timesteps"),
+    ({"sigmas": [14.0, 1.0], "sampler": "Euler"}, "sigmas"),
+    ({"denoising_end": 0.5, "sampler": "Euler"}, "denoising_end"),
+    ({"denoising_end": 0.5, "seed": 1, "hires_scale": 2}, "hires"),
+    ({"denoising_end": 1.5, "seed": 1}, "denoising_end"),
+    ({"timesteps": [900, 500], "sigmas": [14.0, 1.0], "seed": 1}, "both given"),
+    ({"prompt_2": "x AND y AND z", "prompt": "a AND b", "seed": 1}, "pieces"),
+    ({"prompt_2": ["x", "y"], "seed": 1}, "prompt_2"),
+    ({"prompt": None, "prompt_embeds": torch.zeros(1, 77, 64), "sampler": "Euler"}, "pooled_prompt_embeds"),
+]
+
+
+@pytest.mark.parametrize("arguments, told", REFUSED, ids=range(len(REFUSED)))
+def test_what_cannot_be_drawn_is_refused_before_any_work(ours, arguments, told):
+    ran = []
+    handle = ours.unet.register_forward_pre_hook(lambda *_: ran.append(1))
+    with pytest.raises(ValueError, match=told):
+        ours(**{"prompt": "a", "num_inference_steps": 2, **arguments})
+    handle.remove()
+    assert not ran

@@ -92,10 +92,15 @@ class ClipEncoder:
 
     @property
     def device(self) -> torch.device:
-        """Where token ids go: the device of accelerate's hook where the model is offloaded, else the weights'."""
-        hook = getattr(self.model, "_hf_hook", None)
-        device = getattr(hook, "execution_device", None)
-        return torch.device(device) if device is not None else next(self.model.parameters()).device
+        """Where token ids go: the device of accelerate's hooks where the model is offloaded, else the weights'.
+
+        Sequential offloading hooks the layers, and leaves the model itself without a device.
+        """
+        for module in self.model.modules():
+            device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+            if device is not None:
+                return torch.device(device)
+        return next(self.model.parameters()).device
 
     @property
     def width(self) -> int:
