@@ -52,11 +52,13 @@ def whole_model(source: Path, target: Path) -> None:
             continue
         tensors = load_file(path)
         rows, ids = tensors.pop("rows"), tensors.pop("ids").long()
-        prefix = "text_model." if any(key.startswith("text_model.") for key in tensors) else ""
         weight = torch.zeros((49408, rows.shape[1]), dtype=rows.dtype)
         weight[ids] = rows
-        tensors[f"{prefix}embeddings.{EMBEDDING}"] = weight
-        save_file(tensors, place, {"format": "pt"})
+        tensors[f"embeddings.{EMBEDDING}"] = weight
+        # The spelling with `text_model.` is read by every transformers, before and after 5.6.
+        written = ("text_model.", "text_projection")
+        named = {key if key.startswith(written) else f"text_model.{key}": value for key, value in tensors.items()}
+        save_file(named, place, {"format": "pt"})
     for folder in sorted(target.glob("tokenizer*")):
         for name, text in clip_tokenizer_files().items():
             (folder / name).write_text(text, encoding="utf-8")
