@@ -43,6 +43,11 @@ def attach_network(pipe: object, network: Network | str | Path, adapter_name: st
     check_adapter_name(layers.components, adapter_name)
     steps, reports = plan_networks(layers, network_uses([(network, 1.0, 1.0)]), "reference")
     check_exact(layers, steps)
+    if not steps:
+        raise NetworkError(
+            f"`{network.path}` holds embeddings and no layers, so there is nothing to make an adapter of. "
+            "Load it as a textual inversion."
+        )
     if any(step.layer.dora and not step.layer.peft for found in steps.values() for step in found):
         LOGGER.warning(
             "%s: PEFT applies DoRA exactly at strength 1 only; merge the network to use it at others.", network.path

@@ -34,6 +34,8 @@ def component_adapter(steps: Mapping[str, MergeStep], modules: Mapping[str, nn.M
     """
     layers = {path: step.layer for path, step in steps.items()}
     families = {_tunable_family(layer) for layer in layers.values()}
+    if any(modules[path].weight.device.type == "meta" for path in steps):
+        families = set()  # accelerate, which offloads layer by layer, does not find the tensors of LoHa and LoKr
     if families == {"loha"}:
         flag = _loha_flag(layers, modules)
         if flag is not None:

@@ -24,8 +24,10 @@ from torch import Tensor
 
 from ..loaders.merge import NetworkMerger
 from ..loaders.merge_plan import NetworkReport
+from ..loaders.network_keys import embedding_name
 from ..loaders.network_library import NetworkLibrary, network_mentions
 from ..loaders.peft_mix import AdapterMixer
+from .log import LOGGER
 from .prompt.network_tags import NetworkTag, split_network_tags
 from .sampling.names import unknown_choice
 
@@ -93,6 +95,7 @@ def draw_with_networks(
     call = mixed_call(library, arguments, loras)
     if not any(call.mixes):
         return draw(pipe, **call.arguments), []
+    _tell_of_embeddings(call)
     with ExitStack() as stack:
         if backend == "peft":
             mixer = AdapterMixer(pipe)
@@ -236,6 +239,18 @@ def _in_order(values: list[Any], order: list[int]) -> Any:
     if isinstance(values[0], Tensor):
         return torch.stack(rows)
     return np.stack(rows) if isinstance(values[0], np.ndarray) else rows
+
+
+def _tell_of_embeddings(call: MixedCall) -> None:
+    """diffusers' own call reads no embeddings that come inside networks; say so."""
+    for network in {id(use[0]): use[0] for mix in call.mixes for use in mix}.values():
+        names = sorted({found[0] for key in network.file.keys() if (found := embedding_name(key))})
+        if names:
+            LOGGER.warning(
+                "%s: brings the embeddings %s, which stay plain words here. Load them with `load_textual_inversion`.",
+                network.path,
+                ", ".join(names),
+            )
 
 
 def _batch_noise(pipe: Any, call: MixedCall) -> Tensor:

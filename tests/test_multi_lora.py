@@ -1,11 +1,13 @@
 """MultiLora pipelines: diffusers' own pictures, with networks by name, and one mix for every image of a batch."""
 
 import os
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload
 from diffusers import (
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
@@ -281,6 +283,35 @@ def test_adapted_networks_switch_and_go(pair, pipe):
         networks.switch([])
         assert_near(pictures(pair[1]), pictures(pipe), atol=0)
     assert_near(first, pictures(pipe, loras={"kohya_lora": 1.0}))
+
+
+def test_layerwise_offloading_is_put_back(pair):
+    """accelerate's hooks with the CPU for a device: weights lie elsewhere, and come for one layer's forward."""
+
+    class Offloaded(MultiLoraPipeline):
+        def enable_sequential_cpu_offload(self):
+            for model in (self.unet, self.text_encoder, self.vae):
+                cpu_offload(model, torch.device("cpu"))
+
+    parts = {name: deepcopy(part) for name, part in pair[0].components.items()}
+    pipe = quiet(Offloaded(**parts, requires_safety_checker=False))
+    pipe.lora_folder = LORA
+    pipe.enable_sequential_cpu_offload()
+    assert pipe.unet.conv_in.weight.device.type == "meta"
+    wanted = pictures(pair[0], loras=MIXES)
+    for _ in range(2):
+        assert_near(pictures(pipe, loras=MIXES), wanted)
+        assert pipe.unet.conv_in.weight.device.type == "meta"
+        assert_near(pictures(pipe), pictures(pair[0]), atol=0)
+    pipe.load_lora_weights(LORA / "loha.safetensors", "mine")
+    assert_near(pictures(pipe), pictures(pair[0], loras={"loha": 1.0}))
+
+
+def test_embeddings_inside_a_network_are_spoken_of(pipe, caplog):
+    if not (LORA / "bundle_emb.safetensors").is_file():
+        pytest.skip("needs the recording bundle_emb")
+    pictures(pipe, loras={"bundle_emb": 1.0})
+    assert "brings the embeddings" in caplog.text
 
 
 # --- errors

@@ -638,6 +638,12 @@ def test_a_refused_file_leaves_no_trace(tiny, file, says):
     assert_same(state_of(tiny), before)
 
 
+def test_a_file_of_embeddings_alone_is_no_adapter(tiny, tmp_path):
+    save_file({"bundle_emb.word.string_to_param.*": torch.ones(1, 32)}, tmp_path / "words.safetensors")
+    with pytest.raises(NetworkError, match="no layers"):
+        attach_network(tiny, read_network(tmp_path / "words.safetensors"), "a")
+
+
 @pytest.mark.goldens
 def test_names_that_peft_cannot_use_are_refused(tiny):
     read = network("alpha_ne_rank")
