@@ -50,7 +50,7 @@ def main() -> None:
 
 def random_pipeline(cls: type) -> StableDiffusionPipeline:
     """SD 1.5's shapes with small random weights, the same every time."""
-    folder = model_config_folder("SD1")
+    folder = model_config_folder("sd1")
     torch.manual_seed(0)
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder, subfolder="unet"))

@@ -1,6 +1,7 @@
 """From prepared pictures to the latents that img2img and inpainting draw over."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +14,8 @@ from .images.fit import resize_latents
 from .images.masks import latent_masks
 from .images.vae import encode_pictures, pixels_to_vae_input
 from .init_pictures import InitArguments, InitPictures, stretched_picture
-from .sampling.denoiser import LatentMask
+from .request import PassRequest
+from .sampling.denoiser import Guidance, LatentMask
 
 
 class InitLatents(NamedTuple):
@@ -116,3 +118,16 @@ def takes_inpainting_channels(unet: Any, channels: int) -> bool:
             f"({2 * channels + 1}), but made for depth maps or edits by instruction. Load one of those two kinds."
         )
     return count != channels
+
+
+def without_picture(pipe: Any, guidance: Guidance, plan: PassRequest) -> Guidance:
+    """The guidance of a pass that begins with noise alone: an inpainting UNet is told that all is to be painted, over
+    grey. Other UNets need nothing; raises ValueError for those that are neither."""
+    if not takes_inpainting_channels(pipe.unet, pipe.vae.config.latent_channels):
+        return guidance
+    device = pipe._execution_device
+    grey = torch.zeros((1, 3, plan.height, plan.width), device=device, dtype=pipe.vae.dtype)
+    hidden = pipe.vae.encode(grey).latent_dist.mode().float() * pipe.vae.config.scaling_factor
+    mask = torch.ones((1, 1, plan.height, plan.width), device=device)
+    channels = inpainting_channels(mask, hidden.expand(plan.batch_size, -1, -1, -1))
+    return replace(guidance, extra_channels=channels)

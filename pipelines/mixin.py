@@ -83,6 +83,13 @@ class WebUIMixin:
         pipe.register_to_config(_name_or_path=str(pretrained_model_link_or_path))  # infotexts name and hash the file
         return pipe
 
+    @classmethod
+    def from_pipe(cls, pipeline: Any, **kwargs: Any) -> Any:
+        """diffusers' own; from another pipeline of this pack also what is attached to it: networks, embeddings."""
+        pipe = super().from_pipe(pipeline, **kwargs)
+        pipe.attached = getattr(pipeline, "attached", pipe.attached)
+        return pipe
+
     def encode_prompt(self, *args: Any, **kwargs: Any) -> tuple[Tensor | None, ...]:
         """diffusers' own, with its signature and order: that of the pipeline for the kind of model that is loaded."""
         return diffusers_pipeline(self).encode_prompt(self, *args, **kwargs)

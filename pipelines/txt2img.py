@@ -35,6 +35,7 @@ from webui_diffusers.pipelines.finish import (
 )
 from webui_diffusers.pipelines.images.seamless import seamless_tiling
 from webui_diffusers.pipelines.images.vae import decode_latents
+from webui_diffusers.pipelines.init_latents import without_picture
 from webui_diffusers.pipelines.mixin import WebUIMixin
 from webui_diffusers.pipelines.options import webui_settings
 from webui_diffusers.pipelines.output import WebUIPipelineOutput
@@ -276,14 +277,14 @@ class WebUITxt2ImgPipeline(WebUIMixin, StableDiffusionPipeline):
 
             # 4. First pass: noise -> latents
             noise = noise_of(first)
-            x = drawn(first, models, guidance, noise, start=latents)
+            x = drawn(first, models, without_picture(self, guidance, first), noise, start=latents)
 
             # 5. Hires pass: the same image, larger, through the tail of a schedule
             if hires is not None and not self.interrupt:
                 self._network_reports = networks.switch(second_uses)
                 init = enlarge_latents(self.vae, x, hires.target, upscaler, options, noise.global_generator())
                 models = conditioned(second, second_uses, refines=refined.second)
-                x = drawn(second, models, guidance, noise_of(second), init=init)
+                x = drawn(second, models, without_picture(self, guidance, second), noise_of(second), init=init)
 
             # 6. Latents -> pixels
             pixels = None if output_type == "latent" else decode_latents(self.vae, finite_latents(x))

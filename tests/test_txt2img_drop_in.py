@@ -233,3 +233,25 @@ def test_what_cannot_be_drawn_is_refused_before_any_work(ours, arguments, told):
 )
 def test_strange_prompts_are_drawn(ours, prompt):
     assert ours(prompt, num_inference_steps=1, sampler="Euler", seed=1).images
+
+
+def test_a_unet_for_inpainting_is_told_that_all_is_to_be_painted(ours):
+    """With zero weights on the extra channels it draws as the plain one; a UNet of another kind is refused."""
+    plain = ours("a red circle", seed=1, sampler="Euler", **CALL).images
+    for channels in (9, 8):
+        wide = torch.nn.Conv2d(channels, ours.unet.conv_in.out_channels, 3, padding=1)
+        wide.weight.data.zero_()
+        wide.weight.data[:, :4] = ours.unet.conv_in.weight.data[:, :4]
+        wide.bias.data = ours.unet.conv_in.bias.data
+        ours.unet.conv_in = wide
+        ours.unet.register_to_config(in_channels=channels)
+        if channels == 9:
+            assert np.allclose(ours("a red circle", seed=1, sampler="Euler", **CALL).images, plain, atol=1e-4)
+        else:
+            with pytest.raises(ValueError, match="8 channels"):
+                ours("a red circle", seed=1, sampler="Euler", **CALL)
+
+
+def test_what_is_attached_goes_along_from_pipe_to_pipe(ours):
+    ours.attached.embeddings_folder = "embeddings"
+    assert WebUITxt2ImgPipeline.from_pipe(ours).attached is ours.attached
