@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load, load_file, save, save_file
 from webui_diffusers.pipelines.bundle import PACK_ROOT, PIPELINES, bundle_module_name
 
 
@@ -71,12 +73,21 @@ class Session:
         return json.loads(done.stdout.splitlines()[-1])
 
 
+def as_published(content: bytes) -> bytes:
+    """A text encoder's file in float32, as both models are on the Hub; the tiny ones have them in float16."""
+    if content.startswith(b"{"):
+        return content.replace(b"float16", b"float32")
+    weights = load(content)
+    return save({key: value.float() if value.is_floating_point() else value for key, value in weights.items()})
+
+
 @pytest.fixture(scope="module")
 def session(tiny_sd: Path, tiny_sdxl: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
     with LocalHub() as hub:
         for name, folder in ((SD15, tiny_sd), (SDXL, tiny_sdxl)):
             files = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-            hub.put(name, files)
+            encoders = {path: as_published(data) for path, data in files.items() if path.startswith("text_encoder")}
+            hub.put(name, {**files, **encoders})
         yield Session(hub, tmp_path_factory.mktemp("home"))
 
 
@@ -264,10 +275,17 @@ def test_the_example_of_the_model_card_runs_as_it_stands(published: Session, nam
 
 
 @pytest.fixture
-def lora_on_the_hub(published: Session, golden: Path) -> None:
-    """A network that fits the tiny model, where the examples look for one."""
-    for repo, file in LORAS.items():
-        published.hub.put(repo, {"pytorch_lora_weights.safetensors": (golden / "lora" / file).read_bytes()})
+def lora_on_the_hub(published: Session, tiny_sd: Path, tiny_sdxl: Path, tmp_path: Path) -> None:
+    """Networks that fit the tiny models, where the examples look for one."""
+    generator = torch.Generator().manual_seed(0)
+    for repo in LORAS:
+        file = (tiny_sdxl if "xl" in repo else tiny_sd) / "unet" / "diffusion_pytorch_model.safetensors"
+        key, weight = next((k, w) for k, w in load_file(file).items() if k.endswith("attn1.to_q.weight"))
+        name = "lora_unet_" + key.removesuffix(".weight").replace(".", "_")
+        down, up = torch.randn(2, weight.shape[1], generator=generator), torch.randn(weight.shape[0], 2)
+        network = {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.alpha": torch.tensor(1.0)}
+        save_file(network, tmp_path / "lora.safetensors")
+        published.hub.put(repo, {"pytorch_lora_weights.safetensors": (tmp_path / "lora.safetensors").read_bytes()})
 
 
 @pytest.fixture
@@ -282,10 +300,7 @@ def gfpgan_in_the_cache(published: Session) -> None:
     published.run("-c", code)
 
 
-LORAS = {
-    "latent-consistency/lcm-lora-sdv1-5": "alpha_ne_rank.safetensors",
-    "latent-consistency/lcm-lora-sdxl": "xl_lora.safetensors",
-}
+LORAS = ("latent-consistency/lcm-lora-sdv1-5", "latent-consistency/lcm-lora-sdxl")
 OTHER_PACK = """
 from diffusers import StableDiffusionPipeline
 
