@@ -20,7 +20,7 @@ import string
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import requires
 from pathlib import Path
 
@@ -79,9 +79,8 @@ def build_repository(name: str, folder: Path, repo: str, *, model: Path | None =
     shutil.copyfile(Path(__file__).parent / "LICENSE", folder / "LICENSE")
     if model is not None:
         _add_weights(name, folder, model)
-    elif name == "face-restore":  # no model of others to be loaded with: its own index, with nothing in it
-        parts = {part: [None, None] for part in ("face_restorer", "face_detector", "face_parser", "upscaler")}
-        _write_index(name, folder, parts)
+    elif name == "face-restore":
+        _add_detector(name, folder)
     return folder
 
 
@@ -91,9 +90,8 @@ def requirements_text(packages: set[str]) -> str:
     >>> requirements_text({"torch", "PIL", "re"}).splitlines()[-2:]
     ['torch>=2.4', 'transformers>=4.57']
     """
-    asked = {
-        re.match(r"[\w.-]+", line)[0].lower(): line for line in requires("webui-diffusers") or [] if ";" not in line
-    }
+    lines = [line for line in requires("webui-diffusers") or [] if ";" not in line]  # without the extras'
+    asked = {re.split(r"[^\w.-]", line)[0].lower(): line for line in lines}
     wanted = {BUNDLE_REQUIREMENTS[package] for package in packages if package in BUNDLE_REQUIREMENTS}
     return "".join(f"{asked.get(name, name)}\n" for name in sorted({*wanted, *ALWAYS_REQUIRED}))
 
@@ -128,7 +126,18 @@ def _add_weights(name: str, folder: Path, model: Path) -> None:
     _write_index(name, folder, {**empty, **parts, **settings})
 
 
-def _write_index(name: str, folder: Path, parts: dict[str, object]) -> None:
+def _add_detector(name: str, folder: Path) -> None:
+    """The one part of face restoration that ships, so that the folder loads alone; the restorer is the caller's."""
+    from webui_diffusers.loaders.face_models import load_face_detector
+
+    detector, module = load_face_detector(), bundle_module_name(name)
+    detector.save_pretrained(folder / "face_detector")
+    shutil.copyfile(folder / f"{module}.py", folder / "face_detector" / f"{module}.py")
+    empty = {part: [None, None] for part in ("face_restorer", "face_parser", "upscaler")}
+    _write_index(name, folder, {**empty, "face_detector": [module, type(detector).__name__]})
+
+
+def _write_index(name: str, folder: Path, parts: Mapping[str, object]) -> None:
     from diffusers import __version__ as diffusers_version
 
     head = {

@@ -128,6 +128,15 @@ def test_one_command_tries_then_publishes_and_prints_what_to_paste(published: Se
     assert "Build and try: 100%" in published.said.stderr
 
 
+@pytest.mark.slow
+def test_a_dry_run_builds_and_tries_every_pipeline_and_sends_nothing(session: Session, tmp_path: Path):
+    before = len(session.hub.log)
+    done = session.upload("--namespace", "tester", "--dry-run", "--out", str(tmp_path), HF_TOKEN="")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(NAMES)
+    assert all(f"{name}: 64x64" in done.stdout + done.stderr for name in NAMES)
+    assert len(session.hub.log) == before
+
+
 def test_a_repository_has_what_the_hub_shows_and_what_the_code_reads(published: Session):
     files = published.hub.repo("your-org/webui-txt2img").files
     assert set(files) >= {"pipeline.py", "webui_txt2img.py", "README.md", "requirements.txt", "LICENSE"}
