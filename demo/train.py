@@ -22,7 +22,7 @@ from transformers import CLIPTextModel
 
 HERE = Path(__file__).parent
 STAGES = ("drawings", "vae", "text", "unet", "decoder", "flat", "contrast", "export")
-STEPS = {"vae": 1600, "text": 500, "unet": 3000, "decoder": 1300, "flat": 600, "contrast": 600}
+STEPS = {"vae": 1600, "text": 500, "unet": 2750, "decoder": 1000, "flat": 750, "contrast": 1200}
 VARIANTS = {"noto": 30, "flat": 12, "contrast": 12}
 """Placements of each drawing whose latents are kept."""
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from train_common import Averaged, Run, rate_factor
 from train_subjects import SUBJECTS
 from train_text import caption_ids
-from train_unet import BATCH, CaptionedLatents, build_noise_schedule, noise_loss
+from train_unet import CaptionedLatents, build_noise_schedule, noise_loss
 from transformers import CLIPTextModel, CLIPTokenizer
 
 
@@ -25,6 +25,7 @@ RANK, ALPHA = 8, 4.0
 CONV_RANK, CONV_ALPHA = 4, 2.0
 """Of 3x3 convolutions (sd-scripts' conv_dim and conv_alpha)."""
 
+BATCH = 8
 LEARNING_RATE = 2e-3
 
 
@@ -82,14 +83,14 @@ def train_lora(
         pairs[name].attach(layer)
     schedule = build_noise_schedule()
     parameters = list(pairs.parameters())
-    averaged = Averaged(parameters)
+    averaged = Averaged(parameters, decay=0.98)
     optimiser = torch.optim.AdamW(parameters, lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
     run = Run(folder, {"lora": pairs}, averaged, optimiser)
     first = run.load()
     for step in tqdm(range(first, steps), initial=first, total=steps, desc=folder.name, mininterval=5):
         latents, captions = data.batch(np.random.default_rng((seed, step)), BATCH)
         for group in optimiser.param_groups:
-            group["lr"] = LEARNING_RATE * rate_factor(step, steps)
+            group["lr"] = LEARNING_RATE * rate_factor(step, steps, warmup=30)
         text = encoder(caption_ids(tokenizer, captions)).last_hidden_state
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         loss = noise_loss(unet, text, latents, schedule, generator)
@@ -99,7 +100,7 @@ def train_lora(
         optimiser.step()
         averaged.update(step)
         run.log.add(step, {"loss": loss.item()})
-        if (step + 1) % 250 == 0 or step + 1 == steps:
+        if (step + 1) % 100 == 0 or step + 1 == steps:
             run.save(step + 1)
     averaged.copy_to()
     tensors = {}

@@ -113,7 +113,7 @@ def _train(
         optimiser.step()
         averaged.update(step)
         run.log.add(step, {"loss": loss.item(), "other": other.item(), **{k: v.item() for k, v in parts.items()}})
-        if (step + 1) % 250 == 0 or step + 1 == steps:
+        if (step + 1) % 50 == 0 or step + 1 == steps:
             run.save(step + 1)
     averaged.copy_to()
 
