@@ -151,10 +151,10 @@ def prompt_list(
         if prompt is not None:
             raise ValueError("`prompt` and `prompt_embeds` are both given: pass one of them, they say the same thing.")
         prompt = [""] * len(embeds)
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt or [])
+    prompts = list(prompt or []) if isinstance(prompt, (list, tuple)) or prompt is None else [prompt]
     for text in prompts:
         if not isinstance(text, str):
-            raise ValueError(f"`prompt` must be a text or a list of texts; got {type(text).__name__}.")
+            raise ValueError(f"`prompt` must be a text or a list of texts; got {type(text).__name__} ({text!r:.40}).")
     if not prompts:
         raise ValueError("`prompt` is empty: pass a text, a list of texts, or `prompt_embeds`.")
     if images < 1:

@@ -75,9 +75,7 @@ class PromptEncoder:
                 f"`pipe`: {type(pipe).__name__} has no CLIP text encoder to use. Prompts of the webui are for Stable "
                 "Diffusion 1.x, 2.x and SDXL; load such a pipeline, with its text encoders."
             )
-        maybe_convert = getattr(pipe, "maybe_convert_prompt", None)
-        convert = None if maybe_convert is None else lambda text: maybe_convert(text, pipe.tokenizer)
-        return cls(encoders, embeddings=embeddings, convert=convert, cache=cache)
+        return cls(encoders, embeddings=embeddings, convert=_multi_vector_words(pipe), cache=cache)
 
     @property
     def is_sdxl(self) -> bool:
@@ -302,6 +300,18 @@ def as_negatives(negative_prompt: str | Sequence[str] | None, count: int) -> lis
             "Pass one text for all, or as many as there are prompts."
         )
     return list(negative_prompt)
+
+
+def _multi_vector_words(pipe: Any) -> Callable[[str], str] | None:
+    """How diffusers writes out words of several vectors (`load_textual_inversion`): <cat> as <cat> <cat>_1 ...; None
+    where there are none."""
+    tokenizer = next(
+        t for t in (getattr(pipe, "tokenizer", None), getattr(pipe, "tokenizer_2", None)) if t is not None
+    )
+    added = tokenizer.get_added_vocab()
+    if not hasattr(pipe, "maybe_convert_prompt") or not any(f"{word}_1" in added for word in added):
+        return None
+    return lambda text: pipe.maybe_convert_prompt(text, tokenizer)
 
 
 def _text_for(encoder: ClipEncoder, text: str | TextPair) -> str:

@@ -67,6 +67,8 @@ def sample_dpm_adaptive(
         x_low, x_high = _dpm_step(denoiser, x, t, t_next, 3)
         delta = torch.maximum(atol.to(x.device), rtol * torch.maximum(x_low.abs(), x_low_last.abs()))
         error = float(torch.linalg.norm((x_low - x_high) / delta) / x.numel() ** 0.5)
+        if math.isnan(error):  # the network's output is: no step would ever be short enough
+            return x_high
         factor = 1 + math.atan((1 / (error + 1e-8)) ** (1 / (1.5 if eta else 3)) - 1)
         if factor >= ADAPTIVE_SAFETY:
             x_low_last = x_low
