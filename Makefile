@@ -10,11 +10,12 @@ GOLDENS ?= tests/golden
 demo: $(VENV)/.installed
 	$(BIN)/python demo/draw.py --out $(OUT)
 
+# Two processes of one thread each: see tests/conftest.py.
 test: $(VENV)/.tested
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 slow: $(VENV)/.tested
-	$(BIN)/python -m pytest -q --slow
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --slow
 
 lint: $(VENV)/.tested
 	$(BIN)/ruff check .

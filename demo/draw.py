@@ -43,38 +43,26 @@ def main() -> None:
     pipe.set_progress_bar_config(leave=False)
 
     def draw(prompt: str, **arguments) -> Image.Image:
-        call = {"seed": 7, "sampler": "DPM++ 2M", "num_inference_steps": 20, "guidance_scale": 4.0, **arguments}
+        call = {"seed": 7, "sampler": "DPM++ 2M", "num_inference_steps": 14, "guidance_scale": 5.0, **arguments}
         return pipe(prompt, **call).images[0]
 
-    prompts = [(f"{name}", draw(f"a {name} emoji, white background")) for name in SUBJECTS]
-    weights = [(f"({0.6 + i * 0.2:.1f})", draw(f"a (red:{0.6 + i * 0.2:.1f}) heart")) for i in range(6)]
-    edited = [
-        (text, draw(text))
-        for text in ("a red heart", "a [red:green:0.25] heart", "a [red|green] heart", "a red heart AND a green heart")
-    ]
-    samplers = [
-        (sampler, draw("a cat", sampler=sampler)) for sampler in ("Euler a", "DPM++ 2M Karras", "DPM++ SDE", "DDIM")
-    ]
-    styles = [
-        (tags or "no LoRA", draw(f"a cat{tags}"))
-        for tags in ("", "<lora:flat:1>", "<lora:contrast:1>", "<lora:flat:0.5><lora:contrast:0.5>")
-    ]
-    hires = {"hires_scale": 4, "hires_strength": 0.35, "hires_steps": 12}
-    hires_pair = [
-        ("first pass, 4x by Lanczos", draw("a cat").resize((384, 384), Image.Resampling.LANCZOS)),
-        ("hires fix, R-ESRGAN AnimeVideo", draw("a cat", hires_upscaler="R-ESRGAN AnimeVideo", **hires)),
-    ]
-    sheets = {
-        "prompts": sheet(prompts, 6),
-        "weights": sheet(weights, 6),
-        "editing": sheet(edited, 2),
-        "samplers": sheet(samplers, 4),
-        "styles": sheet(styles, 4),
-        "hires": sheet(hires_pair, 2),
-    }
-    for name, picture in sheets.items():
-        picture.save(out / f"{name}.png")
-        print(out / f"{name}.png")
+    def save(name: str, columns: int, *cells: tuple[str, Image.Image]) -> None:
+        sheet(cells, columns).save(out / f"{name}.png")
+        print(out / f"{name}.png", flush=True)
+
+    save("prompts", 6, *((name, draw(f"a {name}")) for name in SUBJECTS))
+    scales = [0.6 + i * 0.2 for i in range(6)]
+    save("weights", 6, *((f"(blue:{w:.1f})", draw(f"a cat on a (blue:{w}) background")) for w in scales))
+    edits = ("a red heart", "a [red:green:0.3] heart", "a [red|green] heart", "red heart AND cat")
+    save("editing", 4, *((text, draw(text)) for text in edits))
+    samplers = ("Euler a", "DPM++ 2M Karras", "DPM++ SDE", "DDIM")
+    save("samplers", 4, *((sampler, draw("a cat", sampler=sampler)) for sampler in samplers))
+    styles = {"no LoRA": "", "flat": "<lora:flat:1>", "contrast": "<lora:contrast:1>"}
+    styles["half of each"] = "<lora:flat:0.5><lora:contrast:0.5>"
+    save("styles", 4, *((name, draw(f"a panda{tags}")) for name, tags in styles.items()))
+    large = draw("a cat", hires_scale=4, hires_steps=5, hires_strength=0.2, hires_upscaler="R-ESRGAN AnimeVideo")
+    small = draw("a cat").resize(large.size, Image.Resampling.BICUBIC)
+    save("hires", 2, ("4x, bicubic", small), ("hires fix, 4x, R-ESRGAN AnimeVideo", large))
 
 
 if __name__ == "__main__":
