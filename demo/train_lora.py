@@ -29,6 +29,9 @@ BATCH = 8
 LEARNING_RATE = 2e-3
 
 
+_PASSED_OVER = "up_blocks.0.upsamplers.0.conv"
+
+
 class LoraPair(nn.Module):
     """The low-rank change of one layer: up(down(x)) * alpha / rank, added to what the layer gives."""
 
@@ -53,11 +56,14 @@ class LoraPair(nn.Module):
 
 
 def lora_layers(unet: UNet2DConditionModel, encoder: CLIPTextModel) -> dict[str, nn.Module]:
-    """Kohya's name -> layer: attention blocks and resnets of the UNet, attention and MLP of the text encoder."""
+    """Kohya's name -> layer: attention blocks and resnets of the UNet, attention and MLP of the text encoder.
+
+    Without the first up-sampler: where the first up block has attention, as here, the webui passes it over.
+    """
     layers = {}
     for path, layer in unet.named_modules():
         inside = any(part in path for part in ("attentions.", "resnets.", "samplers."))
-        if inside and isinstance(layer, nn.Linear | nn.Conv2d):
+        if inside and path != _PASSED_OVER and isinstance(layer, nn.Linear | nn.Conv2d):
             layers["lora_unet_" + path.replace(".", "_")] = layer
     for path, layer in encoder.named_modules():
         if isinstance(layer, nn.Linear) and "encoder.layers." in path:
