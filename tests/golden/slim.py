@@ -68,7 +68,7 @@ def slim_runs(source: Path, target: Path) -> None:
     """The final latents and pictures of every run."""
     target.mkdir(parents=True, exist_ok=True)
     for path in sorted(source.glob("*.safetensors")):
-        if not (target / path.name).exists():
+        if not (target / path.name).exists():  # tests of masks and img2img read some runs whole
             tensors = load_file(path)
             save_file({name: tensors[name] for name in ("latents", "images")}, target / path.name)
 
