@@ -13,7 +13,7 @@ INK, GRID, LINE = (60, 60, 60), (225, 225, 225), (30, 110, 200)
 
 
 def draw_losses(cache: Path, stages: tuple[str, ...], file: Path) -> None:
-    """One panel a stage: the loss on a logarithmic scale over steps, smoothed over 5 rows of the log; nothing where no stage has a log."""
+    """One panel a stage that has a log: the loss on a logarithmic scale over steps, smoothed over 5 rows."""
     logs = [(stage, cache / stage / "losses.jsonl") for stage in stages]
     panels = [_panel(stage, _read(path)) for stage, path in logs if path.exists()]
     if not panels:
