@@ -1,11 +1,12 @@
-"""Drawing and encoding: WebUITxt2ImgPipeline against diffusers' StableDiffusionPipeline, prompts against compel.
+"""Drawing and encoding: WebUITxt2ImgPipeline against diffusers' own pipelines, prompts against compel.
 
     python benchmarks/txt2img.py                    the table, on this machine's CPU
     python benchmarks/txt2img.py --side 256 --steps 4 --repeats 5
     python benchmarks/txt2img.py --lpw lpw_stable_diffusion.py     also diffusers' community pipeline of that name
 
-SD-1.5-sized random weights in float32, same sampler, steps, size and threads; both sides alternate in one process, and
-the median of the pairwise ratios counts. Peak memory is measured in a process of its own for each side.
+SD-1.5-sized random weights in float32, and SDXL's widths at a part of its depth; same sampler, steps, size and
+threads; both sides alternate in one process, and the median of the pairwise ratios counts. Peak memory is measured in
+a process of its own for each side.
 """
 
 import argparse
@@ -17,17 +18,26 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from diffusers import (
+    AutoencoderKL,
+    DiffusionPipeline,
+    EulerDiscreteScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from webui_diffusers.loaders.model_configs import model_config_folder
 from webui_diffusers.pipelines import PromptEncoder, WebUITxt2ImgPipeline
 
 
 WORDS = "a photo of a small red fox in deep snow, soft light, "
+BASES = {"sd1": StableDiffusionPipeline, "sdxl": StableDiffusionXLPipeline}
 Draw = Callable[[], Any]
 
 
@@ -38,36 +48,59 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--lpw", type=Path, help="diffusers' examples/community/lpw_stable_diffusion.py")
+    parser.add_argument("--base", choices=BASES, help="one model only")
     parser.add_argument("--worker", choices=["ours", "diffusers"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.worker:
         print(json.dumps(peak_memory(arguments.worker, arguments)))
         return
-    for line in (*import_rows(), *memory_rows(arguments), *drawing_rows(arguments), *encoding_rows(arguments)):
-        print(line, flush=True)
+    tables = [import_rows]
+    for base in [arguments.base] if arguments.base else BASES:
+        tables += [partial(memory_rows, arguments, base), partial(drawing_rows, arguments, base)]
+    for table in (*tables, partial(encoding_rows, arguments)):
+        for line in table():
+            print(line, flush=True)
 
 
-def random_pipeline(cls: type) -> StableDiffusionPipeline:
-    """SD 1.5's shapes with small random weights, the same every time."""
-    folder = model_config_folder("sd1")
+def random_pipeline(cls: type, base: str = "sd1") -> DiffusionPipeline:
+    """SD 1.5's or SDXL's shapes with small random weights, the same every time. SDXL is made less deep: 1, 1 and 2
+    transformer layers a block for its 0, 2 and 10, 4 layers in each text encoder, so that it fits any machine."""
+    folder = model_config_folder(base)
     torch.manual_seed(0)
+    unet_config = dict(UNet2DConditionModel.load_config(folder, subfolder="unet"))
+    if base == "sdxl":
+        unet_config["transformer_layers_per_block"] = [1, 1, 2]
+    encoders = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
+    models: dict[str, torch.nn.Module] = {}
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder, subfolder="unet"))
-        vae = AutoencoderKL.from_config(AutoencoderKL.load_config(folder, subfolder="vae"))
-        text = CLIPTextModel(CLIPTextConfig.from_pretrained(folder, subfolder="text_encoder"))
-    for model in (unet, vae, text):
-        model.to_empty(device="cpu").eval()
-        for parameter in model.parameters():
-            parameter.data.normal_(0, 0.02)
-        for name, buffer in model.named_buffers():
-            if name.endswith("position_ids"):
-                buffer.copy_(torch.arange(buffer.shape[-1])[None])
-    tokenizer = CLIPTokenizer.from_pretrained(Path(folder) / "tokenizer")
+        models["unet"] = UNet2DConditionModel.from_config(unet_config)
+        models["vae"] = AutoencoderKL.from_config(AutoencoderKL.load_config(folder, subfolder="vae"))
+        for name, encoder in encoders.items():
+            if (Path(folder) / name).is_dir():
+                config = CLIPTextConfig.from_pretrained(folder, subfolder=name)
+                config.num_hidden_layers = 4 if base == "sdxl" else config.num_hidden_layers
+                models[name] = encoder(config)
+    for model in models.values():
+        fill_at_random(model)
+    names = [name for name in ("tokenizer", "tokenizer_2") if (Path(folder) / name).is_dir()]
+    tokenizers = {name: CLIPTokenizer.from_pretrained(Path(folder) / name) for name in names}
     scheduler = EulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler", timestep_spacing="linspace")
-    pipe = cls(vae, text, tokenizer, unet, scheduler, None, None, requires_safety_checker=False)
+    others = {} if cls is StableDiffusionXLPipeline else {"safety_checker": None, "feature_extractor": None}
+    if cls is not StableDiffusionXLPipeline:
+        others["requires_safety_checker"] = False
+    pipe = cls(**models, **tokenizers, scheduler=scheduler, **others)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def fill_at_random(model: torch.nn.Module) -> None:
+    model.to_empty(device="cpu").eval()
+    for parameter in model.parameters():
+        parameter.data.normal_(0, 0.02)
+    for name, buffer in model.named_buffers():
+        if name.endswith("position_ids"):
+            buffer.copy_(torch.arange(buffer.shape[-1])[None])
 
 
 def call_of(name: str, pipe: StableDiffusionPipeline, arguments: argparse.Namespace) -> Draw:
@@ -80,13 +113,13 @@ def call_of(name: str, pipe: StableDiffusionPipeline, arguments: argparse.Namesp
     return lambda: pipe(**job, generator=torch.Generator().manual_seed(1))
 
 
-def drawing_rows(arguments: argparse.Namespace) -> list[str]:
+def drawing_rows(arguments: argparse.Namespace, base: str) -> list[str]:
     """Wall time of a plain prompt, ours / diffusers."""
-    ours = random_pipeline(WebUITxt2ImgPipeline)
-    theirs = StableDiffusionPipeline.from_pipe(ours)
+    ours = random_pipeline(WebUITxt2ImgPipeline, base)
+    theirs = BASES[base].from_pipe(ours)
     theirs.set_progress_bar_config(disable=True)
     pair = call_of("ours", ours, arguments), call_of("diffusers", theirs, arguments)
-    row = ratio_row("plain prompt, wall time", *pair, arguments.repeats)
+    row = ratio_row(f"{base}: plain prompt, wall time", *pair, arguments.repeats)
     return [f"{row}  ({arguments.steps} steps of {arguments.side}x{arguments.side}, {arguments.threads} thread(s))"]
 
 
@@ -154,19 +187,20 @@ def ratio_row(label: str, ours: Draw, theirs: Draw, repeats: int) -> str:
     return f"{label:45} {statistics.median(ratios):5.2f}  [{min(ratios):.2f} .. {max(ratios):.2f}]"
 
 
-def memory_rows(arguments: argparse.Namespace) -> list[str]:
+def memory_rows(arguments: argparse.Namespace, base: str) -> list[str]:
     """Peak resident memory of one job above the loaded model, ours / diffusers."""
     peaks = {}
     for name in ("ours", "diffusers"):
         command = [sys.executable, __file__, "--worker", name, "--side", str(arguments.side), "--steps", "2"]
+        command += ["--base", base]
         peaks[name] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     whole = peaks["ours"]["peak"] / peaks["diffusers"]["peak"]
-    return [f"{'plain prompt, peak memory of the process':45} {whole:5.2f}  ({peaks['ours']['peak'] / 2**20:.2f} GiB)"]
+    label = f"{base}: plain prompt, peak memory of the process"
+    return [f"{label:45} {whole:5.2f}  ({peaks['ours']['peak'] / 2**20:.2f} GiB)"]
 
 
 def peak_memory(name: str, arguments: argparse.Namespace) -> dict[str, float]:
-    cls = WebUITxt2ImgPipeline if name == "ours" else StableDiffusionPipeline
-    pipe = random_pipeline(cls)
+    pipe = random_pipeline(WebUITxt2ImgPipeline if name == "ours" else BASES[arguments.base], arguments.base)
     call_of(name, pipe, arguments)()
     return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}  # KiB
 
@@ -174,15 +208,15 @@ def peak_memory(name: str, arguments: argparse.Namespace) -> dict[str, float]:
 def import_rows(repeats: int = 5) -> list[str]:
     """What importing the pack adds to importing diffusers, and what its grammar alone costs."""
 
-    def seconds(code: str) -> float:
-        timed = f"import time; t = time.perf_counter(); {code}; print(time.perf_counter() - t)"
+    def seconds(code: str, before: str = "") -> float:
+        timed = f"{before}\nimport time; t = time.perf_counter(); {code}; print(time.perf_counter() - t)"
         runs = [subprocess.run([sys.executable, "-c", timed], capture_output=True, text=True) for _ in range(repeats)]
         return min(float(run.stdout) for run in runs)
 
-    base, both = seconds("import diffusers"), seconds("import diffusers, webui_diffusers.pipelines")
+    added = seconds("import webui_diffusers.pipelines", before="import diffusers")
     prompt = seconds("from webui_diffusers.pipelines.prompt import parse_attention")
     return [
-        f"{'import webui_diffusers.pipelines adds':45} {both - base:5.2f} s",
+        f"{'import webui_diffusers.pipelines adds':45} {added:5.2f} s",
         f"{'import of the prompt grammar alone':45} {prompt:5.2f} s",
     ]
 
