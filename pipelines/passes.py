@@ -168,7 +168,7 @@ def pass_models(
         width = pipe.refiner.config.cross_attention_dim
         if width != pipe.unet.config.cross_attention_dim:
             conditioning = conditioned(width)
-            numbers = refiner_numbers(plan.asked_size, options)
+            numbers = refiner_numbers(plan.asked_size, options, sizes)
         models.append(conditioned_model(pipe.refiner, conditioning, pipe.scheduler, options, numbers))
     return models
 

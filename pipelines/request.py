@@ -118,6 +118,13 @@ def check_leftovers(kwargs: Mapping[str, Any], known: Iterable[str]) -> None:
             raise ValueError(unknown_choice("argument", name, known))
 
 
+def check_callback_inputs(names: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse tensors for `callback_on_step_end` that there are not. known: the names there are."""
+    for name in names:
+        if name not in known:
+            raise ValueError(unknown_choice("`callback_on_step_end_tensor_inputs`:", name, known))
+
+
 def pick(kind: type[Picked], given: Mapping[str, Any], prefix: str = "") -> Picked:
     """A dataclass of arguments, filled with those of the call: field `scale` from the argument `<prefix>scale`."""
     return kind(**{name: given[prefix + name] for name in kind.__dataclass_fields__})

@@ -28,25 +28,21 @@ class SizeArguments:
 def size_numbers(asked: tuple[int, int], options: Mapping[str, Any], given: SizeArguments) -> SizeNumbers:
     """The base model's numbers. asked: (height, width) of the pass as asked for, not rounded to latent cells.
 
-    The webui tells both sides the same: this size twice, and the crop of the options. Arguments win over that.
+    The webui tells both sides the same: this size twice, and the crop of the options. Arguments win over that; those
+    of the negative side count, as in diffusers, where both its sizes are given.
     """
     crop = given.crops_coords_top_left or (options["sdxl_crop_top"], options["sdxl_crop_left"])
     positive = (*(given.original_size or asked), *crop, *(given.target_size or asked))
-    if given.negative_original_size is None and given.negative_target_size is None:
+    size, target = given.negative_original_size, given.negative_target_size
+    if size is None or target is None:
         return SizeNumbers(positive, positive)
-    return SizeNumbers(
-        positive,
-        (
-            *(given.negative_original_size or asked),
-            *(given.negative_crops_coords_top_left or (0, 0)),
-            *(given.negative_target_size or asked),
-        ),
-    )
+    return SizeNumbers(positive, (*size, *(given.negative_crops_coords_top_left or (0, 0)), *target))
 
 
-def refiner_numbers(asked: tuple[int, int], options: Mapping[str, Any]) -> SizeNumbers:
+def refiner_numbers(asked: tuple[int, int], options: Mapping[str, Any], given: SizeArguments) -> SizeNumbers:
     """The refiner's numbers: no target size, and a score for each side."""
-    start = (*asked, options["sdxl_crop_top"], options["sdxl_crop_left"])
+    base = size_numbers(asked, options, given)
     return SizeNumbers(
-        (*start, options["sdxl_refiner_high_aesthetic_score"]), (*start, options["sdxl_refiner_low_aesthetic_score"])
+        (*base.positive[:4], options["sdxl_refiner_high_aesthetic_score"]),
+        (*base.negative[:4], options["sdxl_refiner_low_aesthetic_score"]),
     )

@@ -50,6 +50,7 @@ from webui_diffusers.pipelines.passes import (
 )
 from webui_diffusers.pipelines.request import (
     HiresArguments,
+    check_callback_inputs,
     check_leftovers,
     first_pass,
     hires_request,
@@ -233,6 +234,7 @@ class WebUITxt2ImgPipeline(WebUIMixin, StableDiffusionPipeline):
 
         # 1. What is asked for; refused before any work where it cannot be drawn
         check_leftovers(kwargs, given)
+        check_callback_inputs(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
         options = webui_settings(webui_options)
         given["guidance_scale"] = guidance_scale = argument_or_default(self, "guidance_scale", guidance_scale)
         size = size_or_default(self, width, height, sampler)

@@ -87,6 +87,7 @@ def test_diffusers_arguments_alone_give_diffusers_picture(theirs, ours, schedule
 OWN_ARGUMENTS = [
     {"original_size": (128, 96), "target_size": (80, 64), "crops_coords_top_left": (16, 8)},
     {"negative_original_size": (32, 32), "negative_target_size": (96, 64), "negative_crops_coords_top_left": (8, 0)},
+    {"negative_original_size": (32, 32), "crops_coords_top_left": (0, 24)},
     {"prompt_2": "a green star", "negative_prompt": "dark", "negative_prompt_2": "blurry"},
     {"denoising_end": 0.6, "output_type": "latent"},
     {"guidance_rescale": 0.7},
@@ -398,9 +399,24 @@ def test_offloaded_components_draw_the_same(tiny_sdxl, ours, kind):
     assert np.array_equal(pipe("a red circle", generator=seeded(), **CALL).images, expected)
 
 
+def test_a_callback_is_shown_what_sdxl_is_told(ours):
+    shapes = {"latents": (2, 4, 8, 8), "prompt_embeds": (2, 77, 64), "add_text_embeds": (2, 32)}
+
+    def look(pipe, i, t, tensors):
+        seen.append({name: tuple(tensor.shape) for name, tensor in tensors.items()})
+        return {}
+
+    for sampler in ("Euler", None):
+        seen = []
+        given = {"seed": 1, "sampler": sampler, "num_inference_steps": 2, "callback_on_step_end": look}
+        ours(["(a:1.1)", "b"], callback_on_step_end_tensor_inputs=list(shapes), **given)
+        assert seen == [shapes, shapes]
+
+
 # ---- errors
 
 REFUSED = [
+    ({"callback_on_step_end_tensor_inputs": ["latent"], "seed": 1}, "latents"),
     ({"timesteps": [900, 500], "sampler": "Euler"}, "timesteps"),
     ({"sigmas": [14.0, 1.0], "sampler": "Euler"}, "sigmas"),
     ({"denoising_end": 0.5, "sampler": "Euler"}, "denoising_end"),
