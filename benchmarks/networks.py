@@ -24,6 +24,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -40,6 +41,7 @@ from webui_diffusers.loaders.peft_mix import AdapterMixer
 
 RANK, ALPHA = 32, 16.0
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
+Work = Callable[[], object]
 TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 
 
@@ -60,6 +62,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         pipe = random_pipeline()
+        bare = deepcopy(pipe.unet)
         files = [
             write_network(pipe, Path(folder) / f"file{i}.safetensors", i) for i in range(max(arguments.files) + 1)
         ]
@@ -67,9 +70,9 @@ def main() -> None:
         print(f"{layers} layers, {files[0].stat().st_size / 2**20:.0f} MiB a file, {arguments.threads} thread(s)")
         print(f"{'':12}{'files':>6}{'diffusers':>12}{'here':>10}{'ratio':>8}")
         for count in arguments.files:
-            for line in time_rows(pipe, files, count, arguments.repeats):
+            for line in time_rows(pipe, bare, files, count, arguments.repeats):
                 print(line, flush=True)
-        del pipe
+        del pipe, bare
         for count in arguments.files:
             theirs, ours = (worker_memory(side, folder, count, arguments.threads) for side in ("diffusers", "here"))
             print(row("(e) memory", count, theirs, ours, "MiB"), flush=True)
@@ -118,18 +121,23 @@ def write_network(pipe: StableDiffusionPipeline, path: Path, seed: int) -> Path:
     return path
 
 
-def time_rows(pipe: StableDiffusionPipeline, files: list[Path], count: int, repeats: int) -> list[str]:
-    """(a) to (d) for `count` files at once, both sides taking turns."""
+def time_rows(
+    pipe: StableDiffusionPipeline, bare: nn.Module, files: list[Path], count: int, repeats: int
+) -> list[str]:
+    """(a) to (d) for `count` files at once, both sides taking turns. bare: a UNet that nothing is put on."""
     first, second = files[:count], files[1 : count + 1]
     runs: dict[str, list[dict[str, float]]] = {"diffusers": [], "here": [], "adapters": []}
     for _ in range(repeats):
-        runs["diffusers"].append(diffusers_side(pipe, first, second))
-        runs["here"].append(our_side(pipe, first, second))
-        runs["adapters"].append(adapter_side(pipe, first))
+        for side, steps in (
+            ("diffusers", diffusers_side(pipe, first, second)),
+            ("here", our_side(pipe, first, second)),
+            ("adapters", adapter_side(pipe, first)),
+        ):
+            runs[side].append(sequence(pipe.unet, bare, *steps))
     best = {side: {key: min(run[key] for run in each) for key in each[0]} for side, each in runs.items()}
     theirs, ours = best["diffusers"], best["here"]
     for side, each in runs.items():
-        best[side]["forward"] = statistics.median(run["forward"] / run["bare"] for run in each)
+        best[side]["forward"] = statistics.median(run["forward"] for run in each)
     rows = [
         row(f"({letter}) {key}", count, theirs[key], ours[key], "s")
         for letter, key in zip("abc", ("ready", "switch", "off"))
@@ -146,7 +154,7 @@ def time_rows(pipe: StableDiffusionPipeline, files: list[Path], count: int, repe
     return rows
 
 
-def diffusers_side(pipe: StableDiffusionPipeline, first: list[Path], second: list[Path]) -> dict[str, float]:
+def diffusers_side(pipe: StableDiffusionPipeline, first: list[Path], second: list[Path]) -> tuple[Work, Work, Work]:
     """diffusers' own way: load, set_adapters, fuse; unfuse and fuse the others; unfuse and unload."""
 
     def load(path: Path) -> None:
@@ -168,10 +176,10 @@ def diffusers_side(pipe: StableDiffusionPipeline, first: list[Path], second: lis
         pipe.unfuse_lora()
         pipe.unload_lora_weights()
 
-    return sequence(pipe, ready, switch, off)
+    return ready, switch, off
 
 
-def our_side(pipe: StableDiffusionPipeline, first: list[Path], second: list[Path]) -> dict[str, float]:
+def our_side(pipe: StableDiffusionPipeline, first: list[Path], second: list[Path]) -> tuple[Work, Work, Work]:
     """The same with NetworkMerger; every weight is as before, to the bit, at the end."""
     merger = NetworkMerger(pipe)
     known = {}
@@ -180,49 +188,39 @@ def our_side(pipe: StableDiffusionPipeline, first: list[Path], second: list[Path
         known.update({path: read_network(path) for path in paths if path not in known})
         return [(known[path], 1.0, 1.0) for path in paths]
 
-    return sequence(
-        pipe, lambda: merger.switch(uses(first)), lambda: merger.switch(uses(second)), lambda: merger.restore()
-    )
+    return lambda: merger.switch(uses(first)), lambda: merger.switch(uses(second)), merger.restore
 
 
-def adapter_side(pipe: StableDiffusionPipeline, first: list[Path]) -> dict[str, float]:
+def adapter_side(pipe: StableDiffusionPipeline, first: list[Path]) -> tuple[Work, Work, Work]:
     """As PEFT adapters beside the weights, which MultiLoraPipeline uses by default."""
     mixer = AdapterMixer(pipe)
-    return sequence(
-        pipe, lambda: mixer.switch([(read_network(path), 1.0, 1.0) for path in first]), lambda: None, mixer.restore
-    )
+    return lambda: mixer.switch([(read_network(path), 1.0, 1.0) for path in first]), lambda: None, mixer.restore
 
 
-def sequence(
-    pipe: StableDiffusionPipeline, ready: Callable[[], object], switch: Callable[[], object], off: Callable[[], object]
-) -> dict[str, float]:
-    """CPU seconds of each, and of the UNet's forward in between and afterwards."""
-    found = {"ready": seconds(ready), "switch": seconds(switch), "forward": middle(lambda: unet_forward(pipe))}
-    return {**found, "off": seconds(off), "bare": middle(lambda: unet_forward(pipe))}
+def sequence(unet: nn.Module, bare: nn.Module, ready: Work, switch: Work, off: Work) -> dict[str, float]:
+    """CPU seconds of each; and of a forward in between as a multiple of the bare UNet's, the two taking turns."""
+    found = {"ready": seconds(ready), "switch": seconds(switch)}
+    ratios = [seconds(lambda: unet_forward(unet)) / seconds(lambda: unet_forward(bare)) for _ in range(5)]
+    return {**found, "forward": statistics.median(ratios), "off": seconds(off)}
 
 
-def seconds(work: Callable[[], object]) -> float:
+def seconds(work: Work) -> float:
     start = time.process_time()
     work()
     return time.process_time() - start
 
 
-def middle(work: Callable[[], object]) -> float:
-    """The median of five: on a shared machine a processor is now and then faster than its use allows."""
-    return statistics.median(seconds(work) for _ in range(5))
-
-
 @torch.no_grad()
-def unet_forward(pipe: StableDiffusionPipeline) -> None:
+def unet_forward(unet: nn.Module) -> None:
     generator = torch.Generator().manual_seed(0)
     noise, hidden = (torch.randn(shape, generator=generator) for shape in ((2, 4, 16, 16), (2, 77, 768)))
-    pipe.unet(noise, 500, encoder_hidden_states=hidden)
+    unet(noise, 500, encoder_hidden_states=hidden)
 
 
 def peak_memory(side: str, files: list[Path]) -> float:
     """MiB above the models' own while the files become ready to draw with."""
     pipe = random_pipeline()
-    unet_forward(pipe)
+    unet_forward(pipe.unet)
     before = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     if side == "here":
