@@ -52,7 +52,7 @@ def main() -> None:
 
     save("prompts", 6, *((name, draw(f"a {name}")) for name in SUBJECTS))
     scales = [0.6 + i * 0.2 for i in range(6)]
-    save("weights", 6, *((f"(blue:{w:.1f})", draw(f"a cat on a (blue:{w}) background")) for w in scales))
+    save("weights", 6, *((f"a (sun:{w:.1f}) panda", draw(f"a (sun:{w}) panda")) for w in scales))
     edits = ("a red heart", "a [red:green:0.3] heart", "a [red|green] heart", "red heart AND cat")
     save("editing", 4, *((text, draw(text)) for text in edits))
     samplers = ("Euler a", "DPM++ 2M Karras", "DPM++ SDE", "DDIM")
