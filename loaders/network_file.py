@@ -153,7 +153,7 @@ def read_network(path: str | Path, *, check_values: bool | None = None) -> Netwo
     code, no tensors, a layer with parts of no known family, factors that disagree, absurd ranks, NaN or Inf.
     """
     file, configs = open_network(path)
-    layers, unknown = _sort_keys(file, configs)
+    layers, unknown = sort_network_keys(file, configs)
     network = Network(file, layers, unknown)
     if not layers and not any(map(embedding_name, file.keys())):
         raise NetworkError(_nothing_inside(file))
@@ -167,7 +167,7 @@ def read_network(path: str | Path, *, check_values: bool | None = None) -> Netwo
     return network
 
 
-def _sort_keys(file: WeightFile, configs: Mapping[str, dict]) -> tuple[dict[str, NetworkLayer], list[str]]:
+def sort_network_keys(file: WeightFile, configs: Mapping[str, dict]) -> tuple[dict[str, NetworkLayer], list[str]]:
     parts: dict[str, dict[str, str]] = defaultdict(dict)
     for key in file.keys():
         if not embedding_name(key):

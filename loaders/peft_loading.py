@@ -11,7 +11,7 @@ from torch import Tensor
 from .files import NetworkError, WeightFile
 from .layer_names import PipeLayers
 from .merge_plan import NetworkReport, network_uses, plan_networks
-from .network_file import Network, _sort_keys, read_network
+from .network_file import Network, read_network, sort_network_keys
 from .network_keys import layer_family, split_network_key
 from .network_sources import open_network
 from .peft_adapters import attach_network, check_exact, free_adapter_name
@@ -73,7 +73,7 @@ def _network_of(source: object, options: Mapping[str, Any]) -> Network | None:
         if not _has_layers(tensors):
             return None
         file = StateDictTensors(tensors)
-        return Network(file, *_sort_keys(file, {}))
+        return Network(file, *sort_network_keys(file, {}))
     place = _network_place(str(source), options)
     try:
         return read_network(place)
