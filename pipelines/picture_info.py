@@ -271,9 +271,9 @@ def _user_comment(picture: Image.Image) -> str:
 
 
 def _utf16_text(text: bytes) -> str:
-    """High byte first, as the webui writes it; or the other way round, as others do: the zeros of Latin text tell."""
-    low_first = text[1::2].count(0) > text[0::2].count(0)
-    return text.decode("utf-16-le" if low_first else "utf-16-be", "replace").strip("\0")
+    """High byte first, as the webui writes it; or the other way round, as others do, where that reads more Latin."""
+    readings = [text.decode(order, "replace").strip("\0") for order in ("utf-16-be", "utf-16-le")]
+    return max(readings, key=lambda reading: sum(" " <= sign <= "~" for sign in reading))
 
 
 def _as_text(value: Any) -> str:
