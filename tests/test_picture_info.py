@@ -252,7 +252,7 @@ texts = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1).filt
 @settings(max_examples=30, deadline=None)
 @given(texts, st.sampled_from([".png", ".jpg", ".webp", ".avif"]))
 def test_any_text_comes_back_as_it_was(tmp_path_factory: pytest.TempPathFactory, text: str, ending: str):
-    """With a line of fields, as every infotext has: a few signs alone do not tell in which order UTF-16 was written."""
+    """With a line of fields, as every infotext has: a few signs alone do not tell the byte order of UTF-16."""
     text, folder = f"{text}\nSteps: 20, Sampler: Euler a, Seed: 1, Size: 8x8", tmp_path_factory.mktemp("any")
     assert read_infotext(save_picture(picture(2, 2), folder / f"x{ending}", text)) == text
 
