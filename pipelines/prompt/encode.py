@@ -102,9 +102,8 @@ class PromptEncoder:
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         negatives = as_negatives(negative_prompt, len(prompts))
         seconds = second_texts(prompt_2, negative_prompt_2, len(prompts), self.is_sdxl)
-        conditioning = self.conditioning(
-            prompts, negatives, 1000, settings=PromptSettings(**settings), pad=True, seconds=seconds
-        )
+        read = PromptSettings(**settings)
+        conditioning = self.conditioning(prompts, negatives, 1000, settings=read, seconds=seconds)
         for text, pieces, negative in zip(prompts, conditioning.positive, conditioning.negative, strict=True):
             if len(pieces) > 1 or pieces[0].weight != 1 or len(pieces[0].schedule) > 1 or len(negative) > 1:
                 raise ValueError(
@@ -113,10 +112,13 @@ class PromptEncoder:
                 )
         positive = [pieces[0].schedule[0] for pieces in conditioning.positive]
         negative = [schedule[0] for schedule in conditioning.negative]
-        length = max(len(entry.embeds) for entry in positive + negative)
+        lengths = [len(entry.embeds) for entry in positive + negative]
+        length, empty = max(lengths), None
+        if min(lengths) < length:
+            empty = self.encode([[""]], read)[0][0].embeds
         embeds = {
-            "prompt_embeds": torch.stack([_fill(entry.embeds, conditioning.empty, length) for entry in positive]),
-            "negative_prompt_embeds": torch.stack([_fill(e.embeds, conditioning.empty, length) for e in negative]),
+            "prompt_embeds": torch.stack([_fill(entry.embeds, empty, length) for entry in positive]),
+            "negative_prompt_embeds": torch.stack([_fill(e.embeds, empty, length) for e in negative]),
         }
         if self.is_sdxl:
             embeds["pooled_prompt_embeds"] = torch.stack([entry.pooled for entry in positive])
