@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from ..loaders.hashes import model_hash
-from ..loaders.network_library import lora_hashes_text
 from .infotext_settings import call_settings
 from .infotext_write import format_infotext
 from .sampling.samplers import Sampler, resolve_sampler
@@ -64,12 +63,6 @@ def model_facts(pipe: Any, *, hashed: bool = True) -> dict[str, str]:
     if hashed and path.is_file():
         facts["model_hash"] = model_hash(path)
     return facts
-
-
-def network_facts(uses: Iterable[Sequence]) -> dict[str, str]:
-    """The "Lora hashes" of networks in use, (Network, …) each: for `extras` of `call_infotexts`."""
-    hashes = {use[0].name: use[0].short_hash for use in uses}
-    return {"Lora hashes": lora_hashes_text(hashes.items())} if hashes else {}
 
 
 def network_tags_text(loras: Mapping[str, float] | Iterable[Sequence]) -> str:
