@@ -26,8 +26,8 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.utils import tqdm
-from webui_diffusers.loaders.package_files import PACKAGE_FILES, package_file
-from webui_diffusers.pipelines.bundle import (
+from webui_diffusers.loaders.data_files import PACKAGE_FILES, package_file
+from webui_diffusers.pipelines.bundle.build import (
     PACK_ROOT,
     PIPELINES,
     bundle,
@@ -35,7 +35,7 @@ from webui_diffusers.pipelines.bundle import (
     bundle_sources,
     pack_version,
 )
-from webui_diffusers.pipelines.bundle_sources import BUNDLE_REQUIREMENTS
+from webui_diffusers.pipelines.bundle.sources import BUNDLE_REQUIREMENTS
 
 
 HUB_FOLDER = Path(__file__).parent / "hub"
@@ -128,7 +128,7 @@ def _add_weights(name: str, folder: Path, model: Path) -> None:
 
 def _add_detector(name: str, folder: Path) -> None:
     """The one part of face restoration that ships, so that the folder loads alone; the restorer is the caller's."""
-    from webui_diffusers.loaders.face_models import load_face_detector
+    from webui_diffusers.loaders.faces.load import load_face_detector
 
     detector, module = load_face_detector(), bundle_module_name(name)
     detector.save_pretrained(folder / "face_detector")

@@ -35,8 +35,8 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 from transformers.utils import logging as transformers_logging
 from webui_diffusers.loaders import NetworkMerger, read_network
-from webui_diffusers.loaders.model_configs import model_config_folder
-from webui_diffusers.loaders.peft_mix import AdapterMixer
+from webui_diffusers.loaders.checkpoint.configs import model_config_folder
+from webui_diffusers.loaders.lora.peft_mix import AdapterMixer
 
 
 RANK, ALPHA = 32, 16.0

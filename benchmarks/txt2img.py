@@ -32,7 +32,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
-from webui_diffusers.loaders.model_configs import model_config_folder
+from webui_diffusers.loaders.checkpoint.configs import model_config_folder
 from webui_diffusers.pipelines import PromptEncoder, WebUITxt2ImgPipeline
 
 

@@ -12,7 +12,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
-from webui_diffusers.loaders.model_configs import clip_tokenizer_files
+from webui_diffusers.loaders.checkpoint.configs import clip_tokenizer_files
 
 
 def save_tiny_model(folder: Path, *, xl: bool = False) -> Path:

@@ -2,28 +2,30 @@
 
 from importlib import import_module
 
+from .moved import keep_moved_names
+
 
 _HOME = {
-    "read_network": ".network_file",
-    "merged_networks": ".merge",
-    "attach_network": ".peft_adapters",
+    "read_network": ".lora.read",
+    "merged_networks": ".lora.merge",
+    "attach_network": ".lora.peft_adapters",
     "load_upscaler": ".upscaler",
-    "load_face_restorer": ".face_models",
-    "NetworkError": ".files",
-    "WeightFileError": ".files",
-    "NetworkMerger": ".merge",
-    "NetworkLibrary": ".network_library",
+    "load_face_restorer": ".faces.load",
+    "NetworkError": ".weight_files",
+    "WeightFileError": ".weight_files",
+    "NetworkMerger": ".lora.merge",
+    "NetworkLibrary": ".lora.library",
     "read_embedding": ".textual_inversion",
     "read_embedding_folder": ".textual_inversion",
-    "describe_checkpoint": ".checkpoint",
-    "read_refiner": ".single_file",
+    "describe_checkpoint": ".checkpoint.describe",
+    "read_refiner": ".checkpoint.load",
     "model_hash": ".hashes",
     "ImageUpscaler": ".upscaler",
     "UPSCALER_LABELS": ".upscaler",
-    "load_face_detector": ".face_models",
-    "load_face_parser": ".face_models",
-    "block_strengths": ".blocks",
-    "open_weights": ".files",
+    "load_face_detector": ".faces.load",
+    "load_face_parser": ".faces.load",
+    "block_strengths": ".lora.block_weights",
+    "open_weights": ".weight_files",
 }
 __all__ = sorted(_HOME)
 
@@ -32,3 +34,6 @@ def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOME[name], __name__), name)
+
+
+keep_moved_names(__name__.rpartition(".")[0])

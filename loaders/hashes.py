@@ -18,8 +18,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from .cache import cache_folder
-from .files import WeightFileError
+from .utils import cache_folder
+from .weight_files import WeightFileError
 
 
 _HASH_BLOCK = 1 << 22  # bytes read at once

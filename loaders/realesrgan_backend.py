@@ -15,9 +15,9 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
-from ..pipelines.optional import require
-from .files import WeightFileError
-from .upscaler_networks import UpscalerNetwork
+from .upscaler_model import UpscalerNetwork
+from .utils import require
+from .weight_files import WeightFileError
 
 
 _MOVED_MODULE = "torchvision.transforms.functional_tensor"

@@ -25,8 +25,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .files import WeightFileError, open_weights, read_pickle
 from .hashes import file_sha256
+from .weight_files import WeightFileError, open_weights, read_pickle
 
 
 _EMBEDDING_PICTURES = (".png", ".webp", ".jxl", ".avif")

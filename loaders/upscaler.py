@@ -18,12 +18,12 @@ from diffusers import ConfigMixin, ModelMixin
 from huggingface_hub import hf_hub_download, snapshot_download
 from torch import Generator, Tensor
 
-from ..pipelines.log import LOGGER
-from .files import WeightFileError
-from .package_files import PACKAGE_FILES, package_file
-from .published import PublishedFile, fetch_published
+from .data_files import PACKAGE_FILES, package_file
+from .downloads import PublishedFile, fetch_published
 from .realesrgan_backend import realesrgan_network
-from .upscaler_networks import UpscalerNetwork, read_upscaler_state, upscaler_network
+from .upscaler_model import UpscalerNetwork, read_upscaler_state, upscaler_network
+from .utils import LOGGER
+from .weight_files import WeightFileError
 
 
 UPSCALER_WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"

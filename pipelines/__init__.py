@@ -2,6 +2,8 @@
 
 from importlib import import_module
 
+from ..loaders.moved import keep_moved_names
+
 
 _HOME = {
     "WebUITxt2ImgPipeline": ".txt2img",
@@ -10,15 +12,15 @@ _HOME = {
     "MultiLoraXLPipeline": ".multi_lora_xl",
     "FaceRestorePipeline": ".face_restore",
     "PromptEncoder": ".prompt.encode",
-    "parse_infotext": ".infotext",
-    "call_arguments": ".infotext",
-    "call_report": ".infotext",
-    "call_settings": ".infotext",
-    "format_infotext": ".infotext",
-    "read_infotext": ".picture_info",
-    "save_picture": ".picture_info",
-    "save_pictures": ".picture_info",
-    "pipeline_file": ".bundle",
+    "parse_infotext": ".infotext.read",
+    "call_arguments": ".infotext.to_call",
+    "call_report": ".infotext.to_call",
+    "call_settings": ".infotext.settings",
+    "format_infotext": ".infotext.write",
+    "read_infotext": ".infotext.files",
+    "save_picture": ".infotext.files",
+    "save_pictures": ".infotext.files",
+    "pipeline_file": ".bundle.build",
 }
 __all__ = sorted(_HOME)
 
@@ -27,3 +29,6 @@ def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOME[name], __name__), name)
+
+
+keep_moved_names(__name__.rpartition(".")[0])

@@ -11,26 +11,26 @@ from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.utils import BaseOutput
 from PIL import Image
 from torch import Generator, Tensor
-from webui_diffusers.loaders.face_models import load_face_detector, load_face_parser, load_face_restorer
+from webui_diffusers.loaders.faces.load import load_face_detector, load_face_parser, load_face_restorer
 from webui_diffusers.loaders.upscaler import load_upscaler
+from webui_diffusers.pipelines.bundle.saving import save_pipeline_code
 from webui_diffusers.pipelines.components import overridable_components
-from webui_diffusers.pipelines.images.faces import FaceResult, restore_faces
-from webui_diffusers.pipelines.images.faces_flows import FaceNets, FaceOptions, check_face_options
-from webui_diffusers.pipelines.images.faces_nets import (
-    detector_function,
-    parser_function,
-    restorer_function,
-)
-from webui_diffusers.pipelines.images.faces_pictures import (
+from webui_diffusers.pipelines.images.coerce import (
     GivenPicture,
     batch_of_pictures,
     finished_picture,
     given_pictures,
     unchanged_picture,
 )
-from webui_diffusers.pipelines.images.resample import resize_picture
+from webui_diffusers.pipelines.images.faces.flows import FaceNets, FaceOptions, check_face_options
+from webui_diffusers.pipelines.images.faces.nets import (
+    detector_function,
+    parser_function,
+    restorer_function,
+)
+from webui_diffusers.pipelines.images.faces.restore import FaceResult, restore_faces
+from webui_diffusers.pipelines.images.opencv import resize_picture
 from webui_diffusers.pipelines.images.upscale_tiles import upscale_image
-from webui_diffusers.pipelines.saving import save_pipeline_code
 
 
 @dataclass

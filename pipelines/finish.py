@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 from torch import Generator, Tensor
 
-from ..loaders.face_models import load_face_detector, load_face_restorer
-from .attached import NetworkUses
-from .call_infotexts import call_infotexts, model_facts
-from .images.faces_nets import picture_restorer
+from ..loaders.faces.load import load_face_detector, load_face_restorer
+from .images.faces.nets import picture_restorer
 from .images.vae import quantize_pixels
+from .infotext.from_call import call_infotexts, model_facts
+from .registry import NetworkUses
 from .request import NoiseRequest, PassRequest
 
 

@@ -27,8 +27,16 @@ from transformers import (
     CLIPTokenizer,
     CLIPVisionModelWithProjection,
 )
-from webui_diffusers.pipelines.attached import networks_on
+from webui_diffusers.pipelines.base import WebUIMixin
 from webui_diffusers.pipelines.components import overridable_components
+from webui_diffusers.pipelines.conditioning import SizeArguments
+from webui_diffusers.pipelines.drop_in import (
+    argument_or_default,
+    asks_for_diffusers_own,
+    draw_as_diffusers,
+    ip_adapter_embeds,
+    size_or_default,
+)
 from webui_diffusers.pipelines.finish import (
     face_restoration,
     finite_latents,
@@ -36,10 +44,7 @@ from webui_diffusers.pipelines.finish import (
     picture_texts,
     pictures_of,
 )
-from webui_diffusers.pipelines.images.seamless import seamless_tiling
-from webui_diffusers.pipelines.images.vae import decode_latents
-from webui_diffusers.pipelines.init_latents import encode_init, init_latents, takes_inpainting_channels
-from webui_diffusers.pipelines.init_pictures import (
+from webui_diffusers.pipelines.images.init_image import (
     InitArguments,
     batch_rows,
     check_init_arguments,
@@ -50,7 +55,9 @@ from webui_diffusers.pipelines.init_pictures import (
     pictures_as,
     prepare_init,
 )
-from webui_diffusers.pipelines.mixin import WebUIMixin
+from webui_diffusers.pipelines.images.init_latents import encode_init, init_latents, takes_inpainting_channels
+from webui_diffusers.pipelines.images.seamless import seamless_tiling
+from webui_diffusers.pipelines.images.vae import decode_latents
 from webui_diffusers.pipelines.options import webui_settings
 from webui_diffusers.pipelines.output import WebUIPipelineOutput
 from webui_diffusers.pipelines.passes import (
@@ -62,8 +69,11 @@ from webui_diffusers.pipelines.passes import (
     run_pass,
     watch_steps,
 )
+from webui_diffusers.pipelines.registry import networks_on
 from webui_diffusers.pipelines.request import (
+    StepArguments,
     check_leftovers,
+    check_step_arguments,
     checked_strength,
     first_pass,
     noise_request,
@@ -74,15 +84,6 @@ from webui_diffusers.pipelines.request import (
     refuse_unread,
     with_second_texts,
 )
-from webui_diffusers.pipelines.sdxl import SizeArguments
-from webui_diffusers.pipelines.stand_in import (
-    argument_or_default,
-    asks_for_diffusers_own,
-    draw_as_diffusers,
-    ip_adapter_embeds,
-    size_or_default,
-)
-from webui_diffusers.pipelines.step_arguments import StepArguments, check_step_arguments
 
 
 # Arguments of diffusers' call that change nothing once the webui's drawing begins, with their defaults.

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from diffusers import StableDiffusionXLPipeline
 from torch import Generator, Tensor
-from webui_diffusers.loaders.merge_plan import NetworkReport
-from webui_diffusers.loaders.network_library import NetworkLibrary
-from webui_diffusers.loaders.peft_loading import load_network_as_adapter
-from webui_diffusers.pipelines.network_mixing import draw_with_networks
-from webui_diffusers.pipelines.saving import save_pipeline_code
+from webui_diffusers.loaders.lora.library import NetworkLibrary
+from webui_diffusers.loaders.lora.peft_loading import load_network_as_adapter
+from webui_diffusers.loaders.lora.plan import NetworkReport
+from webui_diffusers.pipelines.bundle.saving import save_pipeline_code
+from webui_diffusers.pipelines.loras import draw_with_networks
 
 
 class MultiLoraXLPipeline(StableDiffusionXLPipeline):

@@ -9,7 +9,7 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 from torch import Tensor
 
-from .picture_info import PICTURE_FORMATS, save_picture, save_pictures
+from .infotext.files import PICTURE_FORMATS, save_picture, save_pictures
 
 
 @dataclass

@@ -12,18 +12,25 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from .attached import NetworkUses
-from .conditioning import Conditioning, TimedCond, WeightedCond
+from .conditioning import (
+    Conditioning,
+    SizeArguments,
+    SizeNumbers,
+    TimedCond,
+    WeightedCond,
+    refiner_numbers,
+    size_numbers,
+)
 from .prompt.encode import PromptEncoder
-from .prompt.encode_rows import PromptSettings
+from .prompt.text_encoder import PromptSettings
+from .registry import NetworkUses
 from .request import NoiseRequest, PassRequest
 from .sampling.denoiser import DenoiserModel, Guidance, GuidedDenoiser, LatentMask
+from .sampling.discrete_schedule import ZERO_TERMINAL_SNR, NoiseTable, default_alphas_cumprod, scheduled_alphas_cumprod
 from .sampling.loops import StepFn
 from .sampling.noise import GeneratorNoise, SeededNoise
-from .sampling.noise_table import ZERO_TERMINAL_SNR, NoiseTable, default_alphas_cumprod, scheduled_alphas_cumprod
+from .sampling.plan import img2img_steps, plan_sampling, sample_from_latents, sample_from_noise
 from .sampling.scheduler_loop import sample_with_scheduler, scheduler_timesteps
-from .sampling.steps import img2img_steps, plan_sampling, sample_from_latents, sample_from_noise
-from .sdxl import SizeArguments, SizeNumbers, refiner_numbers, size_numbers
 
 
 class SamplingInterrupted(Exception):

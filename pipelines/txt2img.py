@@ -23,9 +23,16 @@ from transformers import (
     CLIPTokenizer,
     CLIPVisionModelWithProjection,
 )
-from webui_diffusers.pipelines.attached import networks_on
+from webui_diffusers.pipelines.base import WebUIMixin
 from webui_diffusers.pipelines.components import overridable_components
-from webui_diffusers.pipelines.enlarge import enlarge_latents
+from webui_diffusers.pipelines.conditioning import SizeArguments
+from webui_diffusers.pipelines.drop_in import (
+    argument_or_default,
+    asks_for_diffusers_own,
+    draw_as_diffusers,
+    ip_adapter_embeds,
+    size_or_default,
+)
 from webui_diffusers.pipelines.finish import (
     face_restoration,
     finite_latents,
@@ -33,10 +40,10 @@ from webui_diffusers.pipelines.finish import (
     picture_texts,
     pictures_of,
 )
+from webui_diffusers.pipelines.images.enlarge import enlarge_latents
+from webui_diffusers.pipelines.images.init_latents import without_picture
 from webui_diffusers.pipelines.images.seamless import seamless_tiling
 from webui_diffusers.pipelines.images.vae import decode_latents
-from webui_diffusers.pipelines.init_latents import without_picture
-from webui_diffusers.pipelines.mixin import WebUIMixin
 from webui_diffusers.pipelines.options import webui_settings
 from webui_diffusers.pipelines.output import WebUIPipelineOutput
 from webui_diffusers.pipelines.passes import (
@@ -48,10 +55,13 @@ from webui_diffusers.pipelines.passes import (
     run_pass,
     watch_steps,
 )
+from webui_diffusers.pipelines.registry import networks_on
 from webui_diffusers.pipelines.request import (
     HiresArguments,
+    StepArguments,
     check_callback_inputs,
     check_leftovers,
+    check_step_arguments,
     first_pass,
     hires_request,
     noise_request,
@@ -61,15 +71,6 @@ from webui_diffusers.pipelines.request import (
     refined_passes,
     with_second_texts,
 )
-from webui_diffusers.pipelines.sdxl import SizeArguments
-from webui_diffusers.pipelines.stand_in import (
-    argument_or_default,
-    asks_for_diffusers_own,
-    draw_as_diffusers,
-    ip_adapter_embeds,
-    size_or_default,
-)
-from webui_diffusers.pipelines.step_arguments import StepArguments, check_step_arguments
 
 
 class WebUITxt2ImgPipeline(WebUIMixin, StableDiffusionPipeline):

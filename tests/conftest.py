@@ -18,7 +18,7 @@ os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
 
 def _assembled(kept: Path) -> Path:
     """tests/golden with its slim models put together again (golden/slim.py), in a folder of pytest's cache."""
-    from webui_diffusers.loaders.cache import cache_folder
+    from webui_diffusers.loaders.utils import cache_folder
 
     spec = spec_from_file_location("slim", kept / "slim.py")
     slim = module_from_spec(spec)

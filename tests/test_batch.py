@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from webui_diffusers.pipelines.cli_batch import read_jobs
-from webui_diffusers.pipelines.cli_jobs import Job, JobFolder, make_jobs, run_jobs
+from webui_diffusers.pipelines.cli.batch import read_jobs
+from webui_diffusers.pipelines.cli.jobs import Job, JobFolder, make_jobs, run_jobs
 from webui_diffusers.pipelines.infotext import parse_infotext
-from webui_diffusers.pipelines.picture_info import read_infotext
+from webui_diffusers.pipelines.infotext.files import read_infotext
 
 
 # A worker process without any model: what it draws depends on the job alone, and takes a moment.
@@ -24,7 +24,7 @@ import sys, time
 from pathlib import Path
 import numpy as np
 from PIL import Image
-from webui_diffusers.pipelines.cli_jobs import JobFolder, make_jobs, run_jobs
+from webui_diffusers.pipelines.cli.jobs import JobFolder, make_jobs, run_jobs
 
 def draw(job):
     time.sleep(0.03)

@@ -13,8 +13,8 @@ import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from diffusers.utils import dynamic_modules_utils
 from webui_diffusers.pipelines import WebUITxt2ImgPipeline
-from webui_diffusers.pipelines.bundle import PACK_ROOT, PIPELINES, bundle, bundle_module_name, pipeline_file
-from webui_diffusers.pipelines.bundle_sources import BUNDLE_REQUIREMENTS, BundleError
+from webui_diffusers.pipelines.bundle.build import PACK_ROOT, PIPELINES, bundle, bundle_module_name, pipeline_file
+from webui_diffusers.pipelines.bundle.sources import BUNDLE_REQUIREMENTS, BundleError
 
 
 try:
@@ -294,7 +294,7 @@ def test_an_installed_wheel_gives_the_same_file(tmp_path: Path):
         f"import sys; sys.path.insert(0, {str(target)!r})\n"
         "import webui_diffusers\n"
         f"webui_diffusers.__path__ = [{str(target / 'webui_diffusers')!r}]\n"
-        "from webui_diffusers.pipelines.bundle import pipeline_file, PACK_ROOT\n"
+        "from webui_diffusers.pipelines.bundle.build import pipeline_file, PACK_ROOT\n"
         f"assert str(PACK_ROOT).startswith({str(target)!r}), PACK_ROOT\n"
         "print(pipeline_file('webui-txt2img'))\n"
     )

@@ -10,10 +10,10 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPTokenizer
-from webui_diffusers.loaders.checkpoint import CheckpointError, describe_checkpoint
-from webui_diffusers.loaders.files import WeightFileError
-from webui_diffusers.loaders.model_configs import MODEL_BASES, model_config_folder
-from webui_diffusers.loaders.single_file import load_single_file, local_checkpoint, single_file_arguments
+from webui_diffusers.loaders.checkpoint.configs import MODEL_BASES, model_config_folder
+from webui_diffusers.loaders.checkpoint.describe import CheckpointError, describe_checkpoint
+from webui_diffusers.loaders.checkpoint.load import load_single_file, local_checkpoint, single_file_arguments
+from webui_diffusers.loaders.weight_files import WeightFileError
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -16,7 +16,7 @@ from webui_diffusers.pipelines.prompt.chunks import (
     token_limit,
     tokenize_fragments,
 )
-from webui_diffusers.pipelines.prompt.tokenize import FragmentTokenizer
+from webui_diffusers.pipelines.prompt.clip_tokenizer import FragmentTokenizer
 
 
 GOLDEN = Path(os.environ.get("WEBUI_GOLDENS", Path(__file__).parent / "golden"))

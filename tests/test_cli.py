@@ -11,14 +11,14 @@ import pytest
 import typer
 from PIL import Image
 from typer.testing import CliRunner
-from webui_diffusers.pipelines.cli import app
-from webui_diffusers.pipelines.cli_axes import read_axis
-from webui_diffusers.pipelines.cli_common import told as told_command
-from webui_diffusers.pipelines.cli_grid import labelled_sheet
-from webui_diffusers.pipelines.cli_options import CALL_OPTIONS, NOT_ON_COMMAND_LINE, argument_name
+from webui_diffusers.pipelines.cli.axes import read_axis
+from webui_diffusers.pipelines.cli.common import told as told_command
+from webui_diffusers.pipelines.cli.grid import labelled_sheet
+from webui_diffusers.pipelines.cli.main import app
+from webui_diffusers.pipelines.cli.options import CALL_OPTIONS, NOT_ON_COMMAND_LINE, argument_name
 from webui_diffusers.pipelines.infotext import parse_infotext
+from webui_diffusers.pipelines.infotext.files import read_infotext, save_picture
 from webui_diffusers.pipelines.options import WEBUI_OPTIONS
-from webui_diffusers.pipelines.picture_info import read_infotext, save_picture
 
 
 TINY_GFPGAN = {"narrow": 0.0625, "num_style_feat": 32, "num_mlp": 2}
@@ -191,7 +191,7 @@ def test_upscale_keeps_the_pictures_text(drawn: Path, tmp_path: Path, golden: Pa
 
 
 def test_restore_restores_aligned_faces_and_keeps_the_text(tmp_path: Path):
-    from webui_diffusers.loaders.face_restorer import FaceRestorer
+    from webui_diffusers.loaders.faces.restorer import FaceRestorer
 
     FaceRestorer("GFPGAN", TINY_GFPGAN).save_pretrained(tmp_path / "net")
     face = Image.fromarray(np.random.default_rng(0).integers(0, 255, (512, 512, 3), np.uint8))
@@ -296,7 +296,7 @@ def test_help_loads_no_model_library():
     code = (
         "import sys\n"
         "from typer.testing import CliRunner\n"
-        "from webui_diffusers.pipelines.cli import app\n"
+        "from webui_diffusers.pipelines.cli.main import app\n"
         "assert CliRunner().invoke(app, ['txt2img', '--help']).exit_code == 0\n"
         "assert not {'torch', 'diffusers', 'transformers'} & set(sys.modules)\n"
     )

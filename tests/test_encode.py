@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from webui_diffusers.loaders.textual_inversion import read_embedding_folder
+from webui_diffusers.pipelines.prompt.clip_tokenizer import FragmentTokenizer
 from webui_diffusers.pipelines.prompt.encode import PromptEncoder
-from webui_diffusers.pipelines.prompt.encode_rows import ClipEncoder, PromptSettings
-from webui_diffusers.pipelines.prompt.tokenize import FragmentTokenizer
+from webui_diffusers.pipelines.prompt.text_encoder import ClipEncoder, PromptSettings
 
 
 PROMPTS = Path(os.environ.get("WEBUI_GOLDENS", Path(__file__).parent / "golden")) / "prompt"

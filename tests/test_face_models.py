@@ -9,20 +9,20 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from webui_diffusers.loaders.face_detector import FaceDetector, suppress_boxes
-from webui_diffusers.loaders.face_models import (
+from webui_diffusers.loaders.faces.load import (
     fetch_face_file,
     load_face_detector,
     load_face_parser,
     load_face_restorer,
 )
-from webui_diffusers.loaders.face_parser import FaceParser
-from webui_diffusers.loaders.face_restorer import FaceRestorer, face_net_class
-from webui_diffusers.loaders.face_retina import RetinaFaceDetector
-from webui_diffusers.loaders.files import WeightFileError
-from webui_diffusers.pipelines.images.faces_align import face_landmarks, face_roll, fit_face
-from webui_diffusers.pipelines.images.faces_turned import detect_turned, turn_matrix
-from webui_diffusers.pipelines.images.resample import warp_affine
+from webui_diffusers.loaders.faces.mtcnn import FaceDetector, suppress_boxes
+from webui_diffusers.loaders.faces.parsenet import FaceParser
+from webui_diffusers.loaders.faces.restorer import FaceRestorer, face_net_class
+from webui_diffusers.loaders.faces.retinaface import RetinaFaceDetector
+from webui_diffusers.loaders.weight_files import WeightFileError
+from webui_diffusers.pipelines.images.faces.align import face_landmarks, face_roll, fit_face
+from webui_diffusers.pipelines.images.faces.rolled import detect_turned, turn_matrix
+from webui_diffusers.pipelines.images.opencv import warp_affine
 
 
 FACES = Path(__file__).parent / "golden" / "faces"

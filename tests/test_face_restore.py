@@ -10,8 +10,8 @@ import torch
 from diffusers import ConfigMixin, DiffusionPipeline, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from PIL import Image
-from webui_diffusers.loaders.face_detector import FaceDetector
-from webui_diffusers.loaders.face_restorer import FaceRestorer
+from webui_diffusers.loaders.faces.mtcnn import FaceDetector
+from webui_diffusers.loaders.faces.restorer import FaceRestorer
 from webui_diffusers.pipelines import FaceRestorePipeline, face_restore
 
 

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from webui_diffusers.pipelines.images.faces import restore_faces
-from webui_diffusers.pipelines.images.faces_align import (
+from webui_diffusers.pipelines.images.faces.align import (
     FACE_TEMPLATE,
     align_face,
     choose_faces,
@@ -18,13 +17,14 @@ from webui_diffusers.pipelines.images.faces_align import (
     face_roll,
     fit_face,
 )
-from webui_diffusers.pipelines.images.faces_color import from_net_range, to_net_range
-from webui_diffusers.pipelines.images.faces_flows import FACE_FLOWS, FaceNets, FaceOptions
-from webui_diffusers.pipelines.images.faces_masks import face_window, square_mask
-from webui_diffusers.pipelines.images.faces_paste import paste_matrix, upsampled_paste_matrix
-from webui_diffusers.pipelines.images.faces_steps import fine_crop
-from webui_diffusers.pipelines.images.faces_turned import turn_matrix
-from webui_diffusers.pipelines.images.resample import warp_affine
+from webui_diffusers.pipelines.images.faces.color import from_net_range, to_net_range
+from webui_diffusers.pipelines.images.faces.flows import FACE_FLOWS, FaceNets, FaceOptions
+from webui_diffusers.pipelines.images.faces.masks import face_window, square_mask
+from webui_diffusers.pipelines.images.faces.paste import paste_matrix, upsampled_paste_matrix
+from webui_diffusers.pipelines.images.faces.restore import restore_faces
+from webui_diffusers.pipelines.images.faces.rolled import turn_matrix
+from webui_diffusers.pipelines.images.faces.steps import fine_crop
+from webui_diffusers.pipelines.images.opencv import warp_affine
 
 
 FACES = Path(__file__).parent / "golden" / "faces"

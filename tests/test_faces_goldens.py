@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors.numpy import load_file
-from webui_diffusers.pipelines.images.faces import restore_faces
-from webui_diffusers.pipelines.images.faces_align import choose_faces, face_inliers, face_landmarks, fit_face
-from webui_diffusers.pipelines.images.faces_color import gray_of, is_gray, match_statistics
-from webui_diffusers.pipelines.images.faces_flows import FACE_FLOWS, FaceNets, FaceOptions
-from webui_diffusers.pipelines.images.faces_steps import detection_picture
-from webui_diffusers.pipelines.images.resample import invert_affine
+from webui_diffusers.pipelines.images.faces.align import choose_faces, face_inliers, face_landmarks, fit_face
+from webui_diffusers.pipelines.images.faces.color import gray_of, is_gray, match_statistics
+from webui_diffusers.pipelines.images.faces.flows import FACE_FLOWS, FaceNets, FaceOptions
+from webui_diffusers.pipelines.images.faces.restore import restore_faces
+from webui_diffusers.pipelines.images.faces.steps import detection_picture
+from webui_diffusers.pipelines.images.opencv import invert_affine
 
 
 GOLDEN = Path(os.environ.get("WEBUI_GOLDENS", Path(__file__).parent / "golden")) / "faces"

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from webui_diffusers.loaders.families import LayerStrength, changed_weight, low_rank_factors, weight_delta
-from webui_diffusers.loaders.merge import merged_networks
-from webui_diffusers.loaders.network_file import read_network
+from webui_diffusers.loaders.lora.families import LayerStrength, changed_weight, low_rank_factors, weight_delta
+from webui_diffusers.loaders.lora.merge import merged_networks
+from webui_diffusers.loaders.lora.read import read_network
 
 
 ONE = LayerStrength(strength=1.0, scale=1.0)

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from webui_diffusers.loaders.files import WeightFileError
 from webui_diffusers.loaders.hashes import (
     cache_folder,
     file_sha256,
@@ -15,6 +14,7 @@ from webui_diffusers.loaders.hashes import (
     model_hash,
     tensor_data_sha256,
 )
+from webui_diffusers.loaders.weight_files import WeightFileError
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load, load_file, save, save_file
-from webui_diffusers.pipelines.bundle import PACK_ROOT, PIPELINES, bundle_module_name
+from webui_diffusers.pipelines.bundle.build import PACK_ROOT, PIPELINES, bundle_module_name
 
 
 ROOT = Path(__file__).parent.parent
@@ -303,7 +303,7 @@ def gfpgan_in_the_cache(published: Session) -> None:
     code = (
         "import torch\n"
         "from spandrel.architectures.GFPGAN import GFPGAN\n"
-        "from webui_diffusers.loaders.published import published_cache_folder\n"
+        "from webui_diffusers.loaders.downloads import published_cache_folder\n"
         "torch.save(GFPGAN().state_dict(), published_cache_folder() / 'GFPGANv1.4.pth')\n"
     )
     published.run("-c", code)

@@ -27,8 +27,8 @@ from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 from webui_diffusers.pipelines import WebUIImg2ImgPipeline, WebUITxt2ImgPipeline
 from webui_diffusers.pipelines.images.fit import RESIZE_MODES
+from webui_diffusers.pipelines.images.init_image import MASKED_CONTENTS, batch_rows, pictures_to_start_from
 from webui_diffusers.pipelines.infotext import parse_infotext
-from webui_diffusers.pipelines.init_pictures import MASKED_CONTENTS, batch_rows, pictures_to_start_from
 from webui_diffusers.pipelines.options import WEBUI_OPTIONS
 
 

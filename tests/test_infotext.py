@@ -18,14 +18,14 @@ from webui_diffusers.pipelines.infotext import (
     quote_field,
     unquote_field,
 )
-from webui_diffusers.pipelines.infotext_samplers import (
+from webui_diffusers.pipelines.infotext.sampler_names import (
     INFOTEXT_SAMPLERS,
     INFOTEXT_SCHEDULES,
     infotext_hires_choice,
     infotext_hires_sampler,
     infotext_sampler,
 )
-from webui_diffusers.pipelines.infotext_write import ENSD_SAMPLERS
+from webui_diffusers.pipelines.infotext.write import ENSD_SAMPLERS
 from webui_diffusers.pipelines.prompt.styles import PromptStyle
 
 

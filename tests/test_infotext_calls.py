@@ -12,9 +12,9 @@ from webui_diffusers.pipelines.infotext import (
     format_infotext,
     parse_infotext,
 )
-from webui_diffusers.pipelines.infotext_samplers import INFOTEXT_SAMPLERS, INFOTEXT_SCHEDULES, infotext_sampler
-from webui_diffusers.pipelines.infotext_table import CALL_FIELDS, HIRES_FIELDS, IMG2IMG_FIELDS
-from webui_diffusers.pipelines.infotext_write import ENSD_SAMPLERS
+from webui_diffusers.pipelines.infotext.fields import CALL_FIELDS, HIRES_FIELDS, IMG2IMG_FIELDS
+from webui_diffusers.pipelines.infotext.sampler_names import INFOTEXT_SAMPLERS, INFOTEXT_SCHEDULES, infotext_sampler
+from webui_diffusers.pipelines.infotext.write import ENSD_SAMPLERS
 from webui_diffusers.pipelines.options import WEBUI_OPTIONS
 from webui_diffusers.pipelines.prompt.styles import PromptStyle
 

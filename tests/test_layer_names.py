@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-from webui_diffusers.loaders.layer_names import PipeLayers, original_unet_name
+from webui_diffusers.loaders.lora.targets import PipeLayers, original_unet_name
 
 
 GOLDEN = Path(os.environ.get("WEBUI_GOLDENS", Path(__file__).parent / "golden")) / "lora"

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from webui_diffusers.loaders import NetworkError
-from webui_diffusers.loaders.merge import NetworkMerger, merged_networks
-from webui_diffusers.loaders.network_file import read_network
+from webui_diffusers.loaders.lora.merge import NetworkMerger, merged_networks
+from webui_diffusers.loaders.lora.read import read_network
 
 
 GOLDEN = Path(os.environ.get("WEBUI_GOLDENS", Path(__file__).parent / "golden"))

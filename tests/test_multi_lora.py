@@ -17,9 +17,9 @@ from diffusers import (
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
 from webui_diffusers.loaders import read_network
+from webui_diffusers.pipelines.loras import AdaptedNetworks, mixed_call
 from webui_diffusers.pipelines.multi_lora import MultiLoraPipeline
 from webui_diffusers.pipelines.multi_lora_xl import MultiLoraXLPipeline
-from webui_diffusers.pipelines.network_mixing import AdaptedNetworks, mixed_call
 
 
 GOLDEN = Path(os.environ.get("WEBUI_GOLDENS", Path(__file__).parent / "golden"))

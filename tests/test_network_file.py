@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 from webui_diffusers.loaders import NetworkError
-from webui_diffusers.loaders.files import WeightFileError, open_weights, read_pickle
-from webui_diffusers.loaders.merge import merged_networks
-from webui_diffusers.loaders.network_file import read_network
-from webui_diffusers.loaders.network_keys import layer_family, split_network_key
+from webui_diffusers.loaders.lora.keys import layer_family, split_network_key
+from webui_diffusers.loaders.lora.merge import merged_networks
+from webui_diffusers.loaders.lora.read import read_network
+from webui_diffusers.loaders.weight_files import WeightFileError, open_weights, read_pickle
 
 
 GOLDEN = Path(os.environ.get("WEBUI_GOLDENS", Path(__file__).parent / "golden")) / "lora"
@@ -191,7 +191,7 @@ def test_bundled_embeddings_are_there_by_name(tmp_path):
 
 
 def test_large_files_are_looked_at_layer_by_layer(tmp_path, monkeypatch):
-    monkeypatch.setattr("webui_diffusers.loaders.network_file.CHECKED_AT_ONCE", 10)
+    monkeypatch.setattr("webui_diffusers.loaders.lora.read.CHECKED_AT_ONCE", 10)
     bad = pair()
     bad["lora_up.weight"][0, 0] = torch.nan
     network = read_network(write(tmp_path / "a.safetensors", {TO_Q: bad, "lora_unet_conv_out": pair()}))

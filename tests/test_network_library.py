@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from webui_diffusers.loaders import NetworkError
-from webui_diffusers.loaders.blocks import SD_BLOCKS, SDXL_BLOCKS, block_strengths
-from webui_diffusers.loaders.network_library import NetworkLibrary, NetworkMention, lora_hashes_text, network_mentions
+from webui_diffusers.loaders.lora.block_weights import SD_BLOCKS, SDXL_BLOCKS, block_strengths
+from webui_diffusers.loaders.lora.library import NetworkLibrary, NetworkMention, lora_hashes_text, network_mentions
 from webui_diffusers.pipelines.prompt.network_tags import split_network_tags
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from webui_diffusers.loaders.network_library import NetworkMention, network_mentions
+from webui_diffusers.loaders.lora.library import NetworkMention, network_mentions
 from webui_diffusers.pipelines.prompt.network_tags import (
     NetworkTag,
     split_batch_tags,

@@ -18,15 +18,15 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 from webui_diffusers.loaders import NetworkError, attach_network
-from webui_diffusers.loaders.families import LayerStrength, weight_delta
-from webui_diffusers.loaders.merge import merged_networks
-from webui_diffusers.loaders.merge_plan import MergeStep
-from webui_diffusers.loaders.network_file import read_network
-from webui_diffusers.loaders.network_keys import NetworkLayer, layer_family
-from webui_diffusers.loaders.peft_factors import adapter_factors
-from webui_diffusers.loaders.peft_inject import AdapterSnapshot
-from webui_diffusers.loaders.peft_loading import load_network_as_adapter
-from webui_diffusers.loaders.peft_mix import AdapterMixer
+from webui_diffusers.loaders.lora.families import LayerStrength, weight_delta
+from webui_diffusers.loaders.lora.keys import NetworkLayer, layer_family
+from webui_diffusers.loaders.lora.merge import merged_networks
+from webui_diffusers.loaders.lora.peft_factors import adapter_factors
+from webui_diffusers.loaders.lora.peft_inject import AdapterSnapshot
+from webui_diffusers.loaders.lora.peft_loading import load_network_as_adapter
+from webui_diffusers.loaders.lora.peft_mix import AdapterMixer
+from webui_diffusers.loaders.lora.plan import MergeStep
+from webui_diffusers.loaders.lora.read import read_network
 
 
 GOLDEN = Path(os.environ.get("WEBUI_GOLDENS", Path(__file__).parent / "golden"))

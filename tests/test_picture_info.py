@@ -12,16 +12,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
-from webui_diffusers.pipelines.call_infotexts import call_infotexts, model_facts, network_tags_text
 from webui_diffusers.pipelines.infotext import call_arguments, call_report, parse_infotext
-from webui_diffusers.pipelines.picture_info import (
+from webui_diffusers.pipelines.infotext.filenames import picture_name
+from webui_diffusers.pipelines.infotext.files import (
     PICTURE_FORMATS,
     read_infotext,
     save_picture,
     save_pictures,
     whole_file,
 )
-from webui_diffusers.pipelines.picture_names import picture_name
+from webui_diffusers.pipelines.infotext.from_call import call_infotexts, model_facts, network_tags_text
 
 
 TEXT = "a café, 猫 in <lora:moxin:0.8>\nNegative prompt: bad\nSteps: 20, Sampler: Euler a, Seed: 7, Size: 64x48"
@@ -303,7 +303,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path):
 def test_reading_and_writing_texts_needs_no_torch():
     code = (
         "import sys\n"
-        "from webui_diffusers.pipelines.picture_info import read_infotext, save_picture\n"
+        "from webui_diffusers.pipelines.infotext.files import read_infotext, save_picture\n"
         "assert 'torch' not in sys.modules and 'diffusers' not in sys.modules\n"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

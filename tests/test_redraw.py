@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 from webui_diffusers.loaders import load_upscaler
 from webui_diffusers.pipelines import WebUITxt2ImgPipeline
-from webui_diffusers.pipelines.call_infotexts import call_infotexts
 from webui_diffusers.pipelines.infotext import call_arguments, parse_infotext
-from webui_diffusers.pipelines.infotext_table import CALL_FIELDS
+from webui_diffusers.pipelines.infotext.fields import CALL_FIELDS
+from webui_diffusers.pipelines.infotext.from_call import call_infotexts
 from webui_diffusers.pipelines.options import WEBUI_OPTIONS
 
 

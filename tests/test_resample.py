@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from webui_diffusers.pipelines.images.resample import (
+from webui_diffusers.pipelines.images.opencv import (
     erode_box,
     gaussian_blur,
     gaussian_kernel,

@@ -13,16 +13,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from webui_diffusers.pipelines.sampling import SAMPLERS, SeededNoise, make_sigmas
-from webui_diffusers.pipelines.sampling.noise_table import default_alphas_cumprod
+from webui_diffusers.pipelines.sampling.discrete_schedule import default_alphas_cumprod
 from webui_diffusers.pipelines.sampling.ode_samplers import restart_steps
-from webui_diffusers.pipelines.sampling.samplers import find_sampler, resolve_sampler
-from webui_diffusers.pipelines.sampling.schedules import karras_sigmas
-from webui_diffusers.pipelines.sampling.steps import (
+from webui_diffusers.pipelines.sampling.plan import (
     img2img_steps,
     plan_sampling,
     sample_from_latents,
     sample_from_noise,
 )
+from webui_diffusers.pipelines.sampling.samplers import find_sampler, resolve_sampler
+from webui_diffusers.pipelines.sampling.schedules import karras_sigmas
 
 
 GOLDEN = Path(os.environ.get("WEBUI_GOLDENS", Path(__file__).parent / "golden"))

@@ -27,7 +27,7 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditio
 from diffusers.utils import dynamic_modules_utils
 from webui_diffusers.loaders import load_upscaler
 from webui_diffusers.pipelines import WebUITxt2ImgPipeline
-from webui_diffusers.pipelines.bundle import PACK_ROOT, PIPELINES, pipeline_file
+from webui_diffusers.pipelines.bundle.build import PACK_ROOT, PIPELINES, pipeline_file
 
 
 FLOAT = {"torch_dtype": torch.float32}

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from webui_diffusers.pipelines.sampling import SCHEDULES, make_sigmas
-from webui_diffusers.pipelines.sampling.noise_table import (
+from webui_diffusers.pipelines.sampling.discrete_schedule import (
     LcmTable,
     NoiseTable,
     default_alphas_cumprod,

@@ -21,9 +21,9 @@ from diffusers import (
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-from webui_diffusers.loaders.checkpoint import CheckpointError, describe_checkpoint
-from webui_diffusers.loaders.model_configs import model_config_files
-from webui_diffusers.loaders.single_file import load_single_file, predicts_noise, read_refiner
+from webui_diffusers.loaders.checkpoint.configs import model_config_files
+from webui_diffusers.loaders.checkpoint.describe import CheckpointError, describe_checkpoint
+from webui_diffusers.loaders.checkpoint.load import load_single_file, predicts_noise, read_refiner
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -267,7 +267,7 @@ def test_a_text_encoder_spelled_as_in_older_files_is_found(
     tensors = {key.replace(".text_model.", "."): value for key, value in one_file(pipe).items()}
     tensors["cond_stage_model.transformer.embeddings.position_ids"] = torch.arange(77)[None]
     save_file(tensors, tmp_path / "old.safetensors")
-    place = "webui_diffusers.loaders.single_file.single_file_config"
+    place = "webui_diffusers.loaders.checkpoint.load.single_file_config"
     monkeypatch.setattr(place, lambda info: tiny_sd)  # the shipped one is of full size
     options = {"torch_dtype": dtype}
     same_weights(
@@ -325,7 +325,7 @@ def test_a_guess_is_settled_by_trying_the_unet(tmp_path: Path, tiny_sd: Path, mo
     assert describe_checkpoint(tmp_path / "mystery.safetensors").prediction_type == "v_prediction"
     pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, prediction_type="v_prediction")
     pipe.save_pretrained(tmp_path / "folder")
-    place = "webui_diffusers.loaders.single_file.single_file_config"
+    place = "webui_diffusers.loaders.checkpoint.load.single_file_config"
     monkeypatch.setattr(place, lambda info: tmp_path / "folder")  # the shipped one is of full size
     loaded = load_single_file(StableDiffusionPipeline.from_single_file, tmp_path / "mystery.safetensors", {})
     assert loaded.scheduler.config.prediction_type == "epsilon"

@@ -15,13 +15,13 @@ import torch
 from PIL import Image, PngImagePlugin
 from safetensors.torch import save_file
 from torch import Tensor
-from webui_diffusers.loaders.files import WeightFileError
 from webui_diffusers.loaders.textual_inversion import (
     EmbeddingError,
     TextualInversion,
     read_embedding,
     read_embedding_folder,
 )
+from webui_diffusers.loaders.weight_files import WeightFileError
 
 
 GOLDEN = Path(os.environ.get("WEBUI_GOLDENS", Path(__file__).parent / "golden"))

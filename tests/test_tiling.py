@@ -6,7 +6,7 @@ import sys
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from webui_diffusers.pipelines.images.tiling import mirrored_positions, tile_spans, webui_tile_starts
+from webui_diffusers.pipelines.images.tile_grid import mirrored_positions, tile_spans, webui_tile_starts
 
 
 WEBUI_STARTS = [  # length, tile, overlap -> where tiles begin
@@ -86,7 +86,7 @@ def test_blends_as_large_as_a_tile_are_refused(tile, blend):
 
 def test_the_arithmetic_needs_neither_torch_nor_numpy():
     code = (
-        "import sys; from webui_diffusers.pipelines.images.tiling import tile_spans; tile_spans(9, 4, 1); "
+        "import sys; from webui_diffusers.pipelines.images.tile_grid import tile_spans; tile_spans(9, 4, 1); "
         "sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -8,8 +8,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, UniPCMultistepScheduler
 from webui_diffusers.pipelines.sampling import SeededNoise
-from webui_diffusers.pipelines.sampling.noise_table import default_alphas_cumprod
-from webui_diffusers.pipelines.sampling.steps import plan_sampling, sample_from_latents, sample_from_noise
+from webui_diffusers.pipelines.sampling.discrete_schedule import default_alphas_cumprod
+from webui_diffusers.pipelines.sampling.plan import plan_sampling, sample_from_latents, sample_from_noise
 from webui_diffusers.pipelines.sampling.timestep_samplers import ddim_timesteps, sample_ddim, sample_plms
 from webui_diffusers.pipelines.sampling.unipc import UniPCTime, sample_unipc, unipc_weights
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import CLIPTokenizer
-from webui_diffusers.pipelines.prompt.tokenize import FragmentTokenizer
+from webui_diffusers.pipelines.prompt.clip_tokenizer import FragmentTokenizer
 
 
 @pytest.fixture(scope="module")

@@ -20,9 +20,9 @@ from transformers import (
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
 )
-from webui_diffusers.loaders.checkpoint import CheckpointInfo
-from webui_diffusers.loaders.model_configs import model_config_files
-from webui_diffusers.loaders.single_file import read_refiner
+from webui_diffusers.loaders.checkpoint.configs import model_config_files
+from webui_diffusers.loaders.checkpoint.describe import CheckpointInfo
+from webui_diffusers.loaders.checkpoint.load import read_refiner
 from webui_diffusers.pipelines import WebUITxt2ImgPipeline
 
 
@@ -95,7 +95,7 @@ def saved_tiny(monkeypatch: pytest.MonkeyPatch, pipe, folder: Path) -> None:
         _CONVERTERS["json"].dump(written, (folder / "scheduler" / "scheduler_config.json").open("w"))
         return folder
 
-    monkeypatch.setattr("webui_diffusers.loaders.single_file.single_file_config", config)
+    monkeypatch.setattr("webui_diffusers.loaders.checkpoint.load.single_file_config", config)
 
 
 def wide_sdxl(pipe: StableDiffusionXLPipeline) -> StableDiffusionXLPipeline:

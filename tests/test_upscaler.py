@@ -16,10 +16,10 @@ from spandrel.architectures.Compact import Compact
 from spandrel.architectures.ESRGAN import ESRGAN
 from spandrel.architectures.SCUNet import SCUNet
 from spandrel.architectures.SwinIR import SwinIR
-from webui_diffusers.loaders.files import WeightFileError
-from webui_diffusers.loaders.published import PublishedFile, fetch_published, published_cache_folder
+from webui_diffusers.loaders.downloads import PublishedFile, fetch_published, published_cache_folder
 from webui_diffusers.loaders.realesrgan_backend import functional_tensor_shim
 from webui_diffusers.loaders.upscaler import UPSCALER_LABELS, ImageUpscaler, load_upscaler
+from webui_diffusers.loaders.weight_files import WeightFileError
 
 
 NETWORKS = {  # name -> (untrained network, scale, side that its padding must survive)

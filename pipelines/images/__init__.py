@@ -4,15 +4,15 @@ from importlib import import_module
 
 
 _HOME = {
-    "fit_face": ".faces",
-    "align_face": ".faces",
+    "fit_face": ".faces.restore",
+    "align_face": ".faces.restore",
     "hires_target": ".hires",
     "enlarge_picture": ".upscale",
     "upscale_image": ".upscale_tiles",
     "fit_picture": ".fit",
     "prepare_mask": ".masks",
     "match_colors": ".color_match",
-    "restore_faces": ".faces",
+    "restore_faces": ".faces.restore",
 }
 __all__ = sorted(_HOME)
 

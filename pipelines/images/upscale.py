@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .tiling import webui_tile_starts
+from .tile_grid import webui_tile_starts
 
 
 # The webui's options ESRGAN_tile and ESRGAN_tile_overlap, in pixels of the model's input; tile 0 is the whole picture.

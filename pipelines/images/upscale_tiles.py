@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .tiling import mirrored_positions, tile_spans
+from .tile_grid import mirrored_positions, tile_spans
 from .upscale import TileProgress, UpscalerModel
 
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Generator, Tensor, nn
 
-from ..log import LOGGER
+from ...loaders.utils import LOGGER
 
 
 def decode_latents(vae: nn.Module, latents: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ _HOME = {
     "NetworkTag": ".network_tags",
     "strip_comments": ".comments",
     "split_prompts": ".composition",
-    "FragmentTokenizer": ".tokenize",
+    "FragmentTokenizer": ".clip_tokenizer",
     "chunk_tokens": ".chunks",
     "tokenize_fragments": ".chunks",
     "embedding_index": ".chunks",

@@ -17,10 +17,10 @@ from .attention import parse_attention
 from .chunks import PromptChunk, chunk_tokens, embedding_index, empty_chunk, tokenize_fragments
 from .comments import strip_comments
 from .composition import split_and
-from .encode_rows import ClipEncoder, PromptSettings, RowCache, embedding_part, weigh_tokens, weights_fingerprint
 from .network_tags import split_network_tags
+from .prompt_2 import SecondTexts, TextPair, merge_schedules, paired_sides, second_texts
 from .schedule import parse_schedule
-from .second_texts import SecondTexts, TextPair, merge_schedules, paired_sides, second_texts
+from .text_encoder import ClipEncoder, PromptSettings, RowCache, embedding_part, weigh_tokens, weights_fingerprint
 
 
 CHUNK_LENGTH = 77

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..conditioning import Conditioning, TimedCond, cond_at_call
-from .noise_table import LcmTable, NoiseTable
+from .discrete_schedule import LcmTable, NoiseTable
 
 
 @dataclass(frozen=True)

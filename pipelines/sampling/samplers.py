@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ...loaders.utils import unknown_choice
 from .dpm_solver import sample_dpm_adaptive, sample_dpm_fast
-from .names import unknown_choice
 from .ode_samplers import sample_dpm_2, sample_dpmpp_2m, sample_euler, sample_heun, sample_lms, sample_restart
 from .schedules import AUTOMATIC_SCHEDULE, SCHEDULES, find_schedule
 from .sde_samplers import (

@@ -9,8 +9,8 @@ import torch
 from scipy.special import betaincinv
 from torch import Tensor
 
-from .names import unknown_choice
-from .noise_table import NoiseTable
+from ...loaders.utils import unknown_choice
+from .discrete_schedule import NoiseTable
 
 
 AUTOMATIC_SCHEDULE = "Automatic"

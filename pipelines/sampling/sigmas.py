@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .noise_table import LcmTable, NoiseTable, scheduled_alphas_cumprod
-from .options import sampling_options
+from ..options import sampling_options
+from .discrete_schedule import LcmTable, NoiseTable, scheduled_alphas_cumprod
 from .samplers import find_sampler
 from .schedules import AUTOMATIC_SCHEDULE, SCHEDULES, ScheduleInputs, end_at_zero, find_schedule
 

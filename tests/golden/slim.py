@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
-from webui_diffusers.loaders.model_configs import clip_tokenizer_files
-from webui_diffusers.pipelines.prompt.tokenize import FragmentTokenizer
+from webui_diffusers.loaders.checkpoint.configs import clip_tokenizer_files
+from webui_diffusers.pipelines.prompt.clip_tokenizer import FragmentTokenizer
 
 
 HERE = Path(__file__).parent

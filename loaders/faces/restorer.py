@@ -1,0 +1,112 @@
+"""GFPGAN, RestoreFormer and CodeFormer as one component, on spandrel's architectures."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ..utils import require
+from .mtcnn import without_dtypes
+
+
+# name -> (module, architecture class, extra that installs it, keys that only this net's files have)
+FACE_ARCHITECTURES = {
+    "GFPGAN": (
+        "spandrel.architectures.GFPGAN",
+        "GFPGAN",
+        "",
+        ("toRGB.0.weight", "stylegan_decoder.style_mlp.1.weight"),
+    ),
+    "RestoreFormer": (
+        "spandrel.architectures.RestoreFormer",
+        "RestoreFormer",
+        "",
+        ("quantize.embedding.weight", "encoder.conv_in.weight", "quant_conv.weight", "decoder.conv_out.weight"),
+    ),
+    "CodeFormer": (
+        "spandrel_extra_arches.architectures.CodeFormer",
+        "CodeFormer",
+        "codeformer",
+        ("position_emb", "idx_pred_layer.1.weight", "quantize.embedding.weight", "encoder.blocks.0.weight"),
+    ),
+}
+
+_FACE_NOISE = "stylegan_decoder.noises."
+
+
+class FaceRestorer(ModelMixin, ConfigMixin):
+    """A face restoration net. architecture: "GFPGAN", "RestoreFormer" or "CodeFormer" (which needs its extra);
+    parameters: of that architecture's class in spandrel.
+
+    Stays in float32 or bfloat16: none of the three can be trusted in float16, and a pipeline moved to it leaves this
+    component as it is.
+    """
+
+    _keep_in_fp32_modules = ["net"]
+
+    @register_to_config
+    def __init__(self, architecture: str = "GFPGAN", parameters: dict[str, Any] | None = None):
+        super().__init__()
+        self.net = face_net_class(architecture)(**(parameters or {}))
+
+    @torch.no_grad()
+    def forward(self, face: Tensor, fidelity: float = 0.5, generator: torch.Generator | None = None) -> Tensor:
+        """(n, 3, 512, 512) RGB in [-1, 1] -> the same, restored, float32; not clamped.
+
+        fidelity: CodeFormer's weight, 0 strongest restoration .. 1 most faithful; the others have none. generator:
+        for GFPGAN's noise; without one its file's own noise is used. Global random state is never touched.
+        """
+        x = face.to(self.device, self.dtype)
+        name = self.config.architecture
+        if name == "CodeFormer":
+            y = self.net(x, weight=fidelity)
+        elif name == "GFPGAN":
+            y = functional_call(
+                self.net, self._noise(generator), (x,), {"return_rgb": False, "randomize_noise": False}
+            )
+        else:
+            y = self.net(x)
+        return (y[0] if isinstance(y, tuple | list) else y).float()
+
+    def to(self, *args: Any, **kwargs: Any) -> "FaceRestorer":
+        """`ModelMixin.to`, but float16 is passed over."""
+        args, kwargs = without_dtypes(args, kwargs, (torch.float16,))
+        return super().to(*args, **kwargs) if args or kwargs else self
+
+    def _noise(self, generator: torch.Generator | None) -> dict[str, Tensor]:
+        """Fresh noise for each of the generator's layers, by buffer name; none to keep the stored one."""
+        if generator is None:
+            return {}
+        return {
+            name: randn_tensor(stored.shape, generator=generator, device=stored.device, dtype=stored.dtype)
+            for name, stored in self.net.named_buffers()
+            if name.startswith(_FACE_NOISE)
+        }
+
+
+def face_net_class(architecture: str) -> type[nn.Module]:
+    """spandrel's class of a face net. ValueError for an unknown name, ImportError where the extra is missing."""
+    if architecture not in FACE_ARCHITECTURES:
+        raise ValueError(f"`architecture` must be one of {', '.join(FACE_ARCHITECTURES)}; got {architecture!r}.")
+    module, name, extra, _ = FACE_ARCHITECTURES[architecture]
+    return getattr(require(module, extra=extra, feature=f"Restoring faces with {architecture}"), name)
+
+
+def face_restorer_from_weights(architecture: str, weights: Mapping[str, Tensor]) -> FaceRestorer:
+    """A restorer with these weights, its parameters told from their shapes. Raises RuntimeError if they do not fit."""
+    module, name, extra, _ = FACE_ARCHITECTURES[architecture]
+    found = getattr(require(module, extra=extra, feature=f"Restoring faces with {architecture}"), f"{name}Arch")()
+    net = found.load(dict(weights)).model
+    with torch.device("meta"):
+        restorer = FaceRestorer(architecture, _plain_values(net.hyperparameters))
+    restorer.net = net.float()
+    return restorer.eval()
+
+
+def _plain_values(parameters: Mapping[str, object]) -> dict[str, object]:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in parameters.items()}

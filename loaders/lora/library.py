@@ -1,0 +1,234 @@
+"""Network files by name, and what the tags of a prompt ask of them.
+
+    <lora:moxin>                    te 1, unet 1
+    <lora:moxin:0.8>                te 0.8, unet 0.8
+    <lora:moxin:0.8:0.5:8>          te 0.8, unet 0.5, the first 8 components
+    <lora:moxin:unet=0.2>           te 1, unet 0.2; named values win over their places, and take none
+    <lyco:moxin:0.8>                the same files under another word
+
+A name is the file's, without folder and ending, or its alias (`ss_output_name` in the metadata): never a path.
+"""
+
+import difflib
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ..weight_files import NetworkError, WeightFileError, open_weights, weight_file_kind
+from .metadata import network_hash, network_version_label
+from .read import Network, read_network
+from .sources import NETWORK_SUFFIXES
+
+
+NETWORK_WORDS = ("lora", "lyco")
+
+
+class NetworkMention(NamedTuple):
+    """One network that a prompt asks for."""
+
+    name: str
+    te: float = 1.0
+    unet: float = 1.0
+    dyn: int | None = None
+
+
+class NetworkEntry(NamedTuple):
+    """One file that a library knows."""
+
+    name: str
+    alias: str
+    path: Path | str  # a string is an id on the Hub
+    metadata: Mapping[str, str]
+
+    @property
+    def version_label(self) -> str:
+        """The webui's: "SD1", "SD2", "SDXL" or "Unknown"."""
+        return network_version_label(self.metadata)
+
+    @property
+    def short_hash(self) -> str:
+        """The first 12 digits of its hash, as in an image's `Lora hashes`; a Hub id has none before it is fetched."""
+        return network_hash(self.path, self.metadata)[:12] if isinstance(self.path, Path) else ""
+
+
+def network_mentions(tags: Iterable[tuple[str, Sequence[str], Mapping[str, str]]]) -> list[NetworkMention]:
+    """The networks that tags (word, positional, named) ask for, in the order in which the webui applies them.
+
+    Two quirks of the webui are kept, because pictures depend on them: tags are grouped by their word, groups in the
+    order of the words' first appearance; and of a name that stands twice, the last strengths count for both.
+    Words other than `lora` and `lyco` are not networks. Raises ValueError for a number that is none, where the webui
+    drops all of the prompt's networks.
+    """
+    groups: dict[str, list[NetworkMention]] = {}
+    for word, positional, named in tags:
+        if word in NETWORK_WORDS:
+            groups.setdefault(word, []).append(_mention(word, positional, named))
+    ordered = [mention for group in groups.values() for mention in group]
+    last = {mention.name: mention for mention in ordered}
+    return [last[mention.name] for mention in ordered]
+
+
+def lora_hashes_text(found: Iterable[tuple[str, str]]) -> str:
+    """`NAME: hash, NAME: hash` for an image's `Lora hashes`, of (name as mentioned, short hash)."""
+    return ", ".join(f"{re.sub('[:,]', '', name)}: {short_hash}" for name, short_hash in found)
+
+
+class NetworkLibrary:
+    """Networks by name: those of a folder and the folders in it, and those added one by one.
+
+    >>> library = NetworkLibrary("models/Lora")
+    >>> library.uses(network_mentions([("lora", ("moxin", "0.8"), {})]))
+    [(<moxin: SD1, 264 layers, lora rank 32>, 0.8, 0.8, None)]
+    """
+
+    def __init__(self, folder: str | Path | None = None):
+        self._folder = None if folder is None else Path(folder)
+        self._added: list[NetworkEntry] = []
+        self._in_folder: list[NetworkEntry] | None = None
+        self._networks: dict[tuple, Network] = {}
+
+    @property
+    def folder(self) -> Path | None:
+        """Where network files are looked for; setting it looks anew."""
+        return self._folder
+
+    @folder.setter
+    def folder(self, folder: str | Path | None) -> None:
+        if folder is not None and not Path(folder).is_dir():
+            raise ValueError(f"`{folder}` is no folder, so no networks can be found in it. Check the spelling.")
+        self._folder, self._in_folder = None if folder is None else Path(folder), None
+
+    @property
+    def entries(self) -> list[NetworkEntry]:
+        """All files, in the order in which later ones hide earlier ones: the folder's sorted as people count, then
+        those added."""
+        if self._in_folder is None:
+            self._in_folder = _scan(self._folder) if self._folder is not None else []
+        return [*self._in_folder, *self._added]
+
+    @property
+    def forbidden_aliases(self) -> set[str]:
+        """Aliases that two files have (in lower case), and two words that no alias may be: they name no file."""
+        counts = Counter(entry.alias for entry in self.entries)
+        return {"none", "Addams"} | {alias.lower() for alias, count in counts.items() if count > 1}
+
+    def add(self, path: str | Path, name: str | None = None) -> NetworkEntry:
+        """Make a file, or an id on the Hub, known by `name`; by default by its own.
+
+        Raises NetworkError for a broken file, ValueError for a name that no tag can hold.
+        """
+        network = read_network(path)
+        name = network.name if name is None else name
+        if re.search(r"[:>=<]", name) or not name:
+            raise ValueError(
+                f"`{name}` cannot be written in a tag, which ends names at `:`, `=` and `>`. Take another."
+            )
+        entry = NetworkEntry(name, network.metadata.get("ss_output_name", name), network.path, network.metadata)
+        self._added.append(entry)
+        self._networks[_file_stamp(entry.path)] = network
+        return entry
+
+    def find(self, name: str) -> NetworkEntry | None:
+        """The file called `name`, or None. On a miss the folder is looked through once more."""
+        found = self._names().get(name)
+        if found is None and self._folder is not None:
+            self._in_folder = None
+            found = self._names().get(name)
+        return found
+
+    def find_by_hash(self, short_hash: str) -> NetworkEntry | None:
+        """The file whose hash begins like this (at least 8 digits), or None: for names in others' images."""
+        if len(short_hash) < 8:
+            return None
+        return next((e for e in self.entries if e.short_hash and short_hash.startswith(e.short_hash)), None)
+
+    def network(self, name: str) -> Network:
+        """The network called `name`, read once. Raises NetworkError, listing what is known, for an unknown name."""
+        entry = self.find(name)
+        if entry is None:
+            raise NetworkError(self._unknown(name))
+        stamp = _file_stamp(entry.path)
+        if stamp not in self._networks:
+            self._networks[stamp] = read_network(entry.path)
+        return self._networks[stamp]
+
+    def uses(self, mentions: Iterable[NetworkMention]) -> list[tuple[Network, float, float, int | None]]:
+        """What merged_networks takes, for these mentions. Raises NetworkError for the first unknown name."""
+        return [(self.network(name), te, unet, dyn) for name, te, unet, dyn in mentions]
+
+    def _names(self) -> dict[str, NetworkEntry]:
+        """Every name that finds a file; of equal ones the later file has it. An alias may hide another file's name."""
+        entries, forbidden = self.entries, self.forbidden_aliases
+        by_file = {entry.name: entry for entry in entries}
+        names: dict[str, NetworkEntry] = {}
+        for entry in entries:
+            names[entry.name] = entry
+            names[entry.alias] = entry
+        for name in [name for name in names if name.lower() in forbidden]:
+            if name in by_file:
+                names[name] = by_file[name]
+            else:
+                del names[name]
+        return names
+
+    def _unknown(self, name: str) -> str:
+        names = sorted(self._names(), key=_natural_key)
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+        where = f"in `{self._folder}`" if self._folder is not None else "added"
+        hint = f"Perhaps {' or '.join(f'`{n}`' for n in near)}? " if near else ""
+        listed = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "") if names else "none"
+        return f"No network is called `{name}`. {hint}Known, {where}: {listed}. Names are exact, and never paths."
+
+
+def _mention(word: str, positional: Sequence[str], named: Mapping[str, str]) -> NetworkMention:
+    if not positional:
+        raise ValueError(f"`<{word}:...>` has no name before its numbers. Write `<{word}:name:0.8>`.")
+    name, *numbers = positional
+
+    def number(what: str, place: int, usual: float | None, kind: type) -> float | None:
+        text = named[what] if what in named else numbers[place] if len(numbers) > place else None
+        if text is None:
+            return usual
+        try:
+            return kind(text)
+        except ValueError:
+            wanted = "a whole number" if kind is int else "a number"
+            raise ValueError(
+                f"`{text}` in `<{word}:{':'.join(positional)}...>` stands for `{what}` and is not {wanted}, for which "
+                f"the webui would drop all networks of the prompt. Write `<{word}:{name}:0.8>`, or leave it out."
+            ) from None
+
+    te = float(number("te", 0, 1.0, float) or 0.0)
+    unet = float(number("unet", 1, te, float) or 0.0)
+    dyn = number("dyn", 2, None, int)
+    return NetworkMention(name, te, unet, None if dyn is None else int(dyn))
+
+
+def _scan(folder: Path) -> list[NetworkEntry]:
+    files = [path for path in folder.rglob("*") if path.suffix in NETWORK_SUFFIXES[:3] and path.is_file()]
+    files.sort(key=lambda path: (_natural_key(str(path.parent)), _natural_key(path.name)))
+    return [_entry(path) for path in files]
+
+
+def _entry(path: Path) -> NetworkEntry:
+    try:
+        safe = weight_file_kind(path) == "safetensors"
+        metadata = open_weights(path).metadata if safe else {}  # a pickle has none, and is slow to open
+    except WeightFileError:
+        metadata = {}  # a broken file has its name still; what is wrong is said when a tag asks for it
+    return NetworkEntry(path.stem, metadata.get("ss_output_name") or path.stem, path, metadata)
+
+
+def _natural_key(text: str) -> list[tuple[int, int, str]]:
+    """Numbers by their value: a2 before a10."""
+    pieces = re.split(r"(\d+)", text.lower())
+    return [(0, int(piece), "") if piece.isdigit() else (1, 0, piece) for piece in pieces]
+
+
+def _file_stamp(path: Path | str) -> tuple:
+    if isinstance(path, str) or not path.is_file():
+        return (str(path),)
+    stat = path.stat()
+    return (str(path), stat.st_size, stat.st_mtime_ns)

@@ -1,0 +1,143 @@
+"""Layers of network files as factors that PEFT's tuners can hold: dW = scale * up @ down, exactly, or a refusal.
+
+    family   as LoRA                                                                   rank
+    lora     up, down; a lora_mid folded into down; the first `dyn` components         r
+    loha     U[o, pq] = a1[o, p] a2[o, q], D[pq, i] = b1[p, i] b2[q, i]                r * r
+    lokr     U = u1 (x) u2, D = d1 (x) d2, where w1 = u1 d1 and w2 = u2 d2             rank(w1) * rank(w2)
+    full     the identity and the change                                               min(out, in * kh * kw)
+
+None has a rank over min(out, in * kh * kw): above it, the change itself and an identity hold the same. What changes a
+weight by its present value (IA3, GLoRA, OFT), norms and biases cannot be held by a tuner that answers to strengths.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .families import LayerStrength, dora_on_input, low_rank_factors, weight_delta
+from .keys import NetworkLayer
+from .plan import MergeStep
+
+
+class AdapterFactors(NamedTuple):
+    """One layer as LoRA, in float32: dW = scale * up @ down."""
+
+    up: Tensor  # (out, r)
+    down: Tensor  # (r, in * kh * kw)
+    scale: float
+    magnitude: Tensor | None = None  # (out,): DoRA, the length of every output's weights
+    bias: Tensor | None = None  # (out,): added to the layer's own, times scale
+
+    @property
+    def rank(self) -> int:
+        return self.down.shape[0]
+
+
+def adapter_refusal(layer: NetworkLayer, module: nn.Module) -> str:
+    """Why no PEFT tuner computes this layer exactly at any strength; empty if one does."""
+    if not isinstance(module, nn.Linear | nn.Conv2d):
+        return f"PEFT has no tuner for a {type(module).__name__}"
+    if layer.family in _NO_TUNER:
+        return _NO_TUNER[layer.family]
+    if "diff_b" in layer.keys:
+        return "it changes the layer's bias, which no PEFT tuner does"
+    if "lora_up.bias" in layer.keys and module.bias is None:
+        return "it brings a bias to a layer without, which PEFT cannot merge"
+    if layer.dora and not layer.peft and dora_on_input(layer.shapes["dora_scale"], tuple(module.weight.shape)):
+        return "its DoRA lengths are per input channel, and PEFT's are per output"
+    if isinstance(module, nn.Conv2d) and module.groups != 1:
+        return "the convolution has groups"
+    return ""
+
+
+def adapter_factors(step: MergeStep, shape: torch.Size) -> AdapterFactors:
+    """The layer of `step` as LoRA for a weight of `shape` (out, in[, kh, kw]), on the CPU, without its strength.
+
+    Ask adapter_refusal first. Raises NetworkError for values that are NaN or infinite.
+    """
+    parts = adapter_parts(step)
+    how = LayerStrength(1.0, 1.0, dyn=step.dyn, reference=True)
+    family, most = step.layer.family, min(shape[0], shape[1:].numel())
+    up, down = (None, None) if "bias" in parts or family not in _LOW_RANK else _LOW_RANK[family](parts, shape, how)
+    if down is None or (family != "lora" and len(down) > most):
+        up, down = _thin_pair(weight_delta(family, parts, torch.zeros(shape), how).flatten(1))
+    if down.shape[1] != shape[1:].numel():  # four channels of an inpainting UNet's nine
+        down = nn.functional.pad(down, (0, shape[1:].numel() - down.shape[1]))
+    magnitude, bias = parts.get("dora_scale"), parts.get("lora_up.bias")
+    return AdapterFactors(
+        up,
+        down,
+        step.network.scale(step.layer, reference=True),
+        None if magnitude is None else magnitude.flatten(),
+        None if bias is None else bias.flatten(),
+    )
+
+
+def adapter_parts(step: MergeStep) -> dict[str, Tensor]:
+    """The tensors of a layer in float32, without the numbers of its scale."""
+    layer = step.layer
+    return {part: step.network.tensor(layer, part).float() for part in layer.keys if part not in ("alpha", "scale")}
+
+
+def joined_factors(parts: list[tuple[AdapterFactors, float]]) -> AdapterFactors:
+    """The sum of changes at their strengths, as one of scale 1: their ranks side by side."""
+    ups = [factors.up * (factors.scale * strength) for factors, strength in parts]
+    biases = [factors.bias * (factors.scale * strength) for factors, strength in parts if factors.bias is not None]
+    return AdapterFactors(
+        torch.cat(ups, 1),
+        torch.cat([factors.down for factors, _ in parts]),
+        1.0,
+        bias=torch.stack(biases).sum(0) if biases else None,
+    )
+
+
+def _lora_pair(parts: Mapping[str, Tensor], shape: torch.Size, how: LayerStrength) -> tuple[Tensor, Tensor]:
+    return low_rank_factors(parts, how)
+
+
+def _loha_pair(parts: Mapping[str, Tensor], shape: torch.Size, how: LayerStrength) -> tuple[Tensor, Tensor]:
+    ups, downs = [], []
+    for half in ("1", "2"):
+        a, b, core = parts[f"hada_w{half}_a"], parts[f"hada_w{half}_b"], parts.get(f"hada_t{half}")
+        ups.append(a if core is None else a.T)
+        downs.append(b.flatten(1) if core is None else torch.einsum("pq..., qi -> pi...", core, b).flatten(1))
+    up = torch.einsum("op, oq -> opq", *ups).flatten(1)
+    return up, torch.einsum("pi, qi -> pqi", *downs).flatten(0, 1)
+
+
+def _lokr_pair(parts: Mapping[str, Tensor], shape: torch.Size, how: LayerStrength) -> tuple[Tensor, Tensor]:
+    if "lokr_w1" in parts:
+        up1, down1 = _thin_pair(parts["lokr_w1"])
+    else:
+        up1, down1 = parts["lokr_w1_a"], parts["lokr_w1_b"]
+    kernel = shape[2:] if len(shape) > 2 else torch.Size([1, 1])
+    if "lokr_w2" in parts:
+        up2, down2 = _thin_pair(parts["lokr_w2"].flatten(1))
+    elif "lokr_t2" in parts:
+        up2 = parts["lokr_w2_a"].T
+        down2 = torch.einsum("pq..., qi -> pi...", parts["lokr_t2"], parts["lokr_w2_b"]).flatten(1)
+    else:
+        up2, down2 = parts["lokr_w2_a"], parts["lokr_w2_b"].flatten(1)
+    up = torch.einsum("ap, bq -> abpq", up1, up2).flatten(2).flatten(0, 1)
+    down = torch.einsum("pc, qdkl -> pqcdkl", down1, down2.reshape(len(down2), -1, *kernel))
+    return up, down.flatten(2).flatten(0, 1)
+
+
+def _thin_pair(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """A matrix as a product of itself and an identity, on the side that makes the inner size the smaller."""
+    rows, columns = matrix.shape
+    if rows <= columns:
+        return torch.eye(rows), matrix
+    return matrix, torch.eye(columns)
+
+
+_LOW_RANK = {"lora": _lora_pair, "loha": _loha_pair, "lokr": _lokr_pair}
+
+_NO_TUNER = {
+    "norm": "it changes a norm, for which PEFT has no tuner",
+    "ia3": "IA3 scales the present weight, and PEFT's cannot be given a strength",
+    "glora": "GLoRA changes the weight by its present value, and PEFT has no such tuner",
+    "oft": "OFT turns the outputs, and PEFT's turns the inputs",
+}

@@ -1,0 +1,278 @@
+"""read_network: any Kohya, LyCORIS, diffusers or PEFT file as one plain description.
+
+>>> network = read_network("moxin.safetensors")
+>>> network
+<moxin: SD1, 264 layers, lora rank 32>
+
+Only the header is kept. Tensors are read when a layer is applied, so what a call does not use costs nothing.
+"""
+
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..weight_files import NetworkError, WeightFile, WeightFileError
+from .keys import NetworkLayer, embedding_name, layer_family, layer_flaw, split_network_key
+from .metadata import network_base, network_hash, network_trigger_words, network_version_label
+from .sources import open_network
+
+
+CHECKED_AT_ONCE = 1 << 29  # bytes; a larger file's values are looked at layer by layer, when they are applied
+
+
+class Network:
+    """What a network file holds, before it meets a model. Made by read_network."""
+
+    def __init__(self, file: WeightFile, layers: dict[str, NetworkLayer], unknown_keys: list[str]):
+        self.file = file
+        self.path = file.path
+        self.name = file.path.stem if file.path.is_file() else file.path.name
+        self.metadata: dict[str, str] = file.metadata
+        self.layers = layers  # by the file's own names, in the file's order
+        self.unknown_keys = unknown_keys  # keys that are part of no layer
+        self.values_checked = False  # whether NaN and Inf have been looked for in the whole file
+        self._hash: str | None = None
+
+    def tensor(self, layer: NetworkLayer, part: str) -> Tensor:
+        """One part of a layer, on the CPU, as the file has it. Raises NetworkError when it holds NaN or Inf."""
+        key = layer.keys[part]
+        try:
+            value = self.file.tensor(key)
+        except WeightFileError as error:
+            raise NetworkError(str(error)) from error
+        if not self.values_checked:
+            _check_finite(self.path, key, value)
+        return value
+
+    def value(self, layer: NetworkLayer, part: str) -> float:
+        """A part that is one number."""
+        return float(self.tensor(layer, part).flatten()[0])
+
+    def scale(self, layer: NetworkLayer, reference: bool = False) -> float:
+        """`scale` if the layer has that part, else alpha / rank; 1 without alpha, and for families without a rank.
+
+        reference: by LyCORIS, whose GLoRA has a rank; in the webui it has none.
+        """
+        if "scale" in layer.keys:
+            return self.value(layer, "scale")
+        rank = layer.rank
+        if layer.family == "glora" and reference:
+            rank = min(layer.shapes["a1.weight"][:2])
+        if "alpha" in layer.keys and rank is not None:
+            return self.value(layer, "alpha") / rank
+        return 1.0 if layer.scale is None else layer.scale
+
+    @property
+    def base(self) -> str:
+        """One of "SD1", "SD2", "SDXL", "SD3", "Flux" and "unknown": by the metadata, else by names and widths."""
+        return network_base(self.metadata, self.layers)
+
+    @property
+    def version_label(self) -> str:
+        """The webui's label, by metadata alone: "SD1", "SD2", "SDXL" or "Unknown"."""
+        return network_version_label(self.metadata)
+
+    @property
+    def families(self) -> dict[str, int]:
+        """Family -> number of layers; a decomposed one counts as "dora lora" and so on."""
+        return dict(Counter(_family_label(layer) for layer in self.layers.values()))
+
+    @property
+    def ranks(self) -> dict[int, int]:
+        """Rank -> number of layers that have it."""
+        return dict(sorted(Counter(layer.rank for layer in self.layers.values() if layer.rank).items()))
+
+    @property
+    def trigger_words(self) -> list[str]:
+        """What the metadata says a prompt should hold: the author's phrase, else the commonest training tags."""
+        return network_trigger_words(self.metadata)
+
+    @property
+    def hash(self) -> str:
+        """`sshs_model_hash` of the metadata, trusted as in the webui, else the SHA-256 of the tensor data (of the
+        whole file for a pickle), as hexadecimal digits."""
+        if self._hash is None:
+            self._hash = network_hash(self.path, self.metadata)
+        return self._hash
+
+    @property
+    def short_hash(self) -> str:
+        """The first 12 digits, as in an image's `Lora hashes`."""
+        return self.hash[:12]
+
+    @property
+    def embeddings(self) -> dict[str, Tensor | dict[str, Tensor]]:
+        """Bundled textual inversions, read now: name -> vectors (v, width), or SDXL's {"clip_l": ..., "clip_g": ...}.
+
+        A network brings them for as long as it is active.
+        """
+        found: dict[str, dict[str, Tensor]] = defaultdict(dict)
+        for key in self.file.keys():
+            split = embedding_name(key)
+            if split and split[0]:
+                value = self.file.tensor(key)
+                _check_finite(self.path, key, value)
+                found[split[0]][split[1]] = value.float().reshape(-1, value.shape[-1])
+        return {name: _embedding_parts(parts) for name, parts in found.items()}
+
+    def table(self) -> str:
+        """The network as a table to read: a line for every component, family and set of ranks."""
+        groups: dict[tuple[str, str], list[int | None]] = defaultdict(list)
+        for layer in self.layers.values():
+            groups[_component_label(layer.name), _family_label(layer)].append(layer.rank)
+        lines = [f"{self.name}: {self.base}, {len(self.layers)} layers, {self.path}"]
+        lines.append(f"  {'component':<16}{'family':<14}{'layers':>6}  ranks")
+        for (component, family), ranks in sorted(groups.items()):
+            shown = ", ".join(str(rank) for rank in sorted({rank for rank in ranks if rank})) or "-"
+            lines.append(f"  {component:<16}{family:<14}{len(ranks):>6}  {shown}")
+        if self.unknown_keys:
+            lines.append(f"  {len(self.unknown_keys)} keys of no layer: {', '.join(self.unknown_keys[:4])} ...")
+        if self.trigger_words:
+            lines.append(f"  trigger words: {', '.join(self.trigger_words)}")
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        ranks = self.ranks
+        rank = (
+            f" rank {next(iter(ranks))}" if len(ranks) == 1 else f" ranks {min(ranks)}-{max(ranks)}" if ranks else ""
+        )
+        return f"<{self.name}: {self.base}, {len(self.layers)} layers, {', '.join(sorted(self.families))}{rank}>"
+
+
+def read_network(path: str | Path, *, check_values: bool | None = None) -> Network:
+    """Read a network file of any family and naming, a PEFT folder, or one from the Hub ("org/repo[/file]").
+
+    check_values: look for NaN and Inf in the whole file now; by default in files up to half a GiB. Otherwise, each
+    layer's values are looked at when it is applied.
+    Raises NetworkError (file, key, meaning, advice): missing, truncated, not a weight file, a pickle that would run
+    code, no tensors, a layer with parts of no known family, factors that disagree, absurd ranks, NaN or Inf.
+    """
+    file, configs = open_network(path)
+    layers, unknown = sort_network_keys(file, configs)
+    network = Network(file, layers, unknown)
+    if not layers and not any(map(embedding_name, file.keys())):
+        raise NetworkError(_nothing_inside(file))
+    if check_values is None:
+        check_values = not file.path.is_file() or file.path.stat().st_size <= CHECKED_AT_ONCE
+    if check_values:
+        for layer in layers.values():
+            for part in layer.keys:
+                network.tensor(layer, part)
+        network.values_checked = True
+    return network
+
+
+def sort_network_keys(file: WeightFile, configs: Mapping[str, dict]) -> tuple[dict[str, NetworkLayer], list[str]]:
+    parts: dict[str, dict[str, str]] = defaultdict(dict)
+    for key in file.keys():
+        if not embedding_name(key):
+            name, part = split_network_key(key)
+            parts[name][part] = key
+    layers: dict[str, NetworkLayer] = {}
+    unknown: list[str] = []
+    for name, keys in parts.items():
+        family = layer_family(keys)
+        if family is None:
+            if _NAMED_LIKE_A_LAYER.match(name):
+                raise NetworkError(_no_family(file.path, name, keys))
+            unknown += keys.values()
+            continue
+        shapes = {part: file.shape(key) for part, key in keys.items()}
+        layer = NetworkLayer(name, family[0], keys, shapes, webui_refuses=family[1])
+        flaw = layer_flaw(layer) if _NAMED_LIKE_A_LAYER.match(name) else ""
+        if flaw:
+            raise NetworkError(
+                f"`{file.path}`: layer `{name}` is malformed: {flaw}. The file was written wrongly or damaged; "
+                "get another copy, or export it again from its trainer."
+            )
+        scale = _configured_scale(layer, configs)
+        layers[name] = layer if scale is None else NetworkLayer(name, family[0], keys, shapes, scale, family[1])
+    return layers, unknown
+
+
+def _configured_scale(layer: NetworkLayer, configs: Mapping[str, dict]) -> float | None:
+    """alpha / r by PEFT's configuration, patterns included (peft/utils/other.py, `get_pattern_key`)."""
+    component, _, path = layer.name.partition(".")
+    config = configs.get(component) or configs.get("")
+    if not path or not config or "alpha" in layer.keys:
+        return None
+
+    def wanted(name: str, usual: float) -> float:
+        for pattern, value in (config.get(f"{name}_pattern") or {}).items():
+            if re.match(rf"(.*\.)?({pattern})$", path):
+                return value
+        return usual
+
+    rank = float(wanted("rank", config.get("r") or layer.rank or 1))
+    alpha = float(wanted("alpha", config.get("lora_alpha", config.get("alpha", rank))))
+    return alpha / (rank**0.5 if config.get("use_rslora") else rank)
+
+
+def _check_finite(path: Path, key: str, value: Tensor) -> None:
+    """Raise NetworkError for NaN or Inf. A sum shows both at a fraction of isfinite's cost; it may itself overflow."""
+    if not value.is_floating_point():
+        return
+    value = value if value.element_size() > 1 else value.float()  # 8-bit numbers have no arithmetic
+    if math.isfinite(float(value.sum())) or bool(torch.isfinite(value).all()):
+        return
+    count = int((~torch.isfinite(value)).sum())
+    raise NetworkError(
+        f"`{path}`: tensor `{key}` holds {count} values that are NaN or infinite: the training diverged, or the "
+        "file was cut to half precision without care. Every picture would be black; get another copy."
+    )
+
+
+def _no_family(path: Path, layer: str, keys: Mapping[str, str]) -> str:
+    return (
+        f"`{path}`: layer `{layer}` has the parts {', '.join(sorted(keys))}, which make up no known family of "
+        "network: one is missing, or the kind is newer than this reader. Export the file again from its trainer."
+    )
+
+
+def _nothing_inside(file: WeightFile) -> str:
+    if not len(file):
+        return f"`{file.path}` holds no tensors: saving it went wrong. Get another copy, or export it again."
+    if any("lora_" in key or "lokr_" in key or "hada_" in key for key in file.keys()):
+        return (
+            f"`{file.path}`: no layer name in it ({file.keys()[0]} ...) is one of Stable Diffusion 1, 2 or XL, so it "
+            "is a network for another architecture (Flux, SD3, ...). Load it on that."
+        )
+    return (
+        f"`{file.path}` holds {len(file)} tensors ({', '.join(file.keys()[:3])} ...), and none is part of a network: "
+        "it is another kind of file, perhaps a checkpoint, a VAE or a textual inversion. Load it as that."
+    )
+
+
+def _embedding_parts(parts: dict[str, Tensor]) -> Tensor | dict[str, Tensor]:
+    if "clip_l" in parts and "clip_g" in parts:
+        return {"clip_l": parts["clip_l"], "clip_g": parts["clip_g"]}
+    return next(iter(parts.values()))
+
+
+def _family_label(layer: NetworkLayer) -> str:
+    name = "boft" if len(layer.shapes.get("oft_blocks", ())) == 4 else layer.family
+    return f"dora {name}" if layer.dora else name
+
+
+def _component_label(layer: str) -> str:
+    for label, starts in (
+        ("text encoder 2", ("lora_te2_", "lycoris_te2_", "text_encoder_2.")),
+        ("text encoder", ("lora_te", "lycoris_te", "text_encoder.")),
+        ("unet", ("lora_unet_", "oft_unet_", "lycoris_", "unet.")),
+    ):
+        if layer.startswith(starts):
+            return label
+    return "other"
+
+
+_NAMED_LIKE_A_LAYER = re.compile(
+    r"(lora|oft|lycoris)_((unet|te[12]?)_)?(down_blocks_\d|up_blocks_\d|mid_block_|conv_in$|conv_out$|conv_norm_out$"
+    r"|time_emb|add_emb|label_emb|input_blocks_\d|middle_block_\d|output_blocks_\d|out_[02]$"
+    r"|text_model_(encoder_layers_\d|final_layer_norm)|text_projection)"
+    r"|(unet|text_encoder(_2)?)\."
+)

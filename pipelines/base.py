@@ -1,0 +1,152 @@
+"""What the drawing pipelines share beside their stories."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from PIL import Image
+from torch import Tensor
+
+from ..loaders.checkpoint.load import load_single_file
+from ..loaders.lora.peft_loading import load_network_as_adapter
+from ..loaders.lora.plan import NetworkReport
+from .bundle.saving import save_pipeline_code
+from .drop_in import diffusers_pipeline
+from .infotext.files import save_pictures
+from .output import WebUIPipelineOutput
+from .registry import Attachments
+
+
+class WebUIMixin:
+    """Goes before diffusers' pipeline among the bases. It is no pipeline itself: diffusers takes a file with one only.
+
+    A class names in `_stands_for` diffusers' pipelines for models with one text encoder and with two, and calls
+    `_register_own` at the end of its `__init__`.
+    """
+
+    model_cpu_offload_seq = (
+        "text_encoder->text_encoder_2->image_encoder->unet->refiner->vae->upscaler->face_detector->face_restorer"
+    )
+    _optional_components = [
+        "safety_checker",
+        "feature_extractor",
+        "image_encoder",
+        "text_encoder_2",
+        "tokenizer_2",
+        "refiner",
+        "upscaler",
+        "face_restorer",
+        "face_detector",
+        "face_parser",
+    ]
+    _callback_tensor_inputs = [
+        "latents",
+        "prompt_embeds",
+        "negative_prompt_embeds",
+        "add_text_embeds",
+        "add_time_ids",
+    ]
+    _stands_for: tuple[type, type] = (StableDiffusionPipeline, StableDiffusionXLPipeline)
+
+    def _register_own(self, *, force_zeros_for_empty_prompt: bool, **components: Any) -> None:
+        """Register the components that StableDiffusionPipeline has not, and begin with nothing attached."""
+        self.register_modules(**components)
+        self.register_to_config(force_zeros_for_empty_prompt=force_zeros_for_empty_prompt)
+        self.default_sample_size = getattr(getattr(self.unet, "config", None), "sample_size", None) or 128
+        self.watermark = None
+        if self.is_sdxl:
+            self._lora_loadable_modules = ["unet", "text_encoder", "text_encoder_2"]
+        self.attached = Attachments()
+        self._network_reports: list[NetworkReport] = []
+
+    def save_config(self, save_directory: str | PathLike, *args: Any, **kwargs: Any) -> None:
+        """As diffusers' own, which `save_pretrained` and `push_to_hub` end with; and the code, so that it reloads."""
+        super().save_config(save_directory, *args, **kwargs)
+        save_pipeline_code(self, save_directory)
+
+    @property
+    def is_sdxl(self) -> bool:
+        """Whether the model is an SDXL: it has a second text encoder, or a UNet that is told sizes."""
+        told = getattr(getattr(self.unet, "config", None), "addition_embed_type", None)
+        return self.text_encoder_2 is not None or told == "text_time"
+
+    @classmethod
+    def from_single_file(cls, pretrained_model_link_or_path: str | Path, **kwargs: Any) -> Any:
+        """A checkpoint file alone, offline: which base it is and its configuration are told by its keys.
+
+        Arguments are diffusers'; `prediction_type` settles an SD 2.x file whose name and metadata do not.
+        """
+        pipe = load_single_file(super().from_single_file, pretrained_model_link_or_path, kwargs)
+        pipe.register_to_config(_name_or_path=str(pretrained_model_link_or_path))  # infotexts name and hash the file
+        return pipe
+
+    @classmethod
+    def from_pipe(cls, pipeline: Any, **kwargs: Any) -> Any:
+        """diffusers' own; from another pipeline of this pack also what is attached to it: networks, embeddings."""
+        pipe = super().from_pipe(pipeline, **kwargs)
+        pipe.attached = getattr(pipeline, "attached", pipe.attached)
+        return pipe
+
+    def encode_prompt(self, *args: Any, **kwargs: Any) -> tuple[Tensor | None, ...]:
+        """diffusers' own, with its signature and order: that of the pipeline for the kind of model that is loaded."""
+        return diffusers_pipeline(self).encode_prompt(self, *args, **kwargs)
+
+    def check_inputs(self, *args: Any, **kwargs: Any) -> None:
+        """diffusers' own checks, for the kind of model that is loaded."""
+        diffusers_pipeline(self).check_inputs(self, *args, **kwargs)
+
+    # --- what prompts and arguments call by name
+
+    def add_lora(self, path: str | Path, name: str | None = None) -> str:
+        """Make a network file (or an id on the Hub) known to tags and `loras`, by `name` or its own. Returns it."""
+        return self.attached.library.add(path, name).name
+
+    def load_lora_weights(
+        self,
+        pretrained_model_name_or_path_or_dict: str | Path | Mapping[str, Tensor],
+        adapter_name: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Load a network of any naming and of every family that PEFT holds exactly, as an adapter that stays.
+
+        Arguments are diffusers'. Raises NetworkError for a broken file, another base model, or an inexact family; such
+        a file can be merged for a call instead (`loras=`, tags).
+        """
+        source = pretrained_model_name_or_path_or_dict
+        fallback = partial(diffusers_pipeline(self).load_lora_weights, self)
+        report = load_network_as_adapter(self, source, adapter_name, fallback=fallback, **kwargs)
+        self._network_reports = [] if report is None else [report]
+
+    def add_embedding(self, path: str | Path, name: str | None = None) -> str:
+        """Make a textual inversion known to prompts, by `name` or its own. Returns it."""
+        return self.attached.add_embedding(path, name)
+
+    @property
+    def lora_folder(self) -> Path | None:
+        """Where networks are looked for by name, with the folders in it."""
+        return self.attached.library.folder
+
+    @lora_folder.setter
+    def lora_folder(self, folder: str | Path | None) -> None:
+        self.attached.library.folder = folder
+
+    def network_report(self) -> str:
+        """What became of each network of the last call: applied, passed over and why, unknown keys."""
+        return "\n".join(map(str, self._network_reports)) or "No networks were in use."
+
+    def save(
+        self, images: Sequence[Image.Image] | WebUIPipelineOutput, folder: str | Path, pattern: str = "[number]-[seed]"
+    ) -> list[Path]:
+        """Write pictures, or a call's whole output with its texts, into `folder`; see `save_pictures`."""
+        if isinstance(images, WebUIPipelineOutput):
+            return images.save(folder, pattern)
+        return save_pictures(images, None, folder, pattern)
+
+    def _begin(self, guidance_scale: float, rescale: float, clip_skip: int | None, kwargs: dict | None) -> None:
+        """Set what diffusers' properties of the same names show during a call."""
+        self._guidance_scale, self._guidance_rescale = guidance_scale, rescale
+        self._clip_skip, self._cross_attention_kwargs = clip_skip, kwargs
+        self._interrupt = False

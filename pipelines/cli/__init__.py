@@ -1,0 +1,1 @@
+"""The command line `webui-diffusers`: one file a command."""

@@ -1,0 +1,103 @@
+"""Axes of a grid, in the notation of the webui's X/Y/Z plot.
+
+written                      values
+steps=10,20,30               10, 20, 30
+seed=1-5                     1, 2, 3, 4, 5
+seed=1-10 (+3)               1, 4, 7, 10
+cfg=1-3 (+0.5)               1, 1.5, 2, 2.5, 3
+cfg=5-10 [3]                 5, 7.5, 10
+sampler="Euler a",DDIM       Euler a, DDIM
+replace=red,green,blue       the prompt's red as it is, as green, as blue
+"""
+
+import csv
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from ..options import WEBUI_OPTIONS
+from .options import CALL_OPTIONS, argument_name, merge_call, read_option, read_setting
+
+
+MOST_AXIS_VALUES = 1000
+_REPLACE_NAMES = ("replace", "prompt s/r", "s/r")
+_AXIS_NUMBER = r"[+-]?\d+(?:\.\d+)?"
+_STEP_RANGE = re.compile(rf"\s*({_AXIS_NUMBER})\s*-\s*({_AXIS_NUMBER})(?:\s*\(\s*({_AXIS_NUMBER})\s*\))?\s*")
+_COUNT_RANGE = re.compile(rf"\s*({_AXIS_NUMBER})\s*-\s*({_AXIS_NUMBER})\s*\[\s*(\d+)\s*\]\s*")
+
+
+class Axis(NamedTuple):
+    """One axis: what it is called, and for each value its label and how it changes a call."""
+
+    name: str
+    labels: list[str]
+    changes: list[Callable[[Mapping[str, Any]], dict[str, Any]]]
+
+
+NO_AXIS = Axis("", [""], [dict])
+
+
+def read_axis(written: str | None) -> Axis:
+    """An axis as written on a command line. Raises ValueError for an unknown name, or values it cannot have."""
+    if written is None:
+        return NO_AXIS
+    name, equals, values = written.partition("=")
+    texts = next(csv.reader([values], skipinitialspace=True), []) if equals else []
+    if not texts or texts == [""]:
+        raise ValueError(f"an axis is NAME=VALUE,VALUE,...; got {written!r}.")
+    if name.strip().lower() in _REPLACE_NAMES:
+        return Axis("replace", texts, [_replacement(texts[0], text) for text in texts])
+    argument = argument_name(name)
+    kind = _number_kind(argument)
+    labels = [label for text in texts for label in (_range_values(text, kind) if kind else [text])]
+    if len(labels) > MOST_AXIS_VALUES:
+        raise ValueError(f"the axis {name!r} has {len(labels)} values; at most {MOST_AXIS_VALUES} are drawn.")
+    return Axis(name.strip(), labels, [_change(argument, label) for label in labels])
+
+
+def _number_kind(argument: str) -> type | None:
+    """int or float for arguments whose values may be written as ranges."""
+    if argument.startswith("webui_options."):
+        usual = WEBUI_OPTIONS[argument.partition(".")[2]]
+        return None if isinstance(usual, bool) or not isinstance(usual, (int, float)) else type(usual)
+    if argument in ("seed", "subseed"):
+        return int
+    read = CALL_OPTIONS[argument].read if argument in CALL_OPTIONS else None
+    return read if read in (int, float) else None  # type: ignore[return-value]
+
+
+def _range_values(text: str, kind: type) -> list[str]:
+    """The numbers of a range, both ends included where the steps meet them; anything else is itself."""
+    if found := _COUNT_RANGE.fullmatch(text):
+        first, last, count = float(found[1]), float(found[2]), int(found[3])
+        gap = (last - first) / (count - 1) if count > 1 else 0.0
+        numbers = [first + gap * index for index in range(min(count, MOST_AXIS_VALUES + 1))]
+    elif found := _STEP_RANGE.fullmatch(text):
+        first, last = float(found[1]), float(found[2])
+        gap = float(found[3]) if found[3] else 1.0 if last >= first else -1.0
+        if gap == 0 or (last - first) * gap < 0:
+            raise ValueError(f"{text!r} goes nowhere: its step leads away from its end.")
+        steps = min(int((last - first) / gap + 1e-9), MOST_AXIS_VALUES)
+        numbers = [first + gap * index for index in range(steps + 1)]
+    else:
+        return [text.strip()]
+    return [str(int(number)) if kind is int else f"{number:.6g}" for number in numbers]
+
+
+def _change(argument: str, text: str) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    group, _, setting = argument.rpartition(".")
+    if group:
+        name, value = read_setting(f"{setting}={text}")
+        return lambda call: merge_call(call, {group: {name: value}})
+    value = read_option(argument, text)
+    return lambda call: merge_call(call, {argument: value})
+
+
+def _replacement(before: str, after: str) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    def change(call: Mapping[str, Any]) -> dict[str, Any]:
+        names = [name for name in ("prompt", "negative_prompt") if before in str(call.get(name) or "")]
+        if not names:
+            raise ValueError(f"neither prompt nor negative prompt has {before!r} to replace.")
+        return {**call, **{name: call[name].replace(before, after) for name in names}}
+
+    return change

@@ -1,0 +1,17 @@
+"""Faces found, restored and laid back. Names load when asked for."""
+
+from importlib import import_module
+
+
+_HOME = {
+    "fit_face": ".align",
+    "align_face": ".align",
+    "restore_faces": ".restore",
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME[name], __name__), name)

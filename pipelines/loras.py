@@ -1,0 +1,279 @@
+"""Networks of a call: one mix for all of its images, or one for each; and how a batch of mixes is drawn.
+
+    loras                                          which image is drawn with what
+    {"a": 0.8}                                     all with a
+    [("a", 0.8), ("b", 0.5, 0.7)]                  all with a and b
+    [{"a": 0.8}, None, [("a", 1), ("b", 1)]]       the first with a, the second without, the third with both
+
+A list of mixes has one for every image of the batch, or one for every prompt. `<lora:name:0.8>` in a prompt holds for
+that prompt's images, before those of `loras`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from inspect import signature
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from ..loaders.lora.keys import embedding_name
+from ..loaders.lora.library import NetworkLibrary, network_mentions
+from ..loaders.lora.merge import NetworkMerger
+from ..loaders.lora.peft_mix import AdapterMixer
+from ..loaders.lora.plan import NetworkReport
+from ..loaders.utils import LOGGER, unknown_choice
+from .prompt.network_tags import NetworkTag, split_network_tags
+
+
+MIXING_BACKENDS = {"peft": "", "webui": "auto", "reference": "reference"}  # -> the rules of merging
+
+
+class AdaptedNetworks:
+    """A set of networks as PEFT adapters, exchanged by `switch`; on leaving, all is as it was, whatever happens.
+
+    >>> with AdaptedNetworks(pipe) as networks:
+    ...     reports = networks.switch([(network, 0.8, 0.8)])
+    """
+
+    def __init__(self, pipe: Any):
+        self.mixer = AdapterMixer(pipe)
+
+    def __enter__(self) -> "AdaptedNetworks":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.mixer.restore()
+
+    def switch(self, uses: Sequence[Sequence]) -> list[NetworkReport]:
+        """Make these the networks that are on, beside the adapters that are active; -> what became of each."""
+        return self.mixer.switch(uses)
+
+
+@dataclass(frozen=True)
+class MixedCall:
+    """A call's arguments without tags, and the networks of every image."""
+
+    arguments: dict[str, Any]  # of diffusers' own pipeline
+    mixes: list[list[tuple]]  # (network, te, unet[, dyn][, blocks]) by image
+    prompts: int  # how many prompts; the images of each stand together
+
+    @property
+    def alike(self) -> bool:
+        """Whether all images have the same mix."""
+        return all(mix == self.mixes[0] for mix in self.mixes)
+
+
+def draw_with_networks(
+    pipe: Any,
+    draw: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    library: NetworkLibrary,
+    loras: Any,
+    backend: str,
+) -> tuple[Any, list[NetworkReport]]:
+    """What `draw(pipe, **arguments)`, diffusers' own call, gives with networks on; and what became of each.
+
+    backend: "peft" (adapters), or "webui" and "reference" (merged by those rules). Different mixes in one batch are
+    drawn in one pass where PEFT can, else in groups of equal mixes, each with the batch's own noise.
+    Raises ValueError and NetworkError before anything is changed.
+    """
+    if backend not in MIXING_BACKENDS:
+        raise ValueError(unknown_choice("`lora_backend`:", backend, MIXING_BACKENDS))
+    known = {*signature(draw).parameters, "callback", "callback_steps", "loras", "lora_backend"}
+    for name in arguments:
+        if name not in known:
+            raise ValueError(unknown_choice("argument", name, known))
+    call = mixed_call(library, arguments, loras)
+    if not any(call.mixes):
+        return draw(pipe, **call.arguments), []
+    _tell_of_embeddings(call)
+    with ExitStack() as stack:
+        if backend == "peft":
+            mixer = AdapterMixer(pipe)
+            stack.callback(mixer.restore)
+            if not call.alike and mixer.one_pass(call.mixes):
+                reports = mixer.switch_images(call.mixes)
+                return draw(pipe, **by_image(call)), reports
+            switch: Callable[[list], list[NetworkReport]] = mixer.switch
+        else:
+            merger = NetworkMerger(pipe)
+            stack.callback(merger.restore)
+
+            def switch(uses: list) -> list[NetworkReport]:
+                return merger.switch(uses, MIXING_BACKENDS[backend])
+
+        if call.alike:
+            reports = switch(call.mixes[0])
+            return draw(pipe, **call.arguments), reports
+        return _draw_groups(pipe, draw, call, switch)
+
+
+def mixed_call(library: NetworkLibrary, arguments: Mapping[str, Any], loras: Any) -> MixedCall:
+    """The arguments without tags and the mixes by image. Raises NetworkError for an unknown name, ValueError for
+    `loras` of another form."""
+    arguments = dict(arguments)
+    tags: list[list[NetworkTag]] = []
+    for key in ("prompt", "prompt_2"):
+        given = arguments.get(key)
+        if given is None:
+            continue
+        texts = [split_network_tags(text) for text in ([given] if isinstance(given, str) else given)]
+        arguments[key] = texts[0][0] if isinstance(given, str) else [text for text, _ in texts]
+        tags = tags or [[] for _ in texts]
+        for own, (_, found) in zip(tags, texts):
+            names = {tag.positional[:1] for tag in own}
+            own += [tag for tag in found if tag.positional[:1] not in names or key == "prompt"]
+    embeds = arguments.get("prompt_embeds")
+    prompts = len(tags) or (1 if embeds is None else len(embeds))
+    each = arguments.get("num_images_per_prompt") or 1
+    wanted = _mixes_by_image(loras, prompts, each)
+    tagged = [library.uses(network_mentions(own)) for own in tags] or [[] for _ in range(prompts)]
+    mixes = [[*tagged[i // each], *listed_uses(library, mix)] for i, mix in enumerate(wanted)]
+    return MixedCall(arguments, mixes, prompts)
+
+
+def listed_uses(library: NetworkLibrary, loras: Mapping | Sequence | None) -> list[tuple]:
+    """The networks of one mix: {name or path: weight} or [(name or path, te, unet[, dyn][, blocks])].
+
+    Raises NetworkError for an unknown name, ValueError for an entry of another form.
+    """
+    uses = []
+    for entry in list(loras.items()) if isinstance(loras, Mapping) else loras or []:
+        if isinstance(entry, str) or not 2 <= len(entry) <= 5:
+            raise ValueError(
+                f"`loras` has the entry {entry!r}. Each must be (name, weight) or (name, te, unet[, dyn][, blocks])."
+                " A dict {name: weight} will do too."
+            )
+        name, te, *rest = entry
+        uses.append((_named_network(library, name), te, *(rest or [te])))
+    return uses
+
+
+def by_image(call: MixedCall, images: Sequence[int] | None = None) -> dict[str, Any]:
+    """The arguments with a prompt for each of these images, by default all: `num_images_per_prompt` is 1."""
+    each = len(call.mixes) // call.prompts
+    images = range(len(call.mixes)) if images is None else images
+    arguments = {**call.arguments, "num_images_per_prompt": 1}
+    for key in _BY_PROMPT:
+        value = arguments.get(key)
+        if isinstance(value, Tensor):
+            arguments[key] = value[[i // each for i in images]]
+        elif isinstance(value, list | tuple):
+            arguments[key] = [value[i // each] for i in images] if len(value) == call.prompts else value
+        elif isinstance(value, str):
+            arguments[key] = [value] * len(images)
+    for key in ("latents", "generator"):
+        value = arguments.get(key)
+        if isinstance(value, Tensor):
+            arguments[key] = value[list(images)]
+        elif isinstance(value, list) and len(value) == len(call.mixes):
+            arguments[key] = [value[i] for i in images]
+    return arguments
+
+
+def _mixes_by_image(loras: Any, prompts: int, each: int) -> list[Any]:
+    if not isinstance(loras, list | tuple) or not loras or not all(map(_is_mix, loras)):
+        return [loras] * (prompts * each)
+    if len(loras) == prompts * each:
+        return list(loras)
+    if len(loras) == prompts:
+        return [mix for mix in loras for _ in range(each)]
+    raise ValueError(
+        f"`loras` lists {len(loras)} mixes for {prompts * each} images of {prompts} prompts. "
+        "Give one for every image (None for none), one for every prompt, or a single mix for all."
+    )
+
+
+def _is_mix(entry: Any) -> bool:
+    """Whether this entry of `loras` is a mix of its own, and not one network of a mix for all."""
+    if entry is None or isinstance(entry, Mapping):
+        return True
+    return isinstance(entry, list | tuple) and (not entry or isinstance(entry[0], list | tuple))
+
+
+def _named_network(library: NetworkLibrary, name: Any) -> Any:
+    if not isinstance(name, str | Path):
+        return name
+    if library.find(str(name)) is None and Path(name).exists():
+        return library.network(library.add(name).name)
+    return library.network(str(name))
+
+
+def _draw_groups(
+    pipe: Any, draw: Callable[..., Any], call: MixedCall, switch: Callable[[list], list[NetworkReport]]
+) -> tuple[Any, list[NetworkReport]]:
+    """A batch in groups of equal mixes. The first noise is drawn for all at once, as for a batch of one mix; noise of
+    later steps comes from the generators, group after group."""
+    call.arguments["latents"] = _batch_noise(pipe, call)
+    groups: list[list[int]] = []
+    for i, mix in enumerate(call.mixes):
+        same = next((group for group in groups if call.mixes[group[0]] == mix), None)
+        groups.append([i]) if same is None else same.append(i)
+    parts, reports = [], []
+    for group in groups:
+        reports += switch(call.mixes[group[0]])
+        parts.append(draw(pipe, **{**by_image(call, group), "return_dict": True}))
+    order = [i for group in groups for i in group]
+    fields = {key: _in_order([part[key] for part in parts], order) for key in parts[0]}
+    output = type(parts[0])(**{key: fields.get(key) for key in type(parts[0]).__dataclass_fields__})
+    if call.arguments.get("return_dict", True):
+        return output, reports
+    return tuple(getattr(output, key) for key in type(output).__dataclass_fields__), reports
+
+
+def _in_order(values: list[Any], order: list[int]) -> Any:
+    """Parts of a batch as one: row k of all parts, one after the other, goes to place order[k]."""
+    if any(value is None for value in values):
+        return None
+    rows = [row for value in values for row in value]
+    rows = [rows[order.index(i)] for i in range(len(order))]
+    if isinstance(values[0], Tensor):
+        return torch.stack(rows)
+    return np.stack(rows) if isinstance(values[0], np.ndarray) else rows
+
+
+def _tell_of_embeddings(call: MixedCall) -> None:
+    """diffusers' own call reads no embeddings that come inside networks; say so."""
+    for network in {id(use[0]): use[0] for mix in call.mixes for use in mix}.values():
+        names = sorted({found[0] for key in network.file.keys() if (found := embedding_name(key))})
+        if names:
+            LOGGER.warning(
+                "%s: brings the embeddings %s, which stay plain words here. Load them with `load_textual_inversion`.",
+                network.path,
+                ", ".join(names),
+            )
+
+
+def _batch_noise(pipe: Any, call: MixedCall) -> Tensor:
+    """The latents of the whole batch, as diffusers' `prepare_latents` draws them, before their scale."""
+    arguments = call.arguments
+    if arguments.get("latents") is not None:
+        return arguments["latents"]
+    sample = getattr(pipe, "default_sample_size", None) or pipe.unet.config.sample_size
+    sides = (sample, sample) if isinstance(sample, int) else tuple(sample)
+    asked = [int(arguments.get(key) or 0) // pipe.vae_scale_factor for key in ("height", "width")]
+    cells = [size or side for size, side in zip(asked, sides)]
+    shape = (len(call.mixes), pipe.unet.config.in_channels, *cells)
+    encoder = getattr(pipe, "text_encoder_2", None) or pipe.text_encoder
+    dtype = arguments["prompt_embeds"].dtype if arguments.get("prompt_embeds") is not None else encoder.dtype
+    return randn_tensor(shape, generator=arguments.get("generator"), device=pipe._execution_device, dtype=dtype)
+
+
+_BY_PROMPT = (
+    "prompt",
+    "prompt_2",
+    "negative_prompt",
+    "negative_prompt_2",
+    "prompt_embeds",
+    "negative_prompt_embeds",
+    "pooled_prompt_embeds",
+    "negative_pooled_prompt_embeds",
+)

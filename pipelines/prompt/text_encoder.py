@@ -1,0 +1,174 @@
+"""One text encoder: rows of 77 tokens -> hidden states, and how tokens are weighed."""
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .chunks import PromptChunk
+from .clip_tokenizer import FragmentTokenizer
+
+
+_CACHED_ROWS = 256  # of one 77-token chunk each: 60 MB for SD 1.x in float32
+
+
+@dataclass(frozen=True)
+class PromptSettings:
+    """How text becomes numbers. Names and defaults are the webui's options."""
+
+    emphasis: str = "Original"  # "None", "Ignore", "Original", "No norm"
+    comma_padding_backtrack: int = 20  # tokens
+    CLIP_stop_at_last_layers: int = 1  # counts layers from the end, 1 is the last: diffusers' clip_skip + 1
+    sdxl_clip_l_skip: bool = False
+    use_old_scheduling: bool = False
+    enable_prompt_comments: bool = True
+
+
+@dataclass
+class RowCache:
+    """Encoded rows of 77 tokens by everything they depend on, and tokenizers. Kept by a pipeline between calls."""
+
+    rows: OrderedDict[tuple, tuple[Tensor, Tensor | None]] = field(default_factory=OrderedDict)
+    tokenizers: dict[bool, tuple[object, int, FragmentTokenizer]] = field(default_factory=dict)
+
+    def tokenizer(self, tokenizer: Any, *, open_clip: bool) -> FragmentTokenizer:
+        """The `FragmentTokenizer` of a tokenizer; made anew (0.1 s) only for another one, or when words were added."""
+        known = self.tokenizers.get(open_clip)
+        if known is None or known[0] is not tokenizer or known[1] != len(tokenizer):
+            known = (tokenizer, len(tokenizer), FragmentTokenizer(tokenizer, open_clip=open_clip))
+            self.tokenizers[open_clip] = known
+        return known[2]
+
+    def put(self, key: tuple, row: tuple[Tensor, Tensor | None]) -> None:
+        """Remember a row, and forget the oldest ones beyond the limit."""
+        self.rows[key] = row
+        while len(self.rows) > _CACHED_ROWS:
+            self.rows.popitem(last=False)
+
+
+@dataclass(frozen=True)
+class ClipEncoder:
+    """One text encoder with its tokenizer and the layer that Stable Diffusion reads.
+
+    part: "clip_l" or "clip_g", which vectors of an embedding it takes. state: "normed" (after the final norm, clip
+    skip counts; SD 1.x), "last" (after the final norm, always; SD 2.x), "clip_l" and "penultimate" (SDXL).
+    """
+
+    tokenizer: FragmentTokenizer
+    model: nn.Module
+    part: str
+    state: str
+
+    def encode(
+        self, rows: Sequence[PromptChunk], embeddings: Mapping[str, Mapping[str, Tensor]], settings: PromptSettings
+    ) -> tuple[Tensor, Tensor | None]:
+        """Rows of 77 tokens -> hidden states (rows, 77, dim) and, with a projection, pooled (rows, dim)."""
+        device = self.device
+        ids = torch.tensor([self._pad_after_end(row.tokens) for row in rows], device=device)
+        with self._replaced_embeddings(rows, embeddings):
+            if self.state in ("normed", "last") and (self.state == "last" or settings.CLIP_stop_at_last_layers <= 1):
+                return self.model(ids)[0], None
+            out = self.model(ids, output_hidden_states=True)
+        if self.state == "normed":
+            norm = getattr(self.model, "text_model", self.model).final_layer_norm
+            return norm(out.hidden_states[-settings.CLIP_stop_at_last_layers]), None
+        if self.state == "clip_l":
+            layer = settings.CLIP_stop_at_last_layers if settings.sdxl_clip_l_skip else 2
+            return out.hidden_states[-layer], None
+        return out.hidden_states[-2], self._pooled(rows, out.last_hidden_state)
+
+    def _pooled(self, rows: Sequence[PromptChunk], last: Tensor) -> Tensor:
+        """The projection of each row's first end token, (rows, dim); last: (rows, 77, dim) after the final norm.
+
+        Row by row: the product of a single vector is added up in another order than that of several, and a text's
+        vector shall not depend on its neighbours.
+        """
+        ends = [row.tokens.index(self.tokenizer.end) for row in rows]
+        return torch.cat([self.model.text_projection(last[i : i + 1, end]) for i, end in enumerate(ends)])
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go: the device of accelerate's hooks where the model is offloaded, else the weights'.
+
+        Sequential offloading hooks the layers, and leaves the model itself without a device.
+        """
+        for module in self.model.modules():
+            device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+            if device is not None:
+                return torch.device(device)
+        return next(self.model.parameters()).device
+
+    @property
+    def width(self) -> int:
+        """Channels of a token."""
+        return self.model.config.hidden_size
+
+    def _pad_after_end(self, tokens: Sequence[int]) -> list[int]:
+        """OpenCLIP pads with 0 where CLIP repeats the end token: everything after the first end token."""
+        if self.tokenizer.pad == self.tokenizer.end:
+            return list(tokens)
+        end = list(tokens).index(self.tokenizer.end) + 1
+        return [*tokens[:end], *[self.tokenizer.pad] * (len(tokens) - end)]
+
+    @contextmanager
+    def _replaced_embeddings(
+        self, rows: Sequence[PromptChunk], embeddings: Mapping[str, Mapping[str, Tensor]]
+    ) -> Iterator[None]:
+        """Textual inversions: their vectors in place of the token embeddings (positions are added after)."""
+
+        def put_vectors(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+            output = output.clone()
+            for row, chunk in enumerate(rows):
+                for fix in chunk.fixes:
+                    vectors = embedding_part(embeddings[fix.name], self.part).to(output)
+                    start = fix.offset + 1
+                    output[row, start : start + len(vectors)] = vectors[: output.shape[1] - start]
+            return output
+
+        if not any(row.fixes for row in rows):
+            yield
+            return
+        handle = self.model.get_input_embeddings().register_forward_hook(put_vectors)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+def weigh_tokens(z: Tensor, weights: Tensor, emphasis: str) -> Tensor:
+    """Emphasis: z (b, 77, dim) by the tokens' weights (b, 77).
+
+    "Original" (and any unknown name) puts the mean back: one mean over the whole batch, so a text's encoding depends
+    on the other variants of its prompt. webui 1.10.1; shared pictures depend on it.
+    """
+    if emphasis in ("None", "Ignore"):
+        return z
+    weighted = z * weights[..., None]
+    return weighted if emphasis == "No norm" else weighted * (z.mean() / weighted.mean())
+
+
+def weights_fingerprint(model: nn.Module) -> tuple | None:
+    """What changes when any weight does: in-place versions, addresses, active adapters, and each tensor's norm.
+
+    The norms catch writes that leave no trace in the version counter (through `.data`). None for weights that cannot
+    be read here (offloaded to the meta device): nothing is cached then.
+    """
+    parameters = [p.detach() for p in model.parameters()]
+    if any(p.is_meta for p in parameters):
+        return None
+    adapters = []
+    for name, module in model.named_modules():
+        if hasattr(module, "active_adapters") and hasattr(module, "scaling"):
+            state = (tuple(module.active_adapters), tuple(sorted(module.scaling.items())), module.disable_adapters)
+            adapters.append((name, *state))
+    norms = torch.stack([norm.float() for norm in torch._foreach_norm(parameters)]).tolist()
+    return tuple(norms), tuple((p.data_ptr(), p._version) for p in parameters), tuple(adapters)
+
+
+def embedding_part(vectors: Mapping[str, Tensor], part: str) -> Tensor:
+    """The vectors of a textual inversion that are for the encoder `part`; a file with one set serves any encoder."""
+    return vectors[part] if part in vectors else next(iter(vectors.values()))

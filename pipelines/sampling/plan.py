@@ -1,0 +1,207 @@
+"""Where the pipelines enter: the plan of a pass, and the two ways to run it, from noise and from a latent."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..options import sampling_options
+from .brownian import BrownianNoise
+from .discrete_schedule import NoiseTable, scheduled_alphas_cumprod
+from .loops import NoiseFn, StepFn, keep_latents
+from .noise import GeneratorNoise, SeededNoise
+from .samplers import Sampler, resolve_sampler
+from .sigmas import make_sigmas
+from .timestep_samplers import ddim_timesteps
+
+
+@dataclass(frozen=True)
+class SamplingPlan:
+    """One pass, settled before anything is drawn.
+
+    levels: the whole schedule: sigmas, falling, (n + 1,) float32; of a timestep sampler timesteps, rising, (n,) int64.
+    run: the part of it that is run. t_enc: of a pass from a latent, steps beyond the first; None: a pass from noise.
+    arguments: keyword arguments of the sampler's loop. sgm_noise, extra_noise: options about the first latent.
+    """
+
+    sampler: Sampler
+    schedule: str
+    steps: int
+    table: NoiseTable
+    levels: Tensor
+    run: Tensor
+    t_enc: int | None
+    arguments: Mapping[str, Any]
+    sgm_noise: bool
+    extra_noise: float
+
+    @property
+    def calls(self) -> int:
+        """Denoiser calls as the webui counts them beforehand, whatever the loop then makes of it."""
+        return (self.steps if self.t_enc is None else self.t_enc + 1) * self.sampler.calls_per_step
+
+    @property
+    def step_count(self) -> int | None:
+        """How often `on_step` will be called; None if only the pictures will tell (DPM adaptive)."""
+        if self.sampler.label == "DPM adaptive":
+            return None
+        if self.sampler.label == "DPM fast":
+            return self.range[2] // 3 + 1
+        return len(self.run) if self.sampler.label == "UniPC" else max(len(self.run) - 1, 0)
+
+    @property
+    def range(self) -> tuple[float, float, int]:
+        """(sigma_min, sigma_max, calls) of the samplers with a grid of their own."""
+        if self.t_enc is None:
+            return self.table.sigma_min, self.table.sigma_max, self.steps
+        return self.run[-2].item(), self.run[0].item(), len(self.run) - 1
+
+
+def plan_sampling(
+    sampler: str,
+    schedule: str | None,
+    steps: int,
+    alphas_cumprod: Tensor,
+    *,
+    t_enc: int | None = None,
+    options: Mapping[str, Any] | None = None,
+    is_sdxl: bool = False,
+    eta: float | None = None,
+) -> SamplingPlan:
+    """Settle a pass of `steps` steps, of which one from a latent runs the last t_enc + 1 (`img2img_steps` has both).
+
+    sampler, schedule: as in `resolve_sampler`. alphas_cumprod: (n,) as trained. options: the webui's names.
+    eta: of this call; None is the option's. Raises ValueError for unknown names and numbers of steps out of range.
+    """
+    chosen = sampling_options(options)
+    row, label = resolve_sampler(sampler, schedule)
+    if steps < 1:
+        raise ValueError(f"`steps` is {steps}: at least one is needed (a strength of 0 with exact steps leaves none).")
+    alphas = scheduled_alphas_cumprod(alphas_cumprod.cpu(), options)
+    if row.kind == "timesteps":
+        levels = ddim_timesteps(steps + bool(chosen["always_discard_next_to_last_sigma"]), len(alphas))
+        run = levels if t_enc is None else levels[:t_enc]
+    else:
+        levels = make_sigmas(label, steps, alphas, sampler=row.label, options=options, is_sdxl=is_sdxl)
+        run = levels if t_enc is None else levels[steps - t_enc - 1 :]
+    known = {
+        "eta": chosen[row.eta_option] if eta is None else eta,
+        "s_churn": chosen["s_churn"],
+        "s_tmin": chosen["s_tmin"],
+        "s_tmax": chosen["s_tmax"] or float("inf"),
+        "s_noise": chosen["s_noise"],
+        # In img2img UniPC starts a thousandth above the last timestep that is run.
+        "t_start": 1.0 if t_enc is None or not len(run) else run[-1].item() / len(alphas) + 1 / len(alphas),
+        "variant": chosen["uni_pc_variant"],
+        "skip_type": chosen["uni_pc_skip_type"],
+        "order": chosen["uni_pc_order"],
+        "lower_order_final": chosen["uni_pc_lower_order_final"],
+    }
+    return SamplingPlan(
+        sampler=row,
+        schedule=label,
+        steps=steps,
+        table=NoiseTable(alphas),
+        levels=levels,
+        run=run,
+        t_enc=t_enc,
+        arguments={name: known[name] for name in row.takes},
+        sgm_noise=bool(chosen["sgm_noise_multiplier"]),
+        extra_noise=float(chosen["img2img_extra_noise"]),
+    )
+
+
+def img2img_steps(strength: float, steps: int, exact: bool = False) -> tuple[int, int]:
+    """(total, t_enc): steps of the whole schedule, and how many but one of them are run, at `strength` 0 to 1.
+
+    exact: exactly `steps` are run (an option of img2img; always so in the hires pass). Else `steps` is the total.
+
+    >>> img2img_steps(0.5, 20), img2img_steps(0.5, 20, exact=True)
+    ((20, 10), (40, 19))
+    """
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength must be between 0 (keep the picture) and 1 (draw anew); got {strength}.")
+    fraction = min(strength, 0.999)
+    if exact:
+        return (int(steps / fraction) if strength > 0 else 0), steps - 1
+    return steps, int(fraction * steps)
+
+
+@torch.no_grad()
+def sample_from_noise(
+    plan: SamplingPlan,
+    denoiser: Any,
+    noise: SeededNoise | GeneratorNoise,
+    *,
+    latents: Tensor | None = None,
+    on_step: StepFn = keep_latents,
+) -> Tensor:
+    """Latents (n, c, h, w) float32 drawn from the first noise, or from `latents` of unit variance in its place."""
+    first = noise.next()
+    x = first if latents is None else latents.to(first)
+    if plan.sampler.kind != "timesteps":
+        x = x * ((1.0 + plan.levels[0] ** 2) ** 0.5 if plan.sgm_noise else plan.levels[0])
+    return _run_loop(plan, denoiser, x, noise, on_step)
+
+
+@torch.no_grad()
+def sample_from_latents(
+    plan: SamplingPlan,
+    denoiser: Any,
+    init: Tensor,
+    noise: SeededNoise | GeneratorNoise,
+    *,
+    noise_multiplier: float = 1.0,
+    on_step: StepFn = keep_latents,
+) -> Tensor:
+    """Latents (n, c, h, w) float32 drawn from `init` (n, c, h, w), clean, with the first noise put on it.
+
+    For img2img and the hires pass; `plan.t_enc` must be set. noise_multiplier: img2img's option of that name.
+    Quirk of the timestep samplers: the noise is that of timesteps[t_enc], but the first call is one timestep below.
+    """
+    eps = noise.next() * noise_multiplier
+    init = init.to(eps)
+    if plan.sampler.kind == "timesteps":
+        ac = plan.table.alphas_cumprod[plan.levels[plan.t_enc]].float()
+        x = ac.sqrt() * init + (1.0 - ac).sqrt() * eps
+        extra = plan.extra_noise * ac.sqrt()
+    else:
+        x = init + eps * plan.run[0]
+        extra = plan.extra_noise
+    if plan.extra_noise > 0:
+        x = x + eps * extra
+    return _run_loop(plan, denoiser, x, noise, on_step)
+
+
+class DenoiserAtDevice:
+    """A denoiser whose sigmas and timesteps, made on the CPU, are brought to the latents."""
+
+    def __init__(self, denoiser: Any):
+        self.denoiser = denoiser
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return self.denoiser(x, sigma.to(x.device))
+
+    def eps(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(guided, negative), as the denoiser's own."""
+        return self.denoiser.eps(x, t.to(x.device))
+
+
+def _run_loop(
+    plan: SamplingPlan, denoiser: Any, x: Tensor, noise: SeededNoise | GeneratorNoise, on_step: StepFn
+) -> Tensor:
+    denoiser, step_noise = DenoiserAtDevice(denoiser), _step_noise(plan, noise)
+    if plan.sampler.kind == "timesteps":
+        places = (plan.run, plan.table.alphas_cumprod.float())
+    else:
+        places = plan.range if plan.sampler.kind == "range" else (plan.run,)
+    return plan.sampler.function(denoiser, x, *places, noise=step_noise, on_step=on_step, **plan.arguments)
+
+
+def _step_noise(plan: SamplingPlan, noise: SeededNoise | GeneratorNoise) -> NoiseFn:
+    """Brownian increments over the whole schedule, also if only its tail is run; else one draw a step."""
+    if plan.sampler.brownian:
+        return BrownianNoise(noise, plan.levels[plan.levels > 0].min(), plan.levels.max())
+    return lambda sigma, sigma_next: noise.next()
