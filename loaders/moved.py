@@ -44,6 +44,7 @@ MOVED = {
     "pipelines.init_latents": "pipelines.images.init_latents",
     "pipelines.init_pictures": "pipelines.images.init_image",
     "pipelines.prompt.second_texts": "pipelines.prompt.prompt_2",
+    "pipelines.prompt.styles": "pipelines.infotext.styles",
     "pipelines.prompt.tokenize": "pipelines.prompt.clip_tokenizer",
     "pipelines.prompt.encode_rows": "pipelines.prompt.text_encoder",
     "pipelines.sampling.steps": "pipelines.sampling.plan",

@@ -25,6 +25,7 @@ LEAVES = (
     "loaders/data_files",
     "pipelines/options",
     "pipelines/conditioning",
+    "pipelines/prompt/attention",
 )  # what every folder may import
 PURE = [
     p
@@ -42,9 +43,6 @@ STANDING_ARROWS: set[tuple[str, str]] = {
     ("pipelines/infotext/from_call.py", "loaders/hashes"),
     ("pipelines/infotext/from_call.py", "pipelines/sampling/samplers"),
     ("pipelines/infotext/from_call.py", "pipelines/sampling/schedules"),
-    ("pipelines/infotext/read.py", "pipelines/prompt/attention"),
-    ("pipelines/infotext/read.py", "pipelines/prompt/styles"),
-    ("pipelines/infotext/to_call.py", "pipelines/prompt/styles"),
 }
 STANDING_LONG: set[str] = {"pipelines/passes.py: run_pass", "pipelines/passes.py: _scheduler_pass"}
 

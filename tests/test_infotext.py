@@ -25,8 +25,8 @@ from webui_diffusers.pipelines.infotext.sampler_names import (
     infotext_hires_sampler,
     infotext_sampler,
 )
+from webui_diffusers.pipelines.infotext.styles import PromptStyle
 from webui_diffusers.pipelines.infotext.write import ENSD_SAMPLERS
-from webui_diffusers.pipelines.prompt.styles import PromptStyle
 
 
 GOLDEN = Path(os.environ.get("WEBUI_GOLDENS", Path(__file__).parent / "golden"))

@@ -14,9 +14,9 @@ from webui_diffusers.pipelines.infotext import (
 )
 from webui_diffusers.pipelines.infotext.fields import CALL_FIELDS, HIRES_FIELDS, IMG2IMG_FIELDS
 from webui_diffusers.pipelines.infotext.sampler_names import INFOTEXT_SAMPLERS, INFOTEXT_SCHEDULES, infotext_sampler
+from webui_diffusers.pipelines.infotext.styles import PromptStyle
 from webui_diffusers.pipelines.infotext.write import ENSD_SAMPLERS
 from webui_diffusers.pipelines.options import WEBUI_OPTIONS
-from webui_diffusers.pipelines.prompt.styles import PromptStyle
 
 
 # 1. Table

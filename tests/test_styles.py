@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from webui_diffusers.pipelines.prompt.styles import PromptStyle, apply_styles, extract_styles, read_styles
+from webui_diffusers.pipelines.infotext.styles import PromptStyle, apply_styles, extract_styles, read_styles
 
 
 GOLDEN = Path(os.environ.get("WEBUI_GOLDENS", Path(__file__).parent / "golden"))

@@ -15,12 +15,12 @@ import pytest
         "prompt.composition",
         "prompt.network_tags",
         "prompt.schedule",
-        "prompt.styles",
-        "infotext",
-        "infotext_read",
-        "infotext_samplers",
-        "infotext_settings",
-        "infotext_write",
+        "infotext.styles",
+        "infotext.to_call",
+        "infotext.read",
+        "infotext.sampler_names",
+        "infotext.settings",
+        "infotext.write",
     ],
 )
 def test_examples_are_true(module):

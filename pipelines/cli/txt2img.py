@@ -8,8 +8,8 @@ import typer
 
 from ..infotext.files import read_infotext, save_pictures
 from ..infotext.read import parse_infotext
+from ..infotext.styles import apply_styles, read_styles
 from ..infotext.to_call import call_arguments, call_report
-from ..prompt.styles import apply_styles, read_styles
 from .common import EXIT_USAGE, say, tell, told
 from .models import ModelSetup, draw_call, load_txt2img, with_model_options
 from .options import merge_call, with_call_options, with_usual_sampler

@@ -21,7 +21,7 @@ from packaging.version import InvalidVersion, Version
 
 from ...loaders.utils import LOGGER
 from ..prompt.attention import parse_attention
-from ..prompt.styles import PromptStyle, extract_styles, read_styles
+from .styles import PromptStyle, extract_styles, read_styles
 
 
 # The webui's settings that reading depends on, with its defaults.

@@ -8,7 +8,6 @@ call --call_settings--> settings --format_infotext--> text
 from collections.abc import Mapping
 from typing import Any
 
-from ..prompt.styles import PromptStyle, apply_styles
 from .fields import (
     CALL_FIELDS,
     HIRES_FIELDS,
@@ -26,6 +25,7 @@ from .sampler_names import (
     infotext_sampler,
     is_infotext_sampler,
 )
+from .styles import PromptStyle, apply_styles
 from .write import quote_field
 
 

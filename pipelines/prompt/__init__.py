@@ -16,9 +16,9 @@ _HOME = {
     "tokenize_fragments": ".chunks",
     "embedding_index": ".chunks",
     "token_limit": ".chunks",
-    "read_styles": ".styles",
-    "apply_styles": ".styles",
-    "extract_styles": ".styles",
+    "read_styles": "..infotext.styles",
+    "apply_styles": "..infotext.styles",
+    "extract_styles": "..infotext.styles",
     "PromptEncoder": ".encode",
 }
 __all__ = sorted(_HOME)
