@@ -1,19 +1,15 @@
 """Weights of a prompt's pieces."""
 
-import json
-import os
 import time
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from recordings import recorded_rows
 from webui_diffusers.pipelines.prompt.attention import parse_attention
 
 
-GOLDEN = Path(os.environ.get("WEBUI_GOLDENS", Path(__file__).parent / "golden"))
-RECORDED = GOLDEN / "prompt" / "attention.jsonl"
-ROWS = [json.loads(line) for line in RECORDED.open(encoding="utf-8")] if RECORDED.exists() else []
+ROWS = recorded_rows("prompt/attention.jsonl", at_least=456)
 
 # 1. Table
 

@@ -1,12 +1,12 @@
 """Fragments laid out in rows of 77."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from recordings import GOLDEN, recorded_rows
 from transformers import CLIPTokenizer
 from webui_diffusers.pipelines.prompt.chunks import (
     EmbeddingFix,
@@ -19,9 +19,7 @@ from webui_diffusers.pipelines.prompt.chunks import (
 from webui_diffusers.pipelines.prompt.clip_tokenizer import FragmentTokenizer
 
 
-GOLDEN = Path(os.environ.get("WEBUI_GOLDENS", Path(__file__).parent / "golden"))
-RECORDED = GOLDEN / "prompt" / "chunks.jsonl"
-ROWS = [json.loads(line) for line in RECORDED.open(encoding="utf-8")] if RECORDED.exists() else []
+ROWS = recorded_rows("prompt/chunks.jsonl", at_least=337)
 
 START, END, COMMA, WORD = 1, 2, 3, 9
 IDS = {"start": START, "end": END, "comma": COMMA}
@@ -153,7 +151,7 @@ def tokenize(tiny_sd: Path) -> FragmentTokenizer:
 
 @pytest.mark.goldens
 def test_recorded_prompts_have_exactly_the_recorded_rows(tokenize):
-    loaded = json.loads((RECORDED.parent / "meta.json").read_text(encoding="utf-8"))["ti_loaded_for_sd1_width_32"]
+    loaded = json.loads((GOLDEN / "prompt/meta.json").read_text(encoding="utf-8"))["ti_loaded_for_sd1_width_32"]
     index = embedding_index({name: entry["vectors"] for name, entry in loaded.items()}, tokenize)
     ids = {"start": tokenize.start, "end": tokenize.end, "comma": tokenize.comma}
     assert {name: tokenize(name) for name in loaded} == {name: entry["token_ids"] for name, entry in loaded.items()}

@@ -1,18 +1,13 @@
 """Comments in prompts."""
 
-import json
-import os
-from pathlib import Path
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from recordings import recorded_rows
 from webui_diffusers.pipelines.prompt.comments import strip_comments
 
 
-GOLDEN = Path(os.environ.get("WEBUI_GOLDENS", Path(__file__).parent / "golden"))
-RECORDED = GOLDEN / "prompt" / "comments.jsonl"
-ROWS = [json.loads(line) for line in RECORDED.open(encoding="utf-8")] if RECORDED.exists() else []
+ROWS = recorded_rows("prompt/comments.jsonl", at_least=18)
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,13 @@
 """Prompt -> conditioning against recordings of the webui, and against diffusers' own encoding of plain prompts."""
 
 import json
-import os
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from recordings import GOLDEN, recorded_rows
 from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from webui_diffusers.loaders.textual_inversion import read_embedding_folder
@@ -16,17 +16,20 @@ from webui_diffusers.pipelines.prompt.encode import PromptEncoder
 from webui_diffusers.pipelines.prompt.text_encoder import ClipEncoder, PromptSettings
 
 
-PROMPTS = Path(os.environ.get("WEBUI_GOLDENS", Path(__file__).parent / "golden")) / "prompt"
+PROMPTS = GOLDEN / "prompt"
 
 
-def rows(*names: str) -> list:
-    found = []
-    for name in names:
-        path = PROMPTS / f"{name}.jsonl"
-        if path.exists() and path.with_suffix(".safetensors").exists():
-            lines = path.read_text(encoding="utf-8").splitlines()
-            found += [pytest.param(name, json.loads(line), id=f"{name}-{json.loads(line)['id']}") for line in lines]
-    return found
+def rows(**tables: int) -> list:
+    """The rows of the tables of encodings, which have so many."""
+    return [
+        pytest.param(name, row, id=f"{name}-{row['id']}")
+        for name, count in tables.items()
+        for row in recorded_rows(f"prompt/{name}.jsonl", count)
+    ]
+
+
+# Encoders of full width, too large to be kept with the tests.
+RECIPES = rows(embeddings_recipe=66) if (PROMPTS / "embeddings_recipe.jsonl").exists() else []
 
 
 def recipe_model(name: str) -> torch.nn.Module:
@@ -91,7 +94,7 @@ def settings_of(row: dict) -> PromptSettings:
 
 
 @pytest.mark.goldens
-@pytest.mark.parametrize("name, row", rows("embeddings_tiny", "embeddings_recipe", "embeddings_sdxl_sd2", "pad_conds"))
+@pytest.mark.parametrize("name, row", rows(embeddings_tiny=22, embeddings_sdxl_sd2=19, pad_conds=3) + RECIPES)
 def test_embeddings_are_the_webuis(encoders, name: str, row: dict):
     expected = load_file(PROMPTS / f"{name}.safetensors")
     tolerance = max(5e-5, 4 * row["other_stack_max_abs_diff"])

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from webui_diffusers.loaders.data_files import package_file
 from webui_diffusers.loaders.faces.load import (
     fetch_face_file,
     load_face_detector,
@@ -196,7 +197,7 @@ def test_an_sd_checkpoint_is_no_face_restorer(tmp_path):
 
 
 def test_a_detector_is_no_restorer():
-    shipped = Path(load_face_detector.__code__.co_filename).parent / "weights" / "mtcnn.safetensors"
+    shipped = package_file("weights/mtcnn.safetensors")
     with pytest.raises(WeightFileError, match="MTCNN"):
         load_face_restorer(shipped)
 

@@ -5,14 +5,13 @@ relative, crops 1 level, masks 1e-4, outputs 2 levels and 0.25 in the mean.
 """
 
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from recordings import GOLDEN
 from safetensors.numpy import load_file
 from webui_diffusers.pipelines.images.faces.align import choose_faces, face_inliers, face_landmarks, fit_face
 from webui_diffusers.pipelines.images.faces.color import gray_of, is_gray, match_statistics
@@ -22,11 +21,9 @@ from webui_diffusers.pipelines.images.faces.steps import detection_picture
 from webui_diffusers.pipelines.images.opencv import invert_affine
 
 
-GOLDEN = Path(os.environ.get("WEBUI_GOLDENS", Path(__file__).parent / "golden")) / "faces"
-CASES = [
-    case for case in json.loads((GOLDEN / "cases.json").read_text())["cases"] if (GOLDEN / case["input"]).exists()
-]
-NUMERIC = json.loads((GOLDEN / "numeric.json").read_text())
+FACES = GOLDEN / "faces"
+CASES = [case for case in json.loads((FACES / "cases.json").read_text())["cases"] if (FACES / case["input"]).exists()]
+NUMERIC = json.loads((FACES / "numeric.json").read_text())
 
 pytestmark = pytest.mark.goldens
 
@@ -91,7 +88,7 @@ def enlarge2(picture):
 
 
 def read(name):
-    picture = Image.open(GOLDEN / name)
+    picture = Image.open(FACES / name)
     return np.array(picture) / 65535 if ".mask" in name else np.array(picture.convert("RGB"))
 
 
@@ -172,7 +169,7 @@ def difference(ours, name, stride=1):
 
 
 def present(entry):
-    return bool(entry) and "file" in entry and (GOLDEN / entry["file"]).exists()
+    return bool(entry) and "file" in entry and (FACES / entry["file"]).exists()
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case["id"] for case in CASES])
@@ -187,7 +184,7 @@ def test_a_recorded_picture_comes_out_equal(case):
     for (seen, threshold), call in zip(detector.seen, case["detector_calls"], strict=True):
         assert seen.shape[:2] == (call["height"], call["width"])
         assert ([] if threshold is None else [threshold]) == call["args"]
-    if "detector_image_stride4" in case and (GOLDEN / case["detector_image_stride4"]).exists():
+    if "detector_image_stride4" in case and (FACES / case["detector_image_stride4"]).exists():
         assert difference(detector.seen[0][0], case["detector_image_stride4"], 4).max() <= 2
     faces = result.faces if result else []
     assert len(faces) == len(case["faces"])
@@ -240,7 +237,7 @@ def test_a_recorded_choice_of_faces_is_made(row):
 
 
 def test_gray_pictures_are_told_and_treated_as_recorded():
-    tensors = load_file(GOLDEN / "gray.safetensors")
+    tensors = load_file(FACES / "gray.safetensors")
     for row in NUMERIC["gray"]:
         assert is_gray(tensors[row["image"]]) == row["is_gray"], row["image"]
     gray = gray_of(tensors["restored_bgr"][..., ::-1].astype(np.float64))
@@ -252,7 +249,7 @@ def test_gray_pictures_are_told_and_treated_as_recorded():
 def test_the_tail_of_txt2img_decodes_truncates_and_restores():
     tail = NUMERIC["txt2img_tail"]
     before, after = read(tail["before"]), read(tail["after"])
-    values = load_file(GOLDEN / "txt2img_tail.safetensors")["decoded"].astype(np.float32)
+    values = load_file(FACES / "txt2img_tail.safetensors")["decoded"].astype(np.float32)
     # Recorded as (3, h, w), but the numbers lie in memory as (h, w, 3).
     pixels = values.reshape(before.shape)
     picture = (np.clip((pixels + 1) / 2, 0, 1) * 255).astype(np.uint8)

@@ -1,7 +1,6 @@
 """Hires fix: sizes, latent upscalers, and the whole road from first-pass latents to those of the second pass."""
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 from diffusers import AutoencoderKL
 from hypothesis import given
 from hypothesis import strategies as st
+from recordings import GOLDEN
 from safetensors import safe_open
 from safetensors.torch import load_file
 from webui_diffusers.loaders.upscaler import load_upscaler
@@ -29,7 +29,6 @@ from webui_diffusers.pipelines.images.vae import (
 )
 
 
-GOLDEN = Path(os.environ.get("WEBUI_GOLDENS", Path(__file__).parent / "golden"))
 SIZES = [  # width, height, scale, size -> enlarged (w, h), cells cut (left, right, top, bottom), final (w, h)
     ((64, 64, 1.5, None), (96, 96), (0, 0, 0, 0), (96, 96)),
     ((64, 64, 1.3, (0, 0)), (83, 83), (0, 0, 0, 0), (80, 80)),

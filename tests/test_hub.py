@@ -6,7 +6,6 @@ What concerns huggingface_hub runs in processes of its own, because it reads HF_
 import json
 import os
 import re
-import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,12 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from local_hub import LocalHub
 from safetensors.torch import load, load_file, save, save_file
 from webui_diffusers.pipelines.bundle.build import PACK_ROOT, PIPELINES, bundle_module_name
 
 
 ROOT = Path(__file__).parent.parent
-LocalHub = runpy.run_path(str(ROOT / "tests" / "local_hub.py"))["LocalHub"]
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 CARDS = ROOT / "hub" / "cards"

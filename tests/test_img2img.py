@@ -1,8 +1,6 @@
 """img2img and inpainting: recorded runs of the webui drawn again, diffusers' pictures where only diffusers' arguments
 are used, and what masks, generators and inpainting UNets do."""
 
-import json
-import os
 from collections.abc import Iterator
 from copy import deepcopy
 from functools import lru_cache
@@ -24,6 +22,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from PIL import Image, ImageDraw
+from recordings import GOLDEN, recorded_runs
 from safetensors.torch import load_file
 from webui_diffusers.pipelines import WebUIImg2ImgPipeline, WebUITxt2ImgPipeline
 from webui_diffusers.pipelines.images.fit import RESIZE_MODES
@@ -32,7 +31,6 @@ from webui_diffusers.pipelines.infotext import parse_infotext
 from webui_diffusers.pipelines.options import WEBUI_OPTIONS
 
 
-GOLDEN = Path(os.environ.get("WEBUI_GOLDENS", Path(__file__).parent / "golden"))
 MODELS = {"sampling": "tiny-sd", "sampling_xl": "tiny-sdxl-e2e"}
 LOOSE = ("SDE", "adaptive", "PLMS")  # they amplify the last bits of a UNet
 UNSET = {"seed_resize_from_w": 0, "seed_resize_from_h": 0}  # what the SDXL recordings leave out
@@ -41,15 +39,12 @@ WEBUI = {"num_inference_steps": 4, "guidance_scale": 6.0, "seed": 1, "sampler": 
 
 
 def runs() -> list:
-    """Every recorded img2img run whose file is there."""
-    found = []
-    for folder in MODELS:
-        table = GOLDEN / folder / "e2e.json"
-        for run in json.loads(table.read_text())["runs"] if table.exists() else []:
-            file = GOLDEN / folder / "e2e" / f"{run['name']}.safetensors"
-            if run["kind"] == "img2img" and file.exists():
-                found.append(pytest.param(folder, run, file, id=f"{folder}-{run['name']}"))
-    return found
+    """Every recorded img2img run."""
+    return [
+        pytest.param(folder, run, GOLDEN / folder / "e2e" / f"{run['name']}.safetensors", id=f"{folder}-{run['name']}")
+        for folder, count in (("sampling", 19), ("sampling_xl", 1))
+        for run in recorded_runs(f"{folder}/e2e.json", "img2img", count)
+    ]
 
 
 def loaded(cls: type, name: str, **kwargs) -> DiffusionPipeline:

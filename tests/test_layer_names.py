@@ -1,18 +1,17 @@
 """Layer names of network files against real module trees, at full size on the meta device."""
 
 import json
-import os
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from recordings import GOLDEN
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 from webui_diffusers.loaders.lora.targets import PipeLayers, original_unet_name
 
 
-GOLDEN = Path(os.environ.get("WEBUI_GOLDENS", Path(__file__).parent / "golden")) / "lora"
+LORA = GOLDEN / "lora"
 
 SDXL_UNET = {
     "addition_embed_type": "text_time",
@@ -79,7 +78,7 @@ def test_a_module_has_its_name_of_the_original_code(path, name):
     assert original_unet_name(path, up_slot=1) == name
 
 
-KEYMAP = json.loads((GOLDEN / "keymap.json").read_text()) if (GOLDEN / "keymap.json").is_file() else {}
+KEYMAP = json.loads((LORA / "keymap.json").read_text()) if (LORA / "keymap.json").is_file() else {}
 
 
 @pytest.mark.goldens

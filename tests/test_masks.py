@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from diffusers import AutoencoderKL
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
+from recordings import GOLDEN
 from safetensors import safe_open
 from safetensors.torch import load_file
 from webui_diffusers.pipelines.images.color_match import lab_to_rgb, match_colors, rgb_to_lab
@@ -36,7 +36,6 @@ from webui_diffusers.pipelines.images.masks import (
 from webui_diffusers.pipelines.images.vae import encode_pictures, latents_to_pixels, pixels_to_vae_input
 
 
-GOLDEN = Path(os.environ.get("WEBUI_GOLDENS", Path(__file__).parent / "golden"))
 CONTENT_FILL, CONTENT_ORIGINAL, CONTENT_NOISE, CONTENT_NOTHING = range(4)
 AREAS = [  # box of the mask, picture, job, padding -> area
     ((40, 40, 80, 60), (160, 128), (64, 64), 8, (32, 22, 88, 78)),

@@ -2,9 +2,7 @@
 
 import gc
 import json
-import os
 import random
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,13 +10,13 @@ import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from recordings import GOLDEN
 from safetensors.torch import load_file, save_file
 from webui_diffusers.loaders import NetworkError
 from webui_diffusers.loaders.lora.merge import NetworkMerger, merged_networks
 from webui_diffusers.loaders.lora.read import read_network
 
 
-GOLDEN = Path(os.environ.get("WEBUI_GOLDENS", Path(__file__).parent / "golden"))
 LORA = GOLDEN / "lora"
 CASES = json.loads((LORA / "cases.json").read_text()) if (LORA / "cases.json").is_file() else {"cases": {}}
 MODELS = {"sd1": "tiny-sd", "sd2": "tiny-sd", "sdxl": "tiny-sdxl"}  # the recordings house tiny-sd as SD2, too

@@ -1,8 +1,6 @@
 """MultiLora pipelines: diffusers' own pictures, with networks by name, and one mix for every image of a batch."""
 
-import os
 from copy import deepcopy
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +13,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
 )
 from peft.tuners.tuners_utils import BaseTunerLayer
+from recordings import GOLDEN
 from safetensors.torch import save_file
 from webui_diffusers.loaders import read_network
 from webui_diffusers.pipelines.loras import AdaptedNetworks, mixed_call
@@ -22,7 +21,6 @@ from webui_diffusers.pipelines.multi_lora import MultiLoraPipeline
 from webui_diffusers.pipelines.multi_lora_xl import MultiLoraXLPipeline
 
 
-GOLDEN = Path(os.environ.get("WEBUI_GOLDENS", Path(__file__).parent / "golden"))
 LORA = GOLDEN / "lora"
 PROMPTS = ["a red circle", "a blue square", "a green star"]
 STEPS = 2

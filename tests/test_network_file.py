@@ -4,7 +4,6 @@ import json
 import os
 import pickle
 import struct
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +11,7 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from recordings import GOLDEN
 from safetensors.torch import save, save_file
 from webui_diffusers.loaders import NetworkError
 from webui_diffusers.loaders.lora.keys import layer_family, split_network_key
@@ -20,7 +20,7 @@ from webui_diffusers.loaders.lora.read import read_network
 from webui_diffusers.loaders.weight_files import WeightFileError, open_weights, read_pickle
 
 
-GOLDEN = Path(os.environ.get("WEBUI_GOLDENS", Path(__file__).parent / "golden")) / "lora"
+LORA = GOLDEN / "lora"
 TO_Q = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
 PATH = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 

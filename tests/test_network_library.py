@@ -2,13 +2,12 @@
 
 import json
 import math
-import os
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from recordings import GOLDEN
 from safetensors.torch import save_file
 from webui_diffusers.loaders import NetworkError
 from webui_diffusers.loaders.lora.block_weights import SD_BLOCKS, SDXL_BLOCKS, block_strengths
@@ -16,8 +15,8 @@ from webui_diffusers.loaders.lora.library import NetworkLibrary, NetworkMention,
 from webui_diffusers.pipelines.prompt.network_tags import split_network_tags
 
 
-GOLDEN = Path(os.environ.get("WEBUI_GOLDENS", Path(__file__).parent / "golden")) / "lora"
-TAGS = json.loads((GOLDEN / "tags.json").read_text()) if (GOLDEN / "tags.json").is_file() else {"prompts": []}
+LORA = GOLDEN / "lora"
+TAGS = json.loads((LORA / "tags.json").read_text()) if (LORA / "tags.json").is_file() else {"prompts": []}
 
 
 # tags -> networks, in order
@@ -49,9 +48,9 @@ def test_tags_ask_for_networks(prompt, wanted):
 
 @pytest.fixture(scope="module")
 def library():
-    if not (GOLDEN / "lookup_dir").is_dir():
+    if not (LORA / "lookup_dir").is_dir():
         pytest.skip("needs the recorded folder")
-    return NetworkLibrary(GOLDEN / "lookup_dir")
+    return NetworkLibrary(LORA / "lookup_dir")
 
 
 @pytest.mark.goldens
@@ -67,7 +66,7 @@ def test_a_prompts_tags_find_the_files_that_they_find_in_the_webui(library, row)
         if entry is None:
             missing.append(name.strip())
             continue
-        file = entry.path.relative_to(GOLDEN / "lookup_dir").as_posix()
+        file = entry.path.relative_to(LORA / "lookup_dir").as_posix()
         te, unet = ("nan" if math.isnan(value) else value for value in (te, unet))
         found.append({"file": file, "te": te, "unet": unet, "dyn": dyn})
         hashes.append((name, entry.short_hash))
@@ -78,7 +77,7 @@ def test_a_prompts_tags_find_the_files_that_they_find_in_the_webui(library, row)
 
 @pytest.mark.goldens
 def test_files_have_the_names_aliases_hashes_and_labels_that_the_webui_shows(library):
-    entries = {entry.path.relative_to(GOLDEN / "lookup_dir").as_posix(): entry for entry in library.entries}
+    entries = {entry.path.relative_to(LORA / "lookup_dir").as_posix(): entry for entry in library.entries}
     for file, row in TAGS["entries"].items():
         entry = entries[file]
         shown = entry.name if entry.alias.lower() in library.forbidden_aliases else entry.alias

@@ -1,13 +1,11 @@
 """Networks named in prompts."""
 
-import json
-import os
 import time
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from recordings import recorded_rows
 from webui_diffusers.loaders.lora.library import NetworkMention, network_mentions
 from webui_diffusers.pipelines.prompt.network_tags import (
     NetworkTag,
@@ -16,9 +14,7 @@ from webui_diffusers.pipelines.prompt.network_tags import (
 )
 
 
-GOLDEN = Path(os.environ.get("WEBUI_GOLDENS", Path(__file__).parent / "golden"))
-RECORDED = GOLDEN / "prompt" / "extra_networks.jsonl"
-ROWS = [json.loads(line) for line in RECORDED.open(encoding="utf-8")] if RECORDED.exists() else []
+ROWS = recorded_rows("prompt/extra_networks.jsonl", at_least=20)
 
 # 1. Table
 

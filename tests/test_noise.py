@@ -1,20 +1,18 @@
 """Noise of a batch, and Brownian paths."""
 
 import json
-import os
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recordings import GOLDEN, recorded_json
 from safetensors.torch import load_file
 from webui_diffusers.pipelines.sampling.brownian import BrownianNoise, BrownianPath
 from webui_diffusers.pipelines.sampling.noise import GeneratorNoise, SeededNoise, noise_stream, slerp_columns
 
 
-GOLDEN = Path(os.environ.get("WEBUI_GOLDENS", Path(__file__).parent / "golden"))
-RNG = json.loads((GOLDEN / "sampling/rng.json").read_text()) if (GOLDEN / "sampling/rng.json").exists() else {}
+CASES = recorded_json("sampling/rng.json", "cases", at_least=34)
 SHAPE = (4, 6, 10)
 seeds_of_a_batch = st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=3)
 
@@ -37,7 +35,7 @@ def recorded_noise(case: dict) -> SeededNoise:
 
 
 @pytest.mark.goldens
-@pytest.mark.parametrize("case", RNG.get("cases", []), ids=lambda case: case["key"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["key"])
 def test_draws_are_those_of_the_recordings(case, recorded):
     noise = recorded_noise(case)
     for draw in ("first", "next1", "next2"):
@@ -45,7 +43,7 @@ def test_draws_are_those_of_the_recordings(case, recorded):
 
 
 @pytest.mark.goldens
-@pytest.mark.parametrize("case", RNG.get("cases", []), ids=lambda case: case["key"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["key"])
 def test_global_generator_stands_where_the_webui_leaves_it(case, recorded):
     generator = recorded_noise(case).global_generator() or torch.Generator().manual_seed(777)
     assert torch.equal(torch.randn(4, generator=generator), recorded[case["key"] + ".global_after"])
@@ -54,7 +52,7 @@ def test_global_generator_stands_where_the_webui_leaves_it(case, recorded):
 @pytest.mark.goldens
 @pytest.mark.parametrize("source", ["CPU", "NV"])
 def test_brownian_increments_are_those_of_the_recordings(source, recorded):
-    setting = RNG["brownian"]
+    setting = json.loads((GOLDEN / "sampling/rng.json").read_text())["brownian"]
     for row, seeds in enumerate(setting["seeds"]):
         noise = SeededNoise((4, 8, 8), seeds, source=source.lower())
         brownian = BrownianNoise(noise, setting["sigma_min"], setting["sigma_max"])

@@ -2,8 +2,6 @@
 
 import gc
 import json
-import os
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +12,7 @@ from hypothesis import strategies as st
 from peft import LoHaConfig, LoKrConfig, LoraConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict
+from recordings import GOLDEN
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
@@ -29,7 +28,6 @@ from webui_diffusers.loaders.lora.plan import MergeStep
 from webui_diffusers.loaders.lora.read import read_network
 
 
-GOLDEN = Path(os.environ.get("WEBUI_GOLDENS", Path(__file__).parent / "golden"))
 LORA = GOLDEN / "lora"
 CASES = json.loads((LORA / "cases.json").read_text())["cases"] if (LORA / "cases.json").is_file() else {}
 MODELS = {"sd1": "tiny-sd", "sd2": "tiny-sd", "sdxl": "tiny-sdxl"}

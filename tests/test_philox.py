@@ -1,18 +1,14 @@
 """A card's normal numbers, made in software."""
 
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from recordings import GOLDEN
 from safetensors.numpy import load_file
 from webui_diffusers.pipelines.sampling.philox import PhiloxStream, philox_words
-
-
-GOLDEN = Path(os.environ.get("WEBUI_GOLDENS", Path(__file__).parent / "golden"))
 
 
 def test_known_answer_of_the_cipher():

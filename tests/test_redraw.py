@@ -1,13 +1,11 @@
 """The circle: a recorded run written as a parameters text, read back, and drawn again from that text alone."""
 
-import json
-import os
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from recordings import GOLDEN, recorded_runs
 from safetensors.torch import load_file
 from webui_diffusers.loaders import load_upscaler
 from webui_diffusers.pipelines import WebUITxt2ImgPipeline
@@ -16,8 +14,6 @@ from webui_diffusers.pipelines.infotext.fields import CALL_FIELDS
 from webui_diffusers.pipelines.infotext.from_call import call_infotexts
 from webui_diffusers.pipelines.options import WEBUI_OPTIONS
 
-
-GOLDEN = Path(os.environ.get("WEBUI_GOLDENS", Path(__file__).parent / "golden"))
 
 # Settings that the webui's texts have a field for; a picture drawn with another one cannot be had from its text.
 TOLD = {field.argument.partition(".")[2] for field in CALL_FIELDS.values()} | {"randn_source", *WEBUI_OPTIONS} - {
@@ -41,13 +37,11 @@ v_4_dpmpp_2m_zsnr
 
 def runs(few: bool) -> list:
     found = []
-    for file in ("e2e.json", "e2e_v.json"):
-        path = GOLDEN / "sampling" / file
-        for run in json.loads(path.read_text())["runs"] if path.exists() else []:
-            recorded = (path.parent / "e2e" / f"{run['name']}.safetensors").exists()
+    for table, count in (("e2e", 76), ("e2e_v", 5)):
+        for run in recorded_runs(f"sampling/{table}.json", "txt2img", count):
             told = set(run["options_changed"]) <= TOLD
             wanted = not few or run["name"] in FEW
-            if run["kind"] == "txt2img" and wanted and recorded and told and not batch_decides(run):
+            if wanted and told and not batch_decides(run):
                 found.append(pytest.param(run, id=run["name"]))
     return found
 

@@ -1,17 +1,16 @@
 """The loops over sigmas, their table, and the plan of a pass."""
 
 import json
-import os
 import sys
 from importlib import import_module
 from importlib.util import find_spec
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recordings import GOLDEN
 from webui_diffusers.pipelines.sampling import SAMPLERS, SeededNoise, make_sigmas
 from webui_diffusers.pipelines.sampling.discrete_schedule import default_alphas_cumprod
 from webui_diffusers.pipelines.sampling.ode_samplers import restart_steps
@@ -25,7 +24,6 @@ from webui_diffusers.pipelines.sampling.samplers import find_sampler, resolve_sa
 from webui_diffusers.pipelines.sampling.schedules import karras_sigmas
 
 
-GOLDEN = Path(os.environ.get("WEBUI_GOLDENS", Path(__file__).parent / "golden"))
 ALPHAS = default_alphas_cumprod()
 SHAPE = (4, 6, 5)
 OVER_SIGMAS = [label for label, row in SAMPLERS.items() if row.kind == "sigmas"]

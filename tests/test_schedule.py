@@ -1,19 +1,15 @@
 """Prompt editing and alternation."""
 
-import json
-import os
 import time
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from recordings import recorded_rows
 from webui_diffusers.pipelines.prompt.schedule import parse_schedule
 
 
-GOLDEN = Path(os.environ.get("WEBUI_GOLDENS", Path(__file__).parent / "golden"))
-RECORDED = GOLDEN / "prompt" / "schedules.jsonl"
-ROWS = [json.loads(line) for line in RECORDED.open(encoding="utf-8")] if RECORDED.exists() else []
+ROWS = recorded_rows("prompt/schedules.jsonl", at_least=1280)
 
 # 1. Table
 

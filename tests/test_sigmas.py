@@ -1,13 +1,10 @@
 """Noise tables and schedules."""
 
-import json
-import os
-from pathlib import Path
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recordings import GOLDEN, recorded_json
 from safetensors.torch import load_file
 from webui_diffusers.pipelines.sampling import SCHEDULES, make_sigmas
 from webui_diffusers.pipelines.sampling.discrete_schedule import (
@@ -19,9 +16,7 @@ from webui_diffusers.pipelines.sampling.discrete_schedule import (
 from webui_diffusers.pipelines.sampling.schedules import find_schedule
 
 
-GOLDEN = Path(os.environ.get("WEBUI_GOLDENS", Path(__file__).parent / "golden"))
-FILE = GOLDEN / "sampling/sigmas.json"
-CASES = json.loads(FILE.read_text())["cases"] if FILE.exists() else []
+CASES = recorded_json("sampling/sigmas.json", "cases", at_least=195)
 ALPHAS = default_alphas_cumprod()
 ZERO_SNR, DOWNCAST = {"sd_noise_schedule": "Zero Terminal SNR"}, {"use_downcasted_alpha_bar": True}
 

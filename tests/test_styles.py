@@ -1,18 +1,13 @@
 """Styles files: reading, merging, finding."""
 
-import json
-import os
-from pathlib import Path
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from recordings import GOLDEN, recorded_rows
 from webui_diffusers.pipelines.infotext.styles import PromptStyle, apply_styles, extract_styles, read_styles
 
 
-GOLDEN = Path(os.environ.get("WEBUI_GOLDENS", Path(__file__).parent / "golden"))
-RECORDED = GOLDEN / "prompt" / "styles.jsonl"
-ROWS = [json.loads(line) for line in RECORDED.open(encoding="utf-8")] if RECORDED.exists() else []
+ROWS = recorded_rows("prompt/styles.jsonl", at_least=72)
 
 # 1. Table
 
@@ -57,7 +52,7 @@ def test_an_empty_file_has_no_styles(tmp_path):
 @pytest.mark.goldens
 @pytest.mark.parametrize("row", ROWS, ids=range(len(ROWS)))
 def test_recorded_styles_are_merged_and_found_as_recorded(row):
-    styles = read_styles(RECORDED.parent / row.get("file", "styles.csv"))
+    styles = read_styles(GOLDEN / "prompt" / row.get("file", "styles.csv"))
     if row["op"] == "apply":
         read = apply_styles(row["prompt"], row["negative_prompt"], row["styles"], styles)
         assert read == (row["out_prompt"], row["out_negative_prompt"])

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, PngImagePlugin
+from recordings import GOLDEN
 from safetensors.torch import save_file
 from torch import Tensor
 from webui_diffusers.loaders.textual_inversion import (
@@ -24,7 +25,6 @@ from webui_diffusers.loaders.textual_inversion import (
 from webui_diffusers.loaders.weight_files import WeightFileError
 
 
-GOLDEN = Path(os.environ.get("WEBUI_GOLDENS", Path(__file__).parent / "golden"))
 VECTORS = torch.linspace(-1.0, 1.0, 3 * 8).reshape(3, 8)
 TERM = {"string_to_token": {"*": 265}, "string_to_param": {"*": VECTORS}, "name": "inner", "step": 7}
 PAIR = {"clip_l": VECTORS, "clip_g": torch.ones(2, 12)}

@@ -1,12 +1,11 @@
 """DDIM, DDIM CFG++, PLMS, UniPC."""
 
 import json
-import os
-from pathlib import Path
 
 import pytest
 import torch
 from diffusers import DDIMScheduler, UniPCMultistepScheduler
+from recordings import GOLDEN
 from webui_diffusers.pipelines.sampling import SeededNoise
 from webui_diffusers.pipelines.sampling.discrete_schedule import default_alphas_cumprod
 from webui_diffusers.pipelines.sampling.plan import plan_sampling, sample_from_latents, sample_from_noise
@@ -14,7 +13,6 @@ from webui_diffusers.pipelines.sampling.timestep_samplers import ddim_timesteps,
 from webui_diffusers.pipelines.sampling.unipc import UniPCTime, sample_unipc, unipc_weights
 
 
-GOLDEN = Path(os.environ.get("WEBUI_GOLDENS", Path(__file__).parent / "golden"))
 ALPHAS = default_alphas_cumprod()
 SHAPE = (4, 6, 5)
 

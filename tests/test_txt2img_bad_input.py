@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from recordings import GOLDEN
 from safetensors.torch import save_file
 from webui_diffusers.loaders import NetworkError
 from webui_diffusers.pipelines import WebUITxt2ImgPipeline
 
 
 CALL = {"num_inference_steps": 2, "seed": 1, "sampler": "Euler", "output_type": "np"}
-GOLDEN = Path(os.environ.get("WEBUI_GOLDENS", Path(__file__).parent / "golden"))
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,12 @@
 """txt2img drawn again from the parameters of recorded runs of the webui: noise, schedules, latents, pictures."""
 
-import json
-import os
 from functools import lru_cache
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from recordings import GOLDEN, recorded_runs
 from safetensors.torch import load_file
 from webui_diffusers.loaders import load_upscaler
 from webui_diffusers.pipelines import WebUITxt2ImgPipeline
@@ -15,8 +14,6 @@ from webui_diffusers.pipelines.images.seamless import seamless_tiling
 from webui_diffusers.pipelines.images.vae import latents_to_pixels
 from webui_diffusers.pipelines.options import WEBUI_OPTIONS
 
-
-GOLDEN = Path(os.environ.get("WEBUI_GOLDENS", Path(__file__).parent / "golden"))
 
 # Brownian trees and adaptive steps amplify the last bits of a UNet; the rest is deterministic (spec of tolerances).
 LOOSE = ("SDE", "adaptive", "PLMS")
@@ -30,14 +27,13 @@ UNSET = {"subseed": 0, "subseed_strength": 0, "seed_resize_from_w": 0, "seed_res
 }  # fmt: skip
 
 
-def runs(folder: str, *files: str) -> list:
-    found = []
-    for file in files:
-        path = GOLDEN / folder / file
-        for run in json.loads(path.read_text())["runs"] if path.exists() else []:
-            if run["kind"] == "txt2img" and (path.parent / "e2e" / f"{run['name']}.safetensors").exists():
-                found.append(pytest.param(folder, run, id=f"{folder}-{run['name']}"))
-    return found
+def runs(folder: str, **tables: int) -> list:
+    """Every txt2img run of the tables of a folder, which have so many."""
+    return [
+        pytest.param(folder, run, id=f"{folder}-{run['name']}")
+        for table, count in tables.items()
+        for run in recorded_runs(f"{folder}/{table}.json", "txt2img", count)
+    ]
 
 
 @lru_cache(maxsize=4)
@@ -91,7 +87,7 @@ def arguments(run: dict) -> dict:
 
 
 @pytest.mark.goldens
-@pytest.mark.parametrize("folder, run", runs("sampling", "e2e.json", "e2e_v.json") + runs("sampling_xl", "e2e.json"))
+@pytest.mark.parametrize("folder, run", runs("sampling", e2e=76, e2e_v=5) + runs("sampling_xl", e2e=47))
 def test_the_picture_is_the_webuis(folder: str, run: dict):
     recorded = load_file(GOLDEN / folder / "e2e" / f"{run['name']}.safetensors")
     name = "tiny-sd" if folder == "sampling" else "tiny-sdxl-e2e"

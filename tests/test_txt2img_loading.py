@@ -1,6 +1,6 @@
 """WebUITxt2ImgPipeline from single files, and with what users load into a pipeline: checkers, adapters, embeddings."""
 
-import runpy
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from ldm_layout import ldm_unet, one_file
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import (
@@ -25,9 +26,6 @@ from webui_diffusers.loaders.checkpoint.describe import CheckpointInfo
 from webui_diffusers.loaders.checkpoint.load import read_refiner
 from webui_diffusers.pipelines import WebUITxt2ImgPipeline
 
-
-_CONVERTERS = runpy.run_path(str(Path(__file__).parent / "test_single_file.py"))
-one_file, ldm_unet = _CONVERTERS["one_file"], _CONVERTERS["ldm_unet"]
 
 CALL = {"num_inference_steps": 3, "output_type": "np"}
 NAMED = {"seed": 1, "sampler": "Euler", **CALL}
@@ -92,7 +90,7 @@ def saved_tiny(monkeypatch: pytest.MonkeyPatch, pipe, folder: Path) -> None:
         files = model_config_files(info.base, prediction_type=info.prediction_type, scheduler=entries)
         pipe.save_pretrained(folder)
         written = {**files["scheduler/scheduler_config.json"]}
-        _CONVERTERS["json"].dump(written, (folder / "scheduler" / "scheduler_config.json").open("w"))
+        json.dump(written, (folder / "scheduler" / "scheduler_config.json").open("w"))
         return folder
 
     monkeypatch.setattr("webui_diffusers.loaders.checkpoint.load.single_file_config", config)

@@ -1,7 +1,6 @@
 """WebUITxt2ImgPipeline where StableDiffusionXLPipeline stood, and what the webui's story adds for SDXL."""
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +19,11 @@ from diffusers import (
     UNet2DConditionModel,
     UniPCMultistepScheduler,
 )
+from recordings import GOLDEN
 from safetensors.torch import load_file
 from webui_diffusers.pipelines import PromptEncoder, WebUITxt2ImgPipeline
 
 
-GOLDEN = Path(os.environ.get("WEBUI_GOLDENS", Path(__file__).parent / "golden"))
 SCHEDULERS = [
     PNDMScheduler,
     DDIMScheduler,
