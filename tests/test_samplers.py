@@ -69,7 +69,7 @@ def silence(sigma: torch.Tensor, sigma_next: torch.Tensor) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def k_sampling() -> ModuleType:
     """`k_diffusion.sampling` without the package's __init__, which imports far more than it needs."""
-    spec = find_spec("k_diffusion") or pytest.skip("k-diffusion is not installed")
+    spec = find_spec("k_diffusion") or pytest.skip("k-diffusion is not installed (`make test` installs it)")
     package = ModuleType("k_diffusion")
     package.__path__ = list(spec.submodule_search_locations)
     sys.modules.setdefault("k_diffusion", package)
