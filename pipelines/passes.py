@@ -254,10 +254,10 @@ def run_pass(
         if init is not None:
             steps, t_enc = img2img_steps(plan.strength, plan.steps, exact_steps)
         settled = plan_sampling(
-            plan.sampler.label,
+            plan.sampler,
             plan.schedule,
             steps,
-            models[0].table.alphas_cumprod,
+            models[0].table,
             t_enc=t_enc,
             options=options,
             is_sdxl=models[0].time_ids is not None,

@@ -12,9 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recordings import GOLDEN
 from webui_diffusers.pipelines.sampling import SAMPLERS, SeededNoise, make_sigmas
-from webui_diffusers.pipelines.sampling.discrete_schedule import default_alphas_cumprod
+from webui_diffusers.pipelines.sampling.discrete_schedule import (
+    NoiseTable,
+    default_alphas_cumprod,
+    scheduled_alphas_cumprod,
+)
 from webui_diffusers.pipelines.sampling.ode_samplers import restart_steps
 from webui_diffusers.pipelines.sampling.plan import (
+    SamplingPlan,
     img2img_steps,
     plan_sampling,
     sample_from_latents,
@@ -26,6 +31,14 @@ from webui_diffusers.pipelines.sampling.schedules import karras_sigmas
 
 ALPHAS = default_alphas_cumprod()
 SHAPE = (4, 6, 5)
+
+
+def plan_of(sampler: str, schedule: str | None, steps: int, alphas_cumprod: torch.Tensor, **given) -> SamplingPlan:
+    """`plan_sampling` by names, over a table as trained."""
+    table = NoiseTable(scheduled_alphas_cumprod(alphas_cumprod, given.get("options")))
+    return plan_sampling(*resolve_sampler(sampler, schedule), steps, table, **given)
+
+
 OVER_SIGMAS = [label for label, row in SAMPLERS.items() if row.kind == "sigmas"]
 KDIFFUSION = {
     "DPM++ 2M": "sample_dpmpp_2m",
@@ -215,7 +228,7 @@ def test_higher_orders_come_close(label):
     t_enc=st.sampled_from([None, 7]),
 )
 def test_an_image_of_a_batch_is_the_image_alone(label, seeds, t_enc):
-    plan = plan_sampling(label, None, 12, ALPHAS, t_enc=t_enc, options={"s_churn": 3.0, "eta_ddim": 0.5})
+    plan = plan_of(label, None, 12, ALPHAS, t_enc=t_enc, options={"s_churn": 3.0, "eta_ddim": 0.5})
 
     def draw(seeds: list[int]) -> torch.Tensor:
         noise = SeededNoise(SHAPE, seeds)
@@ -227,7 +240,7 @@ def test_an_image_of_a_batch_is_the_image_alone(label, seeds, t_enc):
 
 
 def test_dpm_adaptive_sees_its_batch():
-    plan = plan_sampling("DPM adaptive", None, 12, ALPHAS)
+    plan = plan_of("DPM adaptive", None, 12, ALPHAS)
     alone = sample_from_noise(plan, waves_of_images, SeededNoise(SHAPE, [1]))
     beside = sample_from_noise(plan, waves_of_images, SeededNoise(SHAPE, [1, 2]))
     assert not torch.allclose(alone[0], beside[0], atol=1e-4)
@@ -240,7 +253,7 @@ def waves_of_images(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("label", list(SAMPLERS))
 @pytest.mark.parametrize("t_enc", [None, 6])
 def test_on_step_is_called_in_order_and_may_replace_the_latents(label, t_enc):
-    plan, seen = plan_sampling(label, None, 12, ALPHAS, t_enc=t_enc), []
+    plan, seen = plan_of(label, None, 12, ALPHAS, t_enc=t_enc), []
 
     def on_step(i: int, x: torch.Tensor) -> torch.Tensor:
         seen.append(i)
@@ -260,9 +273,7 @@ def test_on_step_may_raise():
         raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        sample_from_noise(
-            plan_sampling("Euler", None, 5, ALPHAS), Gaussian(), SeededNoise(SHAPE, [3]), on_step=on_step
-        )
+        sample_from_noise(plan_of("Euler", None, 5, ALPHAS), Gaussian(), SeededNoise(SHAPE, [3]), on_step=on_step)
 
 
 @pytest.mark.parametrize(
@@ -270,10 +281,10 @@ def test_on_step_may_raise():
     [("Euler", 9, 9, 9), ("Heun", 9, 18, 17), ("Restart", 20, 40, 39), ("DDIM", 9, 9, 9), ("DPM fast", 10, 10, 10)],
 )
 def test_calls_are_counted_as_the_webui_plans_them(label, steps, planned, made):
-    plan, denoiser = plan_sampling(label, None, steps, ALPHAS), Gaussian()
+    plan, denoiser = plan_of(label, None, steps, ALPHAS), Gaussian()
     sample_from_noise(plan, denoiser, SeededNoise(SHAPE, [1]))
     assert (plan.calls, denoiser.calls) == (planned, made)
-    assert plan_sampling(label, None, steps, ALPHAS, t_enc=4).calls == 5 * planned // steps
+    assert plan_of(label, None, steps, ALPHAS, t_enc=4).calls == 5 * planned // steps
 
 
 def test_restart_goes_back_up_from_20_steps_on():
@@ -285,8 +296,8 @@ def test_restart_goes_back_up_from_20_steps_on():
 
 def test_brownian_noise_spans_the_uncut_schedule():
     """A tail that starts where a whole pass stands ends where that ends: its increments are the same."""
-    whole = plan_sampling("DPM++ SDE", None, 12, ALPHAS)
-    tail = plan_sampling("DPM++ SDE", None, 12, ALPHAS, t_enc=5)
+    whole = plan_of("DPM++ SDE", None, 12, ALPHAS)
+    tail = plan_of("DPM++ SDE", None, 12, ALPHAS, t_enc=5)
     latents = []
 
     def keep(i: int, x: torch.Tensor) -> torch.Tensor:
@@ -302,13 +313,13 @@ def test_brownian_noise_spans_the_uncut_schedule():
 
 def test_options_reach_the_loops():
     options = {"eta_ancestral": 0.4, "eta_ddim": 0.2, "s_churn": 2.0, "s_tmax": 0.0, "s_noise": 1.1, "uni_pc_order": 2}
-    assert plan_sampling("Euler a", None, 8, ALPHAS, options=options).arguments == {"eta": 0.4}
-    assert plan_sampling("Euler a", None, 8, ALPHAS, options=options, eta=0.0).arguments == {"eta": 0.0}
-    assert plan_sampling("DDIM", None, 8, ALPHAS, options=options).arguments == {"eta": 0.2}
-    assert plan_sampling("DPM++ SDE", None, 8, ALPHAS, options=options).arguments == {"eta": 0.4, "s_noise": 1.1}
+    assert plan_of("Euler a", None, 8, ALPHAS, options=options).arguments == {"eta": 0.4}
+    assert plan_of("Euler a", None, 8, ALPHAS, options=options, eta=0.0).arguments == {"eta": 0.0}
+    assert plan_of("DDIM", None, 8, ALPHAS, options=options).arguments == {"eta": 0.2}
+    assert plan_of("DPM++ SDE", None, 8, ALPHAS, options=options).arguments == {"eta": 0.4, "s_noise": 1.1}
     churn = {"s_churn": 2.0, "s_tmin": 0.0, "s_tmax": float("inf"), "s_noise": 1.1}
-    assert plan_sampling("Heun", None, 8, ALPHAS, options=options).arguments == churn
-    assert plan_sampling("UniPC", None, 8, ALPHAS, options=options).arguments["order"] == 2
+    assert plan_of("Heun", None, 8, ALPHAS, options=options).arguments == churn
+    assert plan_of("UniPC", None, 8, ALPHAS, options=options).arguments["order"] == 2
 
 
 @pytest.mark.parametrize(
@@ -316,13 +327,13 @@ def test_options_reach_the_loops():
 )
 def test_the_first_latent_is_the_noise_at_the_first_sigma(options, scale):
     first, seen = SeededNoise(SHAPE, [1]).next(), []
-    plan = plan_sampling("Euler", None, 3, ALPHAS, options=options)
+    plan = plan_of("Euler", None, 3, ALPHAS, options=options)
     sample_from_noise(plan, lambda x, sigma: seen.append(x) or x, SeededNoise(SHAPE, [1]))
     torch.testing.assert_close(seen[0], first * scale)
 
 
 def test_latents_of_the_caller_take_the_place_of_the_first_noise():
-    plan, mine = plan_sampling("Euler a", None, 4, ALPHAS), SeededNoise(SHAPE, [8]).next()
+    plan, mine = plan_of("Euler a", None, 4, ALPHAS), SeededNoise(SHAPE, [8]).next()
     found = sample_from_noise(plan, Gaussian(), SeededNoise(SHAPE, [1]), latents=mine)
     again = sample_from_noise(plan, Gaussian(), SeededNoise(SHAPE, [1]))
     assert not torch.allclose(found, again)
@@ -333,7 +344,7 @@ def test_latents_of_the_caller_take_the_place_of_the_first_noise():
 @pytest.mark.parametrize("label", ["Euler", "DDIM"])
 def test_extra_noise_and_noise_multiplier(label):
     noise, init, seen = SeededNoise(SHAPE, [1]).next(), torch.full((1, *SHAPE), 0.7), []
-    plan = plan_sampling(label, None, 10, ALPHAS, t_enc=5, options={"img2img_extra_noise": 0.1})
+    plan = plan_of(label, None, 10, ALPHAS, t_enc=5, options={"img2img_extra_noise": 0.1})
     if label == "Euler":
         expected = init + 0.9 * noise * (plan.run[0] + 0.1)
         sample_from_latents(
@@ -355,8 +366,8 @@ def test_extra_noise_and_noise_multiplier(label):
         (lambda: resolve_sampler("DPM++ 2N Karras"), "'DPM\\+\\+ 2M'"),
         (lambda: resolve_sampler("Euler", "Exponentail"), "'Exponential'"),
         (lambda: resolve_sampler("Karras"), "sampler 'Karras' is unknown"),
-        (lambda: plan_sampling("Euler", None, 0, ALPHAS), "at least one"),
-        (lambda: plan_sampling("DDIM", None, 1001, ALPHAS), "1 to 1000 steps"),
+        (lambda: plan_of("Euler", None, 0, ALPHAS), "at least one"),
+        (lambda: plan_of("DDIM", None, 1001, ALPHAS), "1 to 1000 steps"),
         (lambda: img2img_steps(1.5, 20), "between 0"),
     ],
 )
@@ -366,6 +377,6 @@ def test_what_cannot_be_sampled_is_refused(call, message):
 
 
 def test_dpm_fast_needs_a_range():
-    plan = plan_sampling("DPM fast", None, 10, ALPHAS, t_enc=0)
+    plan = plan_of("DPM fast", None, 10, ALPHAS, t_enc=0)
     with pytest.raises(ValueError, match="raise `strength`"):
         sample_from_latents(plan, Gaussian(), torch.zeros(1, *SHAPE), SeededNoise(SHAPE, [1]))

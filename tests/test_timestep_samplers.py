@@ -7,14 +7,25 @@ import torch
 from diffusers import DDIMScheduler, UniPCMultistepScheduler
 from recordings import GOLDEN
 from webui_diffusers.pipelines.sampling import SeededNoise
-from webui_diffusers.pipelines.sampling.discrete_schedule import default_alphas_cumprod
-from webui_diffusers.pipelines.sampling.plan import plan_sampling, sample_from_latents, sample_from_noise
+from webui_diffusers.pipelines.sampling.discrete_schedule import (
+    NoiseTable,
+    default_alphas_cumprod,
+    scheduled_alphas_cumprod,
+)
+from webui_diffusers.pipelines.sampling.plan import SamplingPlan, plan_sampling, sample_from_latents, sample_from_noise
+from webui_diffusers.pipelines.sampling.samplers import resolve_sampler
 from webui_diffusers.pipelines.sampling.timestep_samplers import ddim_timesteps, sample_ddim, sample_plms
 from webui_diffusers.pipelines.sampling.unipc import UniPCTime, sample_unipc, unipc_weights
 
 
 ALPHAS = default_alphas_cumprod()
 SHAPE = (4, 6, 5)
+
+
+def plan_of(sampler: str, schedule: str | None, steps: int, alphas_cumprod: torch.Tensor, **given) -> SamplingPlan:
+    """`plan_sampling` by names, over a table as trained."""
+    table = NoiseTable(scheduled_alphas_cumprod(alphas_cumprod, given.get("options")))
+    return plan_sampling(*resolve_sampler(sampler, schedule), steps, table, **given)
 
 
 class Narrow:
@@ -114,13 +125,13 @@ def test_n_timesteps_make_one_call_less_but_not_in_unipc():
         ("UniPC", [999.0, 749.25, 499.5, 249.75]),
     ]:
         denoiser = Narrow()
-        sample_from_noise(plan_sampling(label, "Karras", 4, ALPHAS), denoiser, SeededNoise(SHAPE, [1]))
+        sample_from_noise(plan_of(label, "Karras", 4, ALPHAS), denoiser, SeededNoise(SHAPE, [1]))
         assert denoiser.timesteps == pytest.approx(seen)
 
 
 def test_img2img_starts_one_timestep_below_its_noise():
     for label, seen in [("DDIM", [501, 401, 301, 201, 101]), ("UniPC", [501, 417.5, 334, 250.5, 167, 83.5])]:
-        denoiser, plan = Narrow(), plan_sampling(label, None, 10, ALPHAS, t_enc=6)
+        denoiser, plan = Narrow(), plan_of(label, None, 10, ALPHAS, t_enc=6)
         assert plan.levels[plan.t_enc] == 601
         sample_from_latents(plan, denoiser, torch.zeros(1, *SHAPE), SeededNoise(SHAPE, [1]))
         assert denoiser.timesteps == pytest.approx(seen, abs=1e-2)
@@ -137,7 +148,7 @@ def test_cfgpp_goes_back_along_the_negative_prompt():
 
 def test_ddim_takes_a_draw_in_every_step():
     noise = SeededNoise(SHAPE, [1])
-    sample_from_noise(plan_sampling("DDIM", None, 4, ALPHAS), Narrow(), noise)
+    sample_from_noise(plan_of("DDIM", None, 4, ALPHAS), Narrow(), noise)
     other = SeededNoise(SHAPE, [1])
     [other.next() for _ in range(4)]
     assert torch.equal(noise.next(), other.next())
@@ -152,6 +163,6 @@ def test_ddim_takes_a_draw_in_every_step():
     ],
 )
 def test_what_unipc_does_not_know_is_refused(options, message):
-    plan = plan_sampling("UniPC", None, 5, ALPHAS, options=options)
+    plan = plan_of("UniPC", None, 5, ALPHAS, options=options)
     with pytest.raises(ValueError, match=message):
         sample_from_noise(plan, Narrow(), SeededNoise(SHAPE, [1]))

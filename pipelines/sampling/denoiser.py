@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..conditioning import Conditioning, TimedCond, cond_at_call
-from .discrete_schedule import LcmTable, NoiseTable
+from .discrete_schedule import NoiseTable
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,8 @@ class SideRows(NamedTuple):
 class GuidedDenoiser:
     """D(x, sigma) for a batch of images, each with the conditioning of the moment.
 
+    sigma and t may be on another device than x: the loops keep theirs on the CPU.
+
     models: the base model, then the refiner where there is one. total_calls: the denoiser calls the pass plans, for
     the options that count by them. guidance_divisor: DDIM CFG++ divides the scale. `calls` counts what was run;
     `timestep` is the last one.
@@ -93,7 +95,7 @@ class GuidedDenoiser:
         self.calls = 0
         self.timestep: Tensor | None = None
         self._dtype = models[0].unet.dtype  # looked up once: diffusers walks the whole module tree for it
-        self._lcm = LcmTable(models[0].table.alphas_cumprod) if lcm else None
+        self._lcm = models[0].table.lcm if lcm else None
         self._sides: tuple[tuple[int, ...], SideRows, SideRows] | None = None
 
     @property
@@ -104,6 +106,7 @@ class GuidedDenoiser:
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """The guided estimate of x0. x: (b, c, h, w) = x0 + sigma * noise, float32; sigma: no dimensions."""
         self._maybe_refine(lambda: self._nearest(sigma))
+        sigma = sigma.to(x.device)
         t = self._sigma_to_t(sigma)
         c_in = 1 / (sigma**2 + 1) ** 0.5
         x0, _ = self._guided(x * c_in, t, sigma, lambda out, rows: self._x0(out, x[rows], sigma, t))
@@ -112,6 +115,7 @@ class GuidedDenoiser:
     def eps(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """The guided noise, and the negative side's. x: (b, c, h, w) = sqrt(ac) x0 + sqrt(1 - ac) noise; t: 0..999."""
         self._maybe_refine(lambda: int(t))
+        t = t.to(x.device)
         if self.mask is not None:  # the webui: for the model's eyes only, and with the clean latent
             x = x * self.mask.change + self.mask.init * self.mask.keep
         return self._guided(x, t, t, lambda out, rows: self._eps(out, x[rows], t))
@@ -184,7 +188,13 @@ class GuidedDenoiser:
         """Run both sides at timestep t; -> guided, negative. read: (output rows, their images) -> x0, eps or as is."""
         positive, negative = self._rows()
         skipped = not self.guidance.two_sided or self._skips_negative(level)
-        out_positive, out_negative = self._run_sides(x_in, t, positive, None if skipped else negative)
+        if skipped:
+            out_positive, out_negative = self._run(x_in, t, [(positive, 0)]), None
+        elif positive.embeds.shape[1] != negative.embeds.shape[1]:
+            out_positive, out_negative = self._run(x_in, t, [(positive, 0)]), self._run(x_in, t, [(negative, 1)])
+        else:
+            both = self._run(x_in, t, [(positive, 0), (negative, 1)])
+            out_positive, out_negative = both[: len(positive.images)], both[len(positive.images) :]
         scale = 1.0 if skipped else self.guidance.guidance_scale
         scales = [weight * scale for weight in positive.weights]
         c = read(out_positive, positive.images)
@@ -235,16 +245,6 @@ class GuidedDenoiser:
             length = max(length, negative.embeds.shape[1])
             return _append_empty(positive, empty, length), _append_empty(negative, empty, length)
         return positive, negative
-
-    def _run_sides(
-        self, x_in: Tensor, t: Tensor, positive: SideRows, negative: SideRows | None
-    ) -> tuple[Tensor, Tensor | None]:
-        if negative is None:
-            return self._run(x_in, t, [(positive, 0)]), None
-        if positive.embeds.shape[1] != negative.embeds.shape[1]:
-            return self._run(x_in, t, [(positive, 0)]), self._run(x_in, t, [(negative, 1)])
-        both = self._run(x_in, t, [(positive, 0), (negative, 1)])
-        return both[: len(positive.images)], both[len(positive.images) :]
 
     def _run(self, x_in: Tensor, t: Tensor, sides: list[tuple[SideRows, int]]) -> Tensor:
         """One UNet run of these sides' rows (side 0 is the positive one), in the UNet's dtype; -> float32."""

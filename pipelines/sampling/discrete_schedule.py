@@ -1,6 +1,7 @@
 """The model's noise levels: alphas_cumprod, and the maps between sigma and timestep."""
 
 from collections.abc import Mapping
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -72,9 +73,10 @@ class NoiseTable:
         self.sigmas = sigmas.float()
         self.log_sigmas = sigmas.log().float()
 
-    def to(self, device: torch.device | str) -> "NoiseTable":
-        """The same table on `device`."""
-        return type(self)(self.alphas_cumprod.to(device))
+    @cached_property
+    def lcm(self) -> "LcmTable":
+        """The part of it that latent consistency models know."""
+        return LcmTable(self.alphas_cumprod)
 
     @property
     def sigma_min(self) -> float:

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from ..options import sampling_options
 from .brownian import BrownianNoise
-from .discrete_schedule import NoiseTable, scheduled_alphas_cumprod
+from .discrete_schedule import NoiseTable
 from .loops import NoiseFn, StepFn, keep_latents
 from .noise import GeneratorNoise, SeededNoise
-from .samplers import Sampler, resolve_sampler
-from .sigmas import make_sigmas
+from .samplers import Sampler
+from .sigmas import pass_sigmas
 from .timestep_samplers import ddim_timesteps
 
 
@@ -58,12 +58,19 @@ class SamplingPlan:
             return self.table.sigma_min, self.table.sigma_max, self.steps
         return self.run[-2].item(), self.run[0].item(), len(self.run) - 1
 
+    @property
+    def places(self) -> tuple[Any, ...]:
+        """What a loop of the sampler's kind gets of the schedule, behind `x`."""
+        if self.sampler.kind == "timesteps":
+            return self.run, self.table.alphas_cumprod.float()
+        return self.range if self.sampler.kind == "range" else (self.run,)
+
 
 def plan_sampling(
-    sampler: str,
-    schedule: str | None,
+    sampler: Sampler,
+    schedule: str,
     steps: int,
-    alphas_cumprod: Tensor,
+    table: NoiseTable,
     *,
     t_enc: int | None = None,
     options: Mapping[str, Any] | None = None,
@@ -72,42 +79,41 @@ def plan_sampling(
 ) -> SamplingPlan:
     """Settle a pass of `steps` steps, of which one from a latent runs the last t_enc + 1 (`img2img_steps` has both).
 
-    sampler, schedule: as in `resolve_sampler`. alphas_cumprod: (n,) as trained. options: the webui's names.
-    eta: of this call; None is the option's. Raises ValueError for unknown names and numbers of steps out of range.
+    sampler, schedule: as `resolve_sampler` gives them. table: of the model, options applied. options: the webui's
+    names. eta: of this call; None is the option's. Raises ValueError for numbers of steps out of range.
     """
     chosen = sampling_options(options)
-    row, label = resolve_sampler(sampler, schedule)
     if steps < 1:
         raise ValueError(f"`steps` is {steps}: at least one is needed (a strength of 0 with exact steps leaves none).")
-    alphas = scheduled_alphas_cumprod(alphas_cumprod.cpu(), options)
-    if row.kind == "timesteps":
-        levels = ddim_timesteps(steps + bool(chosen["always_discard_next_to_last_sigma"]), len(alphas))
+    trained = len(table.alphas_cumprod)
+    if sampler.kind == "timesteps":
+        levels = ddim_timesteps(steps + bool(chosen["always_discard_next_to_last_sigma"]), trained)
         run = levels if t_enc is None else levels[:t_enc]
     else:
-        levels = make_sigmas(label, steps, alphas, sampler=row.label, options=options, is_sdxl=is_sdxl)
+        levels = pass_sigmas(sampler, schedule, steps, table, chosen, is_sdxl=is_sdxl)
         run = levels if t_enc is None else levels[steps - t_enc - 1 :]
     known = {
-        "eta": chosen[row.eta_option] if eta is None else eta,
+        "eta": chosen[sampler.eta_option] if eta is None else eta,
         "s_churn": chosen["s_churn"],
         "s_tmin": chosen["s_tmin"],
         "s_tmax": chosen["s_tmax"] or float("inf"),
         "s_noise": chosen["s_noise"],
         # In img2img UniPC starts a thousandth above the last timestep that is run.
-        "t_start": 1.0 if t_enc is None or not len(run) else run[-1].item() / len(alphas) + 1 / len(alphas),
+        "t_start": 1.0 if t_enc is None or not len(run) else run[-1].item() / trained + 1 / trained,
         "variant": chosen["uni_pc_variant"],
         "skip_type": chosen["uni_pc_skip_type"],
         "order": chosen["uni_pc_order"],
         "lower_order_final": chosen["uni_pc_lower_order_final"],
     }
     return SamplingPlan(
-        sampler=row,
-        schedule=label,
+        sampler=sampler,
+        schedule=schedule,
         steps=steps,
-        table=NoiseTable(alphas),
+        table=table,
         levels=levels,
         run=run,
         t_enc=t_enc,
-        arguments={name: known[name] for name in row.takes},
+        arguments={name: known[name] for name in sampler.takes},
         sgm_noise=bool(chosen["sgm_noise_multiplier"]),
         extra_noise=float(chosen["img2img_extra_noise"]),
     )
@@ -143,7 +149,8 @@ def sample_from_noise(
     x = first if latents is None else latents.to(first)
     if plan.sampler.kind != "timesteps":
         x = x * ((1.0 + plan.levels[0] ** 2) ** 0.5 if plan.sgm_noise else plan.levels[0])
-    return _run_loop(plan, denoiser, x, noise, on_step)
+    step_noise = _step_noise(plan, noise)
+    return plan.sampler.function(denoiser, x, *plan.places, noise=step_noise, on_step=on_step, **plan.arguments)
 
 
 @torch.no_grad()
@@ -172,32 +179,8 @@ def sample_from_latents(
         extra = plan.extra_noise
     if plan.extra_noise > 0:
         x = x + eps * extra
-    return _run_loop(plan, denoiser, x, noise, on_step)
-
-
-class DenoiserAtDevice:
-    """A denoiser whose sigmas and timesteps, made on the CPU, are brought to the latents."""
-
-    def __init__(self, denoiser: Any):
-        self.denoiser = denoiser
-
-    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        return self.denoiser(x, sigma.to(x.device))
-
-    def eps(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(guided, negative), as the denoiser's own."""
-        return self.denoiser.eps(x, t.to(x.device))
-
-
-def _run_loop(
-    plan: SamplingPlan, denoiser: Any, x: Tensor, noise: SeededNoise | GeneratorNoise, on_step: StepFn
-) -> Tensor:
-    denoiser, step_noise = DenoiserAtDevice(denoiser), _step_noise(plan, noise)
-    if plan.sampler.kind == "timesteps":
-        places = (plan.run, plan.table.alphas_cumprod.float())
-    else:
-        places = plan.range if plan.sampler.kind == "range" else (plan.run,)
-    return plan.sampler.function(denoiser, x, *places, noise=step_noise, on_step=on_step, **plan.arguments)
+    step_noise = _step_noise(plan, noise)
+    return plan.sampler.function(denoiser, x, *plan.places, noise=step_noise, on_step=on_step, **plan.arguments)
 
 
 def _step_noise(plan: SamplingPlan, noise: SeededNoise | GeneratorNoise) -> NoiseFn:

@@ -1,13 +1,14 @@
 """make_sigmas: the noise levels of one pass, from names and options."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..options import sampling_options
-from .discrete_schedule import LcmTable, NoiseTable, scheduled_alphas_cumprod
-from .samplers import find_sampler
+from .discrete_schedule import NoiseTable, scheduled_alphas_cumprod
+from .samplers import Sampler, find_sampler
 from .schedules import AUTOMATIC_SCHEDULE, SCHEDULES, ScheduleInputs, end_at_zero, find_schedule
 
 
@@ -35,19 +36,32 @@ def make_sigmas(
     """
     if steps < 1:
         raise ValueError(f"`steps` must be at least 1; got {steps}.")
-    chosen, alphas = sampling_options(options), scheduled_alphas_cumprod(alphas_cumprod.cpu(), options)
+    table = NoiseTable(scheduled_alphas_cumprod(alphas_cumprod.cpu(), options))
     row = find_sampler(sampler) if sampler is not None else None
-    kind = LcmTable if row is not None and row.lcm else NoiseTable
-    discards = (row is not None and row.discards) or chosen["always_discard_next_to_last_sigma"]
-    steps += 1 if discards else 0
-    label = find_schedule(schedule)
-    if label == AUTOMATIC_SCHEDULE:
-        label = row.schedule if row is not None else None
-    sigmas = _scheduled(label, steps, kind(alphas), chosen, is_sdxl)
+    return pass_sigmas(row, find_schedule(schedule), steps, table, sampling_options(options), is_sdxl=is_sdxl)
+
+
+def pass_sigmas(
+    sampler: Sampler | None,
+    schedule: str,
+    steps: int,
+    table: NoiseTable,
+    options: Mapping[str, Any],
+    *,
+    is_sdxl: bool = False,
+) -> Tensor:
+    """The same for a row of SAMPLERS and a label, as `resolve_sampler` gives them. options: all of them."""
+    discards = (sampler is not None and sampler.discards) or options["always_discard_next_to_last_sigma"]
+    if schedule == AUTOMATIC_SCHEDULE:
+        label = None if sampler is None else sampler.schedule
+    else:
+        label = schedule
+    levels = table.lcm if sampler is not None and sampler.lcm else table
+    sigmas = _scheduled(label, steps + bool(discards), levels, options, is_sdxl)
     return torch.cat([sigmas[:-2], sigmas[-1:]]) if discards else sigmas
 
 
-def _scheduled(label: str | None, steps: int, table: NoiseTable, options: dict, is_sdxl: bool) -> Tensor:
+def _scheduled(label: str | None, steps: int, table: NoiseTable, options: Mapping[str, Any], is_sdxl: bool) -> Tensor:
     if label is None:
         return end_at_zero(table.uniform_sigmas(steps))
     low, high = OLD_KARRAS_RANGE if options["use_old_karras_scheduler_sigmas"] else (table.sigma_min, table.sigma_max)
