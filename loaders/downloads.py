@@ -9,6 +9,7 @@ from huggingface_hub import cached_assets_path, constants
 from torch.hub import download_url_to_file
 
 from .hashes import file_sha256
+from .utils import atomic_write
 from .weight_files import WeightFileError
 
 
@@ -55,21 +56,18 @@ def published_cache_folder() -> Path:
 
 
 def _download_published(file: PublishedFile, what: str, kept: Path, progress: bool) -> Path:
-    partial = kept.with_name(kept.name + ".part")
     try:
-        download_url_to_file(file.url, str(partial), progress=progress)
-        size, found = partial.stat().st_size, file_sha256(partial, cached=False)
-        if size != file.size or found != file.sha256:
-            raise WeightFileError(
-                f"{what}: what {file.url} gave has {size} bytes and SHA-256 {found}, not the published {file.size} "
-                f"bytes and {file.sha256}. It was cut short or replaced, and was not kept. Try again, or get the file "
-                f"elsewhere and put it at `{kept}`."
-            )
-        partial.replace(kept)
+        with atomic_write(kept) as partial:
+            download_url_to_file(file.url, str(partial), progress=progress)
+            size, found = partial.stat().st_size, file_sha256(partial, cached=False)
+            if size != file.size or found != file.sha256:
+                raise WeightFileError(
+                    f"{what}: what {file.url} gave has {size} bytes and SHA-256 {found}, not the published "
+                    f"{file.size} bytes and {file.sha256}. It was cut short or replaced, and was not kept. Try again, "
+                    f"or get the file elsewhere and put it at `{kept}`."
+                )
     except (URLError, TimeoutError, ConnectionError) as error:
         raise WeightFileError(_published_missing(file, what, kept, f"and downloading it failed: {error}")) from error
-    finally:
-        partial.unlink(missing_ok=True)
     return kept
 
 

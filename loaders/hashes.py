@@ -13,12 +13,10 @@ change. AutoV1 and AutoV3 after kohya-ss/sd-scripts, library/train_util.py (`add
 import contextlib
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from .utils import cache_folder
+from .utils import atomic_write, cache_folder
 from .weight_files import WeightFileError
 
 
@@ -111,11 +109,5 @@ def _kept_hash(stamp: dict[str, str | int]) -> str | None:
 
 
 def _keep_hash(stamp: dict[str, str | int], sha256: str) -> None:
-    """Written aside and moved into place, so that another process never reads half an entry."""
-    entry = _hash_entry(stamp)
-    with contextlib.suppress(OSError):
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=entry.parent, suffix=".part")
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            json.dump({**stamp, "sha256": sha256}, stream)
-        Path(name).replace(entry)
+    with contextlib.suppress(OSError), atomic_write(_hash_entry(stamp)) as aside:
+        aside.write_text(json.dumps({**stamp, "sha256": sha256}), encoding="utf-8")

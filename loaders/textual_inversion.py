@@ -26,9 +26,10 @@ from PIL import Image
 from torch import Tensor
 
 from .hashes import file_sha256
-from .weight_files import WeightFileError, open_weights, read_pickle
+from .weight_files import WeightFileError, open_weights, read_pickle, weight_file_kind
 
 
+_EMBEDDING_WEIGHTS = (".pt", ".bin", ".safetensors")
 _EMBEDDING_PICTURES = (".png", ".webp", ".jxl", ".avif")
 _EMBEDDING_JSON_LIMIT = 1 << 27  # bytes; 75 vectors of 2048 numbers take 4 MB
 
@@ -146,7 +147,7 @@ def _embedding_files(folder: Path) -> list[Path]:
         seen.add(os.path.realpath(root))
         folders[:] = sorted(name for name in folders if os.path.realpath(os.path.join(root, name)) not in seen)
         files += [Path(root, name) for name in sorted(names)]
-    kinds = (".pt", ".bin", ".safetensors", *_EMBEDDING_PICTURES)
+    kinds = (*_EMBEDDING_WEIGHTS, *_EMBEDDING_PICTURES)
     return [file for file in files if file.suffix.lower() in kinds]
 
 
@@ -160,10 +161,10 @@ def _embedding_in(path: Path) -> TextualInversion | None:
         content = _embedding_in_picture(path)
         if content is None:
             return None
-    elif kind == ".safetensors":
+    elif kind in _EMBEDDING_WEIGHTS and weight_file_kind(path) == "safetensors":
         with open_weights(path) as file:
             content = {key: file.tensor(key) for key in file.keys()}
-    elif kind in (".pt", ".bin"):
+    elif kind in _EMBEDDING_WEIGHTS:
         content = read_pickle(path)
     else:
         raise EmbeddingError(
@@ -201,7 +202,7 @@ def _embedding_layout(path: Path, content: object) -> _EmbeddingContent:
     """Find the tensors, in the order in which the webui looks for them."""
     if not isinstance(content, Mapping) or not content:
         raise EmbeddingError(f"`{path.name}` holds no table of tensors, so no embedding. Check what it was made for.")
-    if "string_to_param" in content and path.suffix.lower() != ".safetensors":
+    if "string_to_param" in content and not isinstance(content["string_to_param"], Tensor):
         terms = content["string_to_param"]
         terms = dict(terms.items()) if hasattr(terms, "items") else {}
         return _EmbeddingContent(_only_embedding(path, terms), content)

@@ -210,7 +210,7 @@ def _upscaler_path(source: str | Path, weight_name: str | None, hub: Mapping[str
         return path / weight_name
     if (path / "config.json").is_file() and (path / UPSCALER_WEIGHTS_NAME).is_file():
         return path
-    files = sorted(file for file in path.iterdir() if file.suffix in _UPSCALER_SUFFIXES)
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in _UPSCALER_SUFFIXES)
     if len(files) != 1:
         listed = ", ".join(f"`{file.name}`" for file in files) or "none"
         raise WeightFileError(

@@ -1,10 +1,12 @@
-"""What every folder may use: the pack's logger, optional packages, near names, and the folder for what can be made
-again. Torch-free."""
+"""What every folder may use: the pack's logger, optional packages, near names, files written whole, and the folder for
+what can be made again. Torch-free."""
 
 import logging
 import os
+import secrets
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
@@ -35,11 +37,55 @@ def unknown_choice(kind: str, name: object, known: Iterable[str]) -> str:
     >>> unknown_choice("sampler", "Eulr", ["Euler", "Heun"])
     "sampler 'Eulr' is unknown. Did you mean 'Euler'?"
     """
-    by_lower = {choice.lower(): choice for choice in known}
-    near = get_close_matches(str(name).lower(), by_lower, n=4, cutoff=0.5)
+    choices = list(known)
+    near = near_names(name, choices)
     if near:
-        return f"{kind} {name!r} is unknown. Did you mean {', '.join(repr(by_lower[match]) for match in near)}?"
-    return f"{kind} {name!r} is unknown. Known: {', '.join(map(repr, by_lower.values()))}."
+        return f"{kind} {name!r} is unknown. Did you mean {', '.join(map(repr, near))}?"
+    return f"{kind} {name!r} is unknown. Known: {', '.join(map(repr, choices))}."
+
+
+def near_names(name: object, known: Iterable[str], count: int = 4) -> list[str]:
+    """Those of `known` that `name` may be a slip of, the nearest first; upper and lower case are one.
+
+    >>> near_names("dpm++ 2s", ["DPM++ 2S a", "DPM++ 2M", "Euler"], count=1)
+    ['DPM++ 2S a']
+    """
+    by_lower = {choice.lower(): choice for choice in known}
+    return [by_lower[match] for match in get_close_matches(str(name).lower(), by_lower, n=count, cutoff=0.5)]
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """A file to write to that takes the place of `path` when the block ends, and is gone if it fails.
+
+    What was written is on the disk before the name appears, so that neither a kill nor a power cut leaves half a file.
+
+    >>> with atomic_write(Path("notes.json")) as aside:
+    ...     aside.write_text("{}", encoding="utf-8")
+    """
+    with aside_file(path) as aside:
+        yield aside
+        flush_to_disk(aside)
+        aside.replace(path)
+
+
+@contextmanager
+def aside_file(path: Path) -> Iterator[Path]:
+    """An empty file beside `path` to write to, made with its folder; what is still there when the block ends is
+    deleted."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name[:40]}-{secrets.token_hex(4)}.part")
+    aside.touch(exist_ok=False)
+    try:
+        yield aside
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def flush_to_disk(path: Path) -> None:
+    """Wait until the system has written a file's content."""
+    with path.open("rb+") as stream:
+        os.fsync(stream.fileno())
 
 
 def cache_folder() -> Path:

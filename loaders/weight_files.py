@@ -23,6 +23,7 @@ from torch import Tensor
 
 _TENSOR_NAMES = ("torch.", "collections.", "numpy.", "_codecs.")
 _PICKLE_MAGIC = (b"PK\x03\x04", b"\x80")  # a zip archive of torch >= 1.6, or a bare pickle
+_HEADER_LIMIT = 100_000_000  # bytes of a .safetensors header, as in the safetensors library
 
 
 class WeightFileError(ValueError):
@@ -107,24 +108,34 @@ def weight_file_kind(path: str | Path) -> str:
         head = stream.read(64)
     if size == 0:
         raise WeightFileError(f"`{path}` is empty: the download stopped before it began. Fetch it again.")
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _HEADER_LIMIT:
+        return "safetensors"  # whatever the first byte: it is the low byte of a length
     if head.startswith(_PICKLE_MAGIC):
         return "pickle"
-    named = path.suffix == ".safetensors" and not _is_text(head)
+    named = path.suffix.lower() == ".safetensors" and not _is_text(head)
     if (head[8:9] == b"{" or named) and not head.startswith(b"GGUF"):
-        return "safetensors"
+        return "safetensors"  # a damaged one; opening it says how
     raise WeightFileError(f"`{path}` is not a weight file: {_what_it_is(head)}")
 
 
-def read_pickle(path: str | Path) -> object:
+def read_pickle(path: str | Path, *, mmap: bool = False) -> object:
     """The object in a pickle (.pt, .ckpt, .bin, .pth): tensors, numbers, strings and containers of them.
 
-    Read with `weights_only=True`; raises WeightFileError where that would not do.
+    Read with `weights_only=True`; raises WeightFileError where that would not do. mmap: leave tensors on the disk
+    until they are used, where the file is a zip archive.
     """
     path = _existing_file(path)
-    weight_file_kind(path)
+    if weight_file_kind(path) != "pickle":
+        raise WeightFileError(
+            f"`{path}` is a .safetensors file, whatever its name, and a pickle was expected. "
+            "Open it with `open_weights`."
+        )
+    # torch takes a path that ends in .safetensors for such a file, and maps only what it opens by its path.
+    mapped = mmap and zipfile.is_zipfile(path) and path.suffix != ".safetensors"
     try:
-        with unpicklable_classes([torch.nn.ParameterDict]):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as stream, unpicklable_classes([torch.nn.ParameterDict]):
+            source = str(path) if mapped else stream
+            return torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # the reader meets arbitrary bytes, and fails on them in as many ways
         reason = _pickle_beyond_tensors(path, error)
         if reason is not None:

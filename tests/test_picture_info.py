@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
+from webui_diffusers.loaders.utils import atomic_write
 from webui_diffusers.pipelines.infotext import call_arguments, call_report, parse_infotext
 from webui_diffusers.pipelines.infotext.filenames import picture_name
 from webui_diffusers.pipelines.infotext.files import (
@@ -19,7 +20,6 @@ from webui_diffusers.pipelines.infotext.files import (
     read_infotext,
     save_picture,
     save_pictures,
-    whole_file,
 )
 from webui_diffusers.pipelines.infotext.from_call import call_infotexts, model_facts, network_tags_text
 
@@ -294,7 +294,7 @@ def test_numbers_go_on_and_taken_names_get_a_number(tmp_path: Path):
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path):
     path = save_picture(picture(), tmp_path / "x.png", "before")
-    with pytest.raises(KeyboardInterrupt), whole_file(path) as aside:
+    with pytest.raises(KeyboardInterrupt), atomic_write(path) as aside:
         aside.write_bytes(b"half")
         raise KeyboardInterrupt
     assert read_infotext(path) == "before" and os.listdir(tmp_path) == ["x.png"]

@@ -12,7 +12,6 @@ metadata (`modelspec.*`), a .yaml beside the file (`parameterization`), 9 channe
 """
 
 import re
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -144,10 +143,7 @@ class _MappedPickle:
 
     def __init__(self, path: Path):
         with lightning_checkpoints():
-            try:
-                content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-            except Exception:  # whatever it was: `read_pickle` says it in our words
-                content = read_pickle(path)
+            content = read_pickle(path, mmap=True)
         self.metadata: dict[str, str] = {}
         while isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
             step = content.get("global_step")

@@ -135,7 +135,7 @@ def _face_file_in(folder: Path, names: tuple[str, ...]) -> Path:
         for known in (FACE_FILES[name].name, *_OTHER_FACE_NAMES.get(name, ())):
             if (folder / known).is_file():
                 return folder / known
-    files = sorted(p for p in folder.iterdir() if p.suffix in _FACE_WEIGHT_SUFFIXES)
+    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in _FACE_WEIGHT_SUFFIXES)
     if len(files) != 1:
         raise WeightFileError(
             f"`{folder}` holds {len(files)} weight files ({', '.join(p.name for p in files[:5]) or 'none'}), and it "

@@ -7,9 +7,10 @@ BASE is the text encoders. All other labels of the models (IN00-IN11, OUT00-OUT1
 not named, and a layer outside every block (time embedding, output), keeps the plain strength.
 """
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
+
+from ..utils import near_names
 
 
 SD_BLOCKS = (
@@ -41,7 +42,7 @@ def block_strengths(blocks: Mapping[str, float] | Sequence[float] | str) -> dict
     if isinstance(blocks, Mapping):
         for label in blocks:
             if label not in _EVERY_BLOCK:
-                near = difflib.get_close_matches(str(label).upper(), _EVERY_BLOCK, n=3)
+                near = near_names(label, _EVERY_BLOCK, 3)
                 raise ValueError(
                     f"`{label}` is no block of a UNet. Labels are BASE, IN00-IN11, M00 and OUT00-OUT11"
                     + (f"; perhaps {' or '.join(near)}." if near else ".")

@@ -9,13 +9,13 @@
 A name is the file's, without folder and ending, or its alias (`ss_output_name` in the metadata): never a path.
 """
 
-import difflib
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from ..utils import near_names
 from ..weight_files import NetworkError, WeightFileError, open_weights, weight_file_kind
 from .metadata import network_hash, network_version_label
 from .read import Network, read_network
@@ -175,7 +175,7 @@ class NetworkLibrary:
 
     def _unknown(self, name: str) -> str:
         names = sorted(self._names(), key=_natural_key)
-        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+        near = near_names(name, names, 3)
         where = f"in `{self._folder}`" if self._folder is not None else "added"
         hint = f"Perhaps {' or '.join(f'`{n}`' for n in near)}? " if near else ""
         listed = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "") if names else "none"

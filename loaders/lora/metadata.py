@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..hashes import file_sha256, tensor_data_sha256
+from ..weight_files import weight_file_kind
 from .keys import NetworkLayer
 
 
@@ -25,7 +26,7 @@ def network_hash(path: Path, metadata: Mapping[str, str]) -> str:
         return metadata["sshs_model_hash"]
     if path.is_dir():
         path = next(iter(sorted(path.rglob("adapter_model.*"))))
-    return tensor_data_sha256(path) if path.suffix == ".safetensors" else file_sha256(path)
+    return tensor_data_sha256(path) if weight_file_kind(path) == "safetensors" else file_sha256(path)
 
 
 def network_trigger_words(metadata: Mapping[str, str]) -> list[str]:

@@ -1,6 +1,5 @@
 """What a set of networks will do to a pipeline's weights, worked out before any weight is touched; and the report."""
 
-import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,7 +7,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from ..utils import LOGGER
+from ..utils import LOGGER, near_names
 from ..weight_files import NetworkError
 from .block_weights import block_strengths
 from .keys import NetworkLayer, layer_misfit, webui_limit
@@ -82,7 +81,7 @@ def plan_networks(
     another `semantics`.
     """
     if semantics not in NETWORK_SEMANTICS:
-        near = difflib.get_close_matches(str(semantics), NETWORK_SEMANTICS, n=1) or NETWORK_SEMANTICS
+        near = near_names(semantics, NETWORK_SEMANTICS, 1) or NETWORK_SEMANTICS
         known = ", ".join(NETWORK_SEMANTICS)
         raise ValueError(f"`semantics` is {semantics!r}, and only {known} are known. Perhaps {near[0]!r} is meant.")
     steps: dict[ModuleKey, list[MergeStep]] = {}

@@ -19,7 +19,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
-from ...loaders.utils import cache_folder
+from ...loaders.utils import atomic_write, cache_folder
 from .sources import BundleError, ImportedName, PackSource, read_pack_source
 
 
@@ -279,12 +279,8 @@ def _sources_sum() -> str:
 
 
 def _written_bundle(path: Path, text: str) -> Path:
-    """Write aside and move into place, so that another process never reads half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, aside = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-    os.replace(aside, path)
+    with atomic_write(path) as aside:
+        aside.write_text(text, encoding="utf-8", newline="\n")
     return path
 
 

@@ -9,15 +9,14 @@ GIF                comment
 >>> call_arguments(parse_infotext(read_infotext("fox.webp")))
 """
 
-import contextlib
 import os
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
+from ...loaders.utils import aside_file, atomic_write, flush_to_disk
 from .filenames import next_picture_number, picture_name
 from .other_programs import ToolText, read_tool_text
 
@@ -72,7 +71,7 @@ def save_picture(
     >>> save_picture(output.images[0], "fox.png", output.infotexts[0])
     """
     path = Path(path)
-    with whole_file(path) as aside:
+    with atomic_write(path) as aside:
         _write_picture(picture, aside, path, infotext or "", quality, lossless, texts)
     return path
 
@@ -135,41 +134,15 @@ def read_infotext(path: str | Path) -> PictureText:
     return PictureText.of(read_tool_text(texts))
 
 
-@contextlib.contextmanager
-def aside_file(path: Path) -> Iterator[Path]:
-    """An empty file beside `path` to write to; whatever is still there when the block ends is deleted."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}-", suffix=".part")
-    os.close(descriptor)
-    aside = Path(name)
-    try:
-        aside.chmod(0o666 & ~_file_mask())
-        yield aside
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A file to write to that takes the place of `path` when the block ends, and is gone if it fails.
-
-    What was written is on the disk before the name appears, so that neither a kill nor a power cut leaves half a file.
-    """
-    with aside_file(path) as aside:
-        yield aside
-        _flush_to_disk(aside)
-        aside.replace(path)
-
-
 def write_whole_text(path: Path, text: str) -> None:
     """A text file, whole or not at all."""
-    with whole_file(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_text(text, encoding="utf-8")
 
 
 def _put_where_free(aside: Path, path: Path) -> Path:
     """Give a finished file the name `path`, or that with a number where it is taken, also by another process."""
-    _flush_to_disk(aside)
+    flush_to_disk(aside)
     for count in range(1, 100_000):
         chosen = path if count == 1 else path.with_name(f"{path.stem}-{count}{path.suffix}")
         if chosen.exists():
@@ -182,17 +155,6 @@ def _put_where_free(aside: Path, path: Path) -> Path:
             aside.replace(chosen)
         return chosen
     raise ValueError(f"`{path}`: all numbers behind this name are taken. Choose another pattern or folder.")
-
-
-def _flush_to_disk(path: Path) -> None:
-    with path.open("rb+") as stream:
-        os.fsync(stream.fileno())
-
-
-def _file_mask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _write_picture(
