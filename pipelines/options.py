@@ -68,6 +68,11 @@ WEBUI_OPTIONS: dict[str, Any] = {
     "inpainting_mask_weight": 1.0,
     # faces
     "code_former_weight": 0.5,
+    # the detailer
+    "ad_bbox_sortby": "None",  # or "Position (left to right)", "Position (center to edge)", "Area (large to small)"
+    "ad_same_seed_for_each_tab": False,  # every mask of a pass begins from the picture's seed
+    "ad_dynamic_denoise_power": 0.0,  # above 0 small boxes are drawn more anew than large ones
+    "ad_match_inpaint_bbox_size": "Off",  # or "Strict (SDXL only)", "Free"
 }
 
 

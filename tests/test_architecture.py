@@ -26,11 +26,12 @@ LEAVES = (
     "pipelines/options",
     "pipelines/conditioning",
     "pipelines/prompt/attention",
+    "pipelines/detailer_settings",
 )  # what every folder may import
 PURE = [
     p
     for p in SOURCES
-    if p.name in ("__init__.py", "utils.py", "moved.py", "options.py")
+    if p.name in ("__init__.py", "utils.py", "moved.py", "options.py", "detailer_settings.py")
     or (p.parent.name == "infotext" and p.name not in ("files.py", "from_call.py"))
     or (p.parent.name == "prompt" and p.name not in ("encode.py", "text_encoder.py"))
     or p.name in ("tile_grid.py", "philox.py")

@@ -7,7 +7,7 @@ integers. Nothing here changes its arguments.
 """
 
 import numpy as np
-from scipy.ndimage import correlate1d, minimum_filter1d
+from scipy.ndimage import correlate1d, maximum_filter1d, minimum_filter1d
 
 
 Window = tuple[int, int, int, int]
@@ -253,10 +253,18 @@ def _fused_add(a: np.ndarray, weight: np.float32, b: np.ndarray) -> np.ndarray:
 
 
 def erode_box(image: np.ndarray, size: int) -> np.ndarray:
-    """Minimum over a size x size box, -size//2 .. for even sizes; outside the picture counts as +infinity.
+    """Minimum over a size x size box, -size//2 .. for even sizes; what lies outside the picture is ignored.
 
     size 0 is OpenCV's empty kernel, which means 3x3. It happens for tiny faces.
     """
     size = size or 3
-    result = minimum_filter1d(image, size, axis=1, mode="constant", cval=np.inf)
-    return minimum_filter1d(result, size, axis=0, mode="constant", cval=np.inf)
+    outside = 255 if image.dtype == np.uint8 else np.inf
+    result = minimum_filter1d(image, size, axis=1, mode="constant", cval=outside)
+    return minimum_filter1d(result, size, axis=0, mode="constant", cval=outside)
+
+
+def dilate_box(image: np.ndarray, size: int) -> np.ndarray:
+    """Maximum over a size x size box, -size//2 .. for even sizes; what lies outside the picture is ignored."""
+    outside = 0 if image.dtype == np.uint8 else -np.inf
+    result = maximum_filter1d(image, size, axis=1, mode="constant", cval=outside)
+    return maximum_filter1d(result, size, axis=0, mode="constant", cval=outside)
