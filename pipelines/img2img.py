@@ -356,7 +356,7 @@ class WebUIImg2ImgPipeline(WebUIMixin, StableDiffusionImg2ImgPipeline):
                 exact_steps=options["img2img_fix_steps"],
             )
             if start.mask is not None:
-                x = x * start.mask.change + start.mask.init * start.mask.keep
+                x = start.mask.finished(x)
 
             # 6. Latents -> pixels
             pixels = None if output_type == "latent" else decode_latents(self.vae, finite_latents(x))

@@ -25,8 +25,9 @@ from .prompt.encode import PromptEncoder
 from .prompt.text_encoder import PromptSettings
 from .registry import NetworkUses
 from .request import NoiseRequest, PassRequest
-from .sampling.denoiser import DenoiserModel, Guidance, GuidedDenoiser, LatentMask
+from .sampling.denoiser import DenoiserModel, Guidance, GuidedDenoiser
 from .sampling.discrete_schedule import ZERO_TERMINAL_SNR, NoiseTable, default_alphas_cumprod, scheduled_alphas_cumprod
+from .sampling.latent_mask import LatentMask
 from .sampling.loops import StepFn
 from .sampling.noise import GeneratorNoise, SeededNoise
 from .sampling.plan import img2img_steps, plan_sampling, sample_from_latents, sample_from_noise

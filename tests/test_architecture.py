@@ -27,11 +27,12 @@ LEAVES = (
     "pipelines/conditioning",
     "pipelines/prompt/attention",
     "pipelines/detailer_settings",
+    "pipelines/script_settings",
 )  # what every folder may import
 PURE = [
     p
     for p in SOURCES
-    if p.name in ("__init__.py", "utils.py", "moved.py", "options.py", "detailer_settings.py")
+    if p.name in ("__init__.py", "utils.py", "moved.py", "options.py", "detailer_settings.py", "script_settings.py")
     or (p.parent.name == "infotext" and p.name not in ("files.py", "from_call.py"))
     or (p.parent.name == "prompt" and p.name not in ("encode.py", "text_encoder.py"))
     or p.name in ("tile_grid.py", "philox.py")
@@ -41,6 +42,7 @@ PURE = [
 STANDING_ARROWS: set[tuple[str, str]] = {
     ("pipelines/images/init_latents.py", "pipelines/request"),
     ("pipelines/images/init_latents.py", "pipelines/sampling/denoiser"),
+    ("pipelines/images/init_latents.py", "pipelines/sampling/latent_mask"),
     ("pipelines/infotext/from_call.py", "loaders/hashes"),
     ("pipelines/infotext/from_call.py", "pipelines/sampling/samplers"),
     ("pipelines/infotext/from_call.py", "pipelines/sampling/schedules"),

@@ -1,13 +1,11 @@
 """From boxes to masks and jobs of a detailing pass, compared with what ADetailer made of the same boxes."""
 
-import json
-import os
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from recordings import GOLDEN, recorded_json
 from safetensors.numpy import load_file
 from webui_diffusers.pipelines.detailer_settings import read_detailer
 from webui_diffusers.pipelines.images.detail.boxes import (
@@ -23,9 +21,7 @@ from webui_diffusers.pipelines.images.detail.regions import DetailRegions, box_m
 from webui_diffusers.pipelines.options import WEBUI_OPTIONS
 
 
-GOLDEN = Path(os.environ.get("WEBUI_GOLDENS", Path(__file__).parent / "golden"))
-CASES = json.loads((GOLDEN / "detailer" / "mask_cases.json").read_text(encoding="utf-8"))["cases"]
-assert len(CASES) >= 50
+CASES = recorded_json("detailer/mask_cases.json", "cases", 50)
 TENSORS = load_file(GOLDEN / "detailer" / "mask_cases.safetensors")
 RED = DetailTexts("red", "bad", 100, 7)
 

@@ -1,10 +1,7 @@
 """The settings of a detailing pass: read, checked, written to a text and read from it."""
 
-import json
-import os
-from pathlib import Path
-
 import pytest
+from recordings import recorded_json
 from webui_diffusers.pipelines.detailer_settings import (
     DETAILER_SETTINGS,
     detailer_fields,
@@ -15,10 +12,6 @@ from webui_diffusers.pipelines.detailer_settings import (
 )
 from webui_diffusers.pipelines.infotext import parse_infotext
 
-
-GOLDEN = Path(os.environ.get("WEBUI_GOLDENS", Path(__file__).parent / "golden"))
-TEXTS = json.loads((GOLDEN / "detailer" / "text_cases.json").read_text(encoding="utf-8"))
-assert len(TEXTS["adetailer_to_text"]) >= 20 and len(TEXTS["adetailer_from_text"]) >= 10
 
 LABELS = {row.label: name for name, row in DETAILER_SETTINGS.items()}
 
@@ -31,7 +24,7 @@ def is_valid(tab: dict) -> bool:
 
 
 @pytest.mark.goldens
-@pytest.mark.parametrize("case", TEXTS["adetailer_to_text"])
+@pytest.mark.parametrize("case", recorded_json("detailer/text_cases.json", "adetailer_to_text", 20))
 def test_fields_are_those_of_the_recordings(case: dict):
     """A tab that does not validate is dropped by the webui, and later ones move up; here it is refused."""
     fields = detailer_fields(read_detailers([tab for tab in case["tabs"] if is_valid(tab)]).passes)
@@ -39,7 +32,7 @@ def test_fields_are_those_of_the_recordings(case: dict):
 
 
 @pytest.mark.goldens
-@pytest.mark.parametrize("case", TEXTS["adetailer_from_text"])
+@pytest.mark.parametrize("case", recorded_json("detailer/text_cases.json", "adetailer_from_text", 10))
 def test_texts_are_read_as_the_webui_reads_them(case: dict):
     """Where a label is one that the webui still knows, and the pass has a model."""
     read = detailers_of_fields(parse_infotext(case["text"]))

@@ -11,7 +11,8 @@ from PIL import Image
 from torch import Generator, Tensor
 
 from ..request import PassRequest
-from ..sampling.denoiser import Guidance, LatentMask
+from ..sampling.denoiser import Guidance
+from ..sampling.latent_mask import LatentMask
 from .fit import resize_latents
 from .init_image import InitArguments, InitPictures, stretched_picture
 from .masks import latent_masks

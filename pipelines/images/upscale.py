@@ -65,15 +65,34 @@ def enlarge_picture(
     them. See `draw_as_constructed` of loaders/upscaler.py; without it that noise differs.
     """
     scale = max(width / picture.width, height / picture.height)
-    if upscaler is not None and upscaler != "None" and scale > 1:
-        if isinstance(upscaler, str):
-            one_pass = _filter_pass(scale, upscaler)
-        else:
-            one_pass = _model_pass(upscaler, tile, overlap, progress, generator)
-        picture = _webui_upscale(picture, scale, one_pass)
+    if scale > 1:
+        picture = enlarge_by(
+            picture, scale, upscaler, tile=tile, overlap=overlap, progress=progress, generator=generator
+        )
     if picture.size == (width, height):
         return picture
     return picture.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def enlarge_by(
+    picture: Image.Image,
+    scale: float,
+    upscaler: UpscalerModel | str | None,
+    *,
+    tile: int = WEBUI_TILE,
+    overlap: int = WEBUI_TILE_OVERLAP,
+    progress: TileProgress | None = None,
+    generator: torch.Generator | None = None,
+) -> Image.Image:
+    """An RGB picture `scale` times as large, its sides cut off to multiples of 8; as it is for None and "None".
+
+    Arguments are those of `enlarge_picture`.
+    """
+    if upscaler is None or upscaler == "None":
+        return picture
+    if isinstance(upscaler, str):
+        return _webui_upscale(picture, scale, _filter_pass(scale, upscaler))
+    return _webui_upscale(picture, scale, _model_pass(upscaler, tile, overlap, progress, generator))
 
 
 def _webui_upscale(picture: Image.Image, scale: float, one_pass: Callable[[Image.Image], Image.Image]) -> Image.Image:
@@ -137,10 +156,10 @@ def webui_model_pass(
         band = Image.new("RGB", (canvas.width, tile * model.scale))
         for j, left in enumerate(columns):
             large = run_upscaler_bgr(picture.crop((left, top, left + tile, top + tile)), model)
-            _paste_with_ramp(band, large, (left * model.scale, 0), overlap * model.scale)
+            paste_with_ramp(band, large, (left * model.scale, 0), overlap * model.scale)
             if progress is not None:
                 progress(i * len(columns) + j + 1, len(rows) * len(columns))
-        _paste_with_ramp(canvas, band, (0, top * model.scale), overlap * model.scale)
+        paste_with_ramp(canvas, band, (0, top * model.scale), overlap * model.scale)
     return canvas
 
 
@@ -157,7 +176,7 @@ def run_upscaler_bgr(picture: Image.Image, model: UpscalerModel) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(levels.permute(1, 2, 0).numpy()[:, :, ::-1]))
 
 
-def _paste_with_ramp(canvas: Image.Image, piece: Image.Image, at: tuple[int, int], ramp: int) -> None:
+def paste_with_ramp(canvas: Image.Image, piece: Image.Image, at: tuple[int, int], ramp: int) -> None:
     """Paste at (x, y), one of which is 0; along the other the first `ramp` pixels fade in over what is there.
 
     Weights are 8-bit: floor(255 * i / ramp). A piece at 0 begins the canvas and does not fade.

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..conditioning import Conditioning, TimedCond, cond_at_call
 from .discrete_schedule import NoiseTable
+from .latent_mask import LatentMask
 
 
 @dataclass(frozen=True)
@@ -25,15 +26,6 @@ class DenoiserModel:
     conditioning: Conditioning
     prediction_type: str = "epsilon"  # or "v_prediction", "sample"
     time_ids: tuple[Tensor, Tensor] | None = None  # SDXL: the size numbers (n,) of the positive and the negative side
-
-
-@dataclass(frozen=True)
-class LatentMask:
-    """Inpainting: where the latent is kept and where it is drawn. All broadcast to (b, c, h, w)."""
-
-    init: Tensor  # the clean latent
-    keep: Tensor
-    change: Tensor
 
 
 @dataclass(frozen=True)
@@ -110,14 +102,14 @@ class GuidedDenoiser:
         t = self._sigma_to_t(sigma)
         c_in = 1 / (sigma**2 + 1) ** 0.5
         x0, _ = self._guided(x * c_in, t, sigma, lambda out, rows: self._x0(out, x[rows], sigma, t))
-        return x0 if self.mask is None else x0 * self.mask.change + self.mask.init * self.mask.keep
+        return x0 if self.mask is None else self.mask.blend(x0, sigma)
 
     def eps(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """The guided noise, and the negative side's. x: (b, c, h, w) = sqrt(ac) x0 + sqrt(1 - ac) noise; t: 0..999."""
         self._maybe_refine(lambda: int(t))
         t = t.to(x.device)
         if self.mask is not None:  # the webui: for the model's eyes only, and with the clean latent
-            x = x * self.mask.change + self.mask.init * self.mask.keep
+            x = self.mask.blend(x, t)
         return self._guided(x, t, t, lambda out, rows: self._eps(out, x[rows], t))
 
     def output(self, x: Tensor, t: Tensor) -> Tensor:
