@@ -25,6 +25,7 @@ LEAVES = (
     "loaders/data_files",
     "pipelines/options",
     "pipelines/conditioning",
+    "pipelines/sampling/labels",
     "pipelines/prompt/attention",
     "pipelines/detailer_settings",
     "pipelines/script_settings",
@@ -35,7 +36,7 @@ PURE = [
     if p.name in ("__init__.py", "utils.py", "moved.py", "options.py", "detailer_settings.py", "script_settings.py")
     or (p.parent.name == "infotext" and p.name not in ("files.py", "from_call.py"))
     or (p.parent.name == "prompt" and p.name not in ("encode.py", "text_encoder.py"))
-    or p.name in ("tile_grid.py", "philox.py")
+    or p.name in ("tile_grid.py", "philox.py", "labels.py")
 ]
 
 # Arrows between folders, and functions of more than eight arguments, that were here before the rule and shall go.
@@ -45,7 +46,6 @@ STANDING_ARROWS: set[tuple[str, str]] = {
     ("pipelines/images/init_latents.py", "pipelines/sampling/latent_mask"),
     ("pipelines/infotext/from_call.py", "loaders/hashes"),
     ("pipelines/infotext/from_call.py", "pipelines/sampling/samplers"),
-    ("pipelines/infotext/from_call.py", "pipelines/sampling/schedules"),
 }
 STANDING_LONG: set[str] = {"pipelines/passes.py: run_pass", "pipelines/passes.py: _scheduler_pass"}
 

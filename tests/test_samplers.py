@@ -17,6 +17,7 @@ from webui_diffusers.pipelines.sampling.discrete_schedule import (
     default_alphas_cumprod,
     scheduled_alphas_cumprod,
 )
+from webui_diffusers.pipelines.sampling.labels import SAMPLER_ROWS, SCHEDULE_ROWS, find_schedule
 from webui_diffusers.pipelines.sampling.ode_samplers import restart_steps
 from webui_diffusers.pipelines.sampling.plan import (
     SamplingPlan,
@@ -25,7 +26,7 @@ from webui_diffusers.pipelines.sampling.plan import (
     sample_from_latents,
     sample_from_noise,
 )
-from webui_diffusers.pipelines.sampling.samplers import find_sampler, resolve_sampler
+from webui_diffusers.pipelines.sampling.samplers import SAMPLER_LOOPS, find_sampler, resolve_sampler
 from webui_diffusers.pipelines.sampling.schedules import karras_sigmas
 
 
@@ -104,6 +105,18 @@ def k_sampling() -> ModuleType:
         ("Euler Automatic", "Karras", "Euler", "Karras"),
         ("DPM2 a Karras", None, "DPM2 a", "Karras"),
         ("UniPC", "Exponential", "UniPC", "Exponential"),
+        ("euler_ancestral", None, "Euler a", "Automatic"),
+        ("sample_dpmpp_2s_ancestral", None, "DPM++ 2S a", "Automatic"),
+        ("dpmpp_2m_sde_gpu", "karras", "DPM++ 2M SDE", "Karras"),
+        ("dpm++2m", "sgm_uniform", "DPM++ 2M", "SGM Uniform"),
+        ("dpmpp_3m_sde_karras", None, "DPM++ 3M SDE", "Karras"),
+        ("euler_a_align_your_steps", None, "Euler a", "Align Your Steps"),
+        ("uni_pc", None, "UniPC", "Automatic"),
+        ("heun_k", None, "Heun", "Karras"),
+        ("k_dpm_2_ancestral", None, "DPM2 a", "Automatic"),
+        ("Euler A AYS", None, "Euler a", "Align Your Steps"),
+        ("EulerDiscreteScheduler", "ddim_uniform", "Euler", "DDIM"),
+        ("DPMSolverMultistepScheduler", "discrete", "DPM++ 2M", "Uniform"),
     ],
 )
 def test_names_of_samplers(name, schedule, label, settled):
@@ -114,7 +127,7 @@ def test_names_of_samplers(name, schedule, label, settled):
 @pytest.mark.goldens
 def test_the_table_is_the_webui_s():
     rows = json.loads((GOLDEN / "sampling/sigmas.json").read_text())["samplers"]
-    assert [row["name"] for row in rows] == list(SAMPLERS)
+    assert [row["name"] for row in rows] == [row.label for row in SAMPLER_ROWS if row.recorded]
     for row in rows:
         sampler, known = SAMPLERS[row["name"]], row["options"]
         assert list(sampler.aliases) == row["aliases"]
@@ -123,6 +136,14 @@ def test_the_table_is_the_webui_s():
         assert sampler.discards == known.get("discard_next_to_last_sigma", False)
         assert sampler.brownian == known.get("brownian_noise", False)
         assert sampler.uses_ensd == known.get("uses_ensd", False)
+
+
+def test_every_loop_has_a_row_and_no_spelling_has_two():
+    assert {f"sample_{row.loop}" for row in SAMPLER_ROWS} == {function.__name__ for function in SAMPLER_LOOPS}
+    for row in SAMPLER_ROWS:
+        assert all(find_sampler(spelling).label == row.label for spelling in row.spellings), row.label
+    for schedule in SCHEDULE_ROWS:
+        assert all(find_schedule(spelling) == schedule.label for spelling in schedule.spellings), schedule.label
 
 
 @pytest.mark.goldens

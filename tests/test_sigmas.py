@@ -13,7 +13,7 @@ from webui_diffusers.pipelines.sampling.discrete_schedule import (
     default_alphas_cumprod,
     scheduled_alphas_cumprod,
 )
-from webui_diffusers.pipelines.sampling.schedules import find_schedule
+from webui_diffusers.pipelines.sampling.labels import find_schedule
 
 
 CASES = recorded_json("sampling/sigmas.json", "cases", at_least=195)

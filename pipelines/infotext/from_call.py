@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from ...loaders.hashes import model_hash
+from ..sampling.labels import AUTOMATIC_SCHEDULE
 from ..sampling.samplers import Sampler, resolve_sampler
-from ..sampling.schedules import AUTOMATIC_SCHEDULE
 from .settings import call_settings
 from .write import format_infotext
 

@@ -11,48 +11,16 @@ k_euler, nope        (absent)         DPM++ 2M, Automatic     as in the webui
 from collections.abc import Mapping
 from typing import Any
 
+from ..sampling.labels import AUTOMATIC_SCHEDULE, SAMPLER_ROWS, SCHEDULE_ROWS
+
 
 SAME_SAMPLER = "Use same sampler"
 SAME_SCHEDULE = "Use same scheduler"
 
 # Sampler -> the schedule that Automatic means (None: evenly spaced timesteps). The first one stands for unknown names.
-INFOTEXT_SAMPLERS = {
-    "DPM++ 2M": "Karras",
-    "DPM++ SDE": "Karras",
-    "DPM++ 2M SDE": "Exponential",
-    "DPM++ 2M SDE Heun": "Exponential",
-    "DPM++ 2S a": "Karras",
-    "DPM++ 3M SDE": "Exponential",
-    "Euler a": None,
-    "Euler": None,
-    "LMS": None,
-    "Heun": None,
-    "DPM2": "Karras",
-    "DPM2 a": "Karras",
-    "DPM fast": None,
-    "DPM adaptive": None,
-    "Restart": "Karras",
-    "DDIM": None,
-    "DDIM CFG++": None,
-    "PLMS": None,
-    "UniPC": None,
-    "LCM": None,
-}
+INFOTEXT_SAMPLERS = {row.label: row.schedule for row in SAMPLER_ROWS if row.recorded}
 # Schedule -> other spellings, after the label and the name (the label in lower case with underscores).
-INFOTEXT_SCHEDULES: dict[str, tuple[str, ...]] = {
-    "Automatic": (),
-    "Uniform": (),
-    "Karras": (),
-    "Exponential": (),
-    "Polyexponential": (),
-    "SGM Uniform": ("SGMUniform",),
-    "KL Optimal": (),
-    "Align Your Steps": (),
-    "Simple": (),
-    "Normal": (),
-    "DDIM": (),
-    "Beta": (),
-}
+INFOTEXT_SCHEDULES = {AUTOMATIC_SCHEDULE: (), **{row.label: row.aliases for row in SCHEDULE_ROWS if row.recorded}}
 
 
 def infotext_sampler(sampler: str | None, schedule: str | None) -> tuple[str, str]:

@@ -11,9 +11,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from ..sampling.labels import SAMPLER_ROWS
+
 
 WEBUI_VERSION = "v1.10.1"
-ENSD_SAMPLERS = ("Euler a", "DPM++ 2S a", "DPM2 a", "DPM fast", "DPM adaptive")  # they write "ENSD" where it is set
+ENSD_SAMPLERS = tuple(row.label for row in SAMPLER_ROWS if row.uses_ensd)  # they write "ENSD" where it is set
 
 # The webui's settings that writing depends on, with its defaults.
 INFOTEXT_WRITE_OPTIONS: dict[str, Any] = {

@@ -118,3 +118,6 @@ def _dpm_step(denoiser: DenoiserFn, x: Tensor, t: Tensor, t_next: Tensor, order:
     turn = (r2 / r1) * ((r2 * h).expm1() / (r2 * h) - 1)
     eps_r2 = eps_at(x - (-s2).exp() * (r2 * h).expm1() * eps - (-s2).exp() * turn * (eps_r1 - eps), s2)
     return x_2, euler - sigma_next / r2 * (h.expm1() / h - 1) * (eps_r2 - eps)
+
+
+DPM_SOLVER_LOOPS = (sample_dpm_fast, sample_dpm_adaptive)

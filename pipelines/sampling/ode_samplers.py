@@ -196,3 +196,6 @@ def restart_steps(sigmas: Tensor) -> list[tuple[Tensor, Tensor]]:
         return path
     leap = karras_sigmas(length + 1, sigmas[low].item(), sigmas[high].item())[:-1]
     return [*path[:low], *list(zip(leap[:-1], leap[1:])) * times, *path[low:]]
+
+
+ODE_LOOPS = (sample_euler, sample_heun, sample_dpm_2, sample_lms, sample_dpmpp_2m, sample_restart)

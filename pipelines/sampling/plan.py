@@ -113,7 +113,7 @@ def plan_sampling(
         levels=levels,
         run=run,
         t_enc=t_enc,
-        arguments={name: known[name] for name in sampler.takes},
+        arguments={name: known[name] for name in sampler.takes} | dict(sampler.fixed),
         sgm_noise=bool(chosen["sgm_noise_multiplier"]),
         extra_noise=float(chosen["img2img_extra_noise"]),
     )

@@ -2,18 +2,16 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from scipy.special import betaincinv
 from torch import Tensor
 
-from ...loaders.utils import unknown_choice
 from .discrete_schedule import NoiseTable
+from .labels import SCHEDULE_ROWS, ScheduleRow
 
-
-AUTOMATIC_SCHEDULE = "Automatic"
 
 # Sabour et al. (2024), "Align Your Steps", arXiv:2404.14507: optimized for 10 steps.
 AYS_SD = (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029)
@@ -36,13 +34,10 @@ class ScheduleInputs:
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Schedule(ScheduleRow):
     """A row of `SCHEDULES`. function: (ScheduleInputs) -> sigmas (about steps + 1,), falling, float32."""
 
-    label: str
-    name: str
-    function: Callable[[ScheduleInputs], Tensor]
-    aliases: tuple[str, ...] = ()
+    function: Callable[[ScheduleInputs], Tensor] = field(kw_only=True)
 
 
 def get_sigmas_uniform(inputs: ScheduleInputs) -> Tensor:
@@ -122,16 +117,6 @@ def get_sigmas_beta(inputs: ScheduleInputs) -> Tensor:
     return end_at_zero(torch.from_numpy(sigmas).float())
 
 
-def find_schedule(name: str | None) -> str:
-    """The label of a schedule named by label, name or alias, in any case; None is "Automatic"."""
-    if name is None or name.lower() == AUTOMATIC_SCHEDULE.lower():
-        return AUTOMATIC_SCHEDULE
-    for row in SCHEDULES.values():
-        if name.lower() in (known.lower() for known in (row.label, row.name, *row.aliases)):
-            return row.label
-    raise ValueError(unknown_choice("schedule", name, [AUTOMATIC_SCHEDULE, *SCHEDULES]))
-
-
 def end_at_zero(sigmas: Tensor) -> Tensor:
     """`sigmas` (n,) and a 0."""
     return torch.cat([sigmas, sigmas.new_zeros(1)])
@@ -143,19 +128,24 @@ def _timestep_ramp(inputs: ScheduleInputs, points: int) -> Tensor:
     return torch.linspace(t_max, t_min, points)
 
 
-SCHEDULES = {
-    row.label: row
-    for row in (
-        Schedule("Uniform", "uniform", get_sigmas_uniform),
-        Schedule("Karras", "karras", get_sigmas_karras),
-        Schedule("Exponential", "exponential", get_sigmas_exponential),
-        Schedule("Polyexponential", "polyexponential", get_sigmas_polyexponential),
-        Schedule("SGM Uniform", "sgm_uniform", get_sigmas_sgm_uniform, ("SGMUniform",)),
-        Schedule("KL Optimal", "kl_optimal", get_sigmas_kl_optimal),
-        Schedule("Align Your Steps", "align_your_steps", get_sigmas_align_your_steps),
-        Schedule("Simple", "simple", get_sigmas_simple),
-        Schedule("Normal", "normal", get_sigmas_normal),
-        Schedule("DDIM", "ddim", get_sigmas_ddim),
-        Schedule("Beta", "beta", get_sigmas_beta),
-    )
-}
+SIGMA_FUNCTIONS = (
+    get_sigmas_uniform,
+    get_sigmas_karras,
+    get_sigmas_exponential,
+    get_sigmas_polyexponential,
+    get_sigmas_sgm_uniform,
+    get_sigmas_kl_optimal,
+    get_sigmas_align_your_steps,
+    get_sigmas_simple,
+    get_sigmas_normal,
+    get_sigmas_ddim,
+    get_sigmas_beta,
+)
+
+
+def sigmas_of(row: ScheduleRow) -> Callable[[ScheduleInputs], Tensor]:
+    """The function that a row names."""
+    return next(function for function in SIGMA_FUNCTIONS if function.__name__ == f"get_sigmas_{row.name}")
+
+
+SCHEDULES = {row.label: Schedule(**vars(row), function=sigmas_of(row)) for row in SCHEDULE_ROWS}

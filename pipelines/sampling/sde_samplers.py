@@ -213,3 +213,15 @@ def sample_lcm(
             x = x + sigmas[i + 1] * noise(sigmas[i], sigmas[i + 1])
         x = on_step(i, x)
     return x
+
+
+SDE_LOOPS = (
+    sample_euler_ancestral,
+    sample_dpm_2_ancestral,
+    sample_dpmpp_2s_ancestral,
+    sample_dpmpp_sde,
+    sample_dpmpp_2m_sde,
+    sample_dpmpp_2m_sde_heun,
+    sample_dpmpp_3m_sde,
+    sample_lcm,
+)

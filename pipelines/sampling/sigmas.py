@@ -8,8 +8,9 @@ from torch import Tensor
 
 from ..options import sampling_options
 from .discrete_schedule import NoiseTable, scheduled_alphas_cumprod
+from .labels import AUTOMATIC_SCHEDULE, find_schedule
 from .samplers import Sampler, find_sampler
-from .schedules import AUTOMATIC_SCHEDULE, SCHEDULES, ScheduleInputs, end_at_zero, find_schedule
+from .schedules import SCHEDULES, ScheduleInputs, end_at_zero
 
 
 OLD_KARRAS_RANGE = (0.1, 10.0)

@@ -101,3 +101,6 @@ def sample_plms(
 def _ddim_sigma(a: Tensor, a_prev: Tensor, eta: float) -> Tensor:
     """Equation 16, float32; the root is taken in float64."""
     return eta * ((1 - a_prev) / (1 - a) * (1 - a / a_prev)).sqrt().float()
+
+
+TIMESTEP_LOOPS = (sample_ddim, sample_ddim_cfgpp, sample_plms)
