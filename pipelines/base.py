@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,14 @@ from torch import Tensor
 from ..loaders.checkpoint.load import load_single_file
 from ..loaders.lora.peft_loading import load_network_as_adapter
 from ..loaders.lora.plan import NetworkReport
-from .bundle.saving import save_pipeline_code
+from .bundle.saving import SavedWithCode
 from .drop_in import diffusers_pipeline
 from .infotext.files import save_pictures
 from .output import WebUIPipelineOutput
 from .registry import Attachments
 
 
-class WebUIMixin:
+class WebUIMixin(SavedWithCode):
     """Goes before diffusers' pipeline among the bases. It is no pipeline itself: diffusers takes a file with one only.
 
     A class names in `_stands_for` diffusers' pipelines for models with one text encoder and with two, and calls
@@ -61,11 +60,6 @@ class WebUIMixin:
             self._lora_loadable_modules = ["unet", "text_encoder", "text_encoder_2"]
         self.attached = Attachments()
         self._network_reports: list[NetworkReport] = []
-
-    def save_config(self, save_directory: str | PathLike, *args: Any, **kwargs: Any) -> None:
-        """As diffusers' own, which `save_pretrained` and `push_to_hub` end with; and the code, so that it reloads."""
-        super().save_config(save_directory, *args, **kwargs)
-        save_pipeline_code(self, save_directory)
 
     @property
     def is_sdxl(self) -> bool:

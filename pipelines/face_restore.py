@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from PIL import Image
 from torch import Generator, Tensor
 from webui_diffusers.loaders.faces.load import load_face_detector, load_face_parser, load_face_restorer
 from webui_diffusers.loaders.upscaler import load_upscaler
-from webui_diffusers.pipelines.bundle.saving import save_pipeline_code
+from webui_diffusers.pipelines.bundle.saving import SavedWithCode
 from webui_diffusers.pipelines.components import overridable_components
 from webui_diffusers.pipelines.images.coerce import (
     GivenPicture,
@@ -52,7 +51,7 @@ class FaceRestorePipelineOutput(BaseOutput):
     notes: list[list[str]]  # what was done to find faces that do not stand upright
 
 
-class FaceRestorePipeline(DiffusionPipeline):
+class FaceRestorePipeline(SavedWithCode, DiffusionPipeline):
     """Find faces, align each to 512x512, restore it, and put it back.
 
     face_restorer: from `load_face_restorer` (GFPGAN, CodeFormer, RestoreFormer), or any module that takes and gives
@@ -179,11 +178,6 @@ class FaceRestorePipeline(DiffusionPipeline):
         finished = [_finish(picture, result, output_type) for picture, result in zip(pictures, results)]
         images = batch_of_pictures(finished, output_type)
         return _describe(images, results, notes) if return_dict else (images,)
-
-    def save_config(self, save_directory: str | PathLike, *args: Any, **kwargs: Any) -> None:
-        """As diffusers' own, which `save_pretrained` and `push_to_hub` end with; and the code, so that it reloads."""
-        super().save_config(save_directory, *args, **kwargs)
-        save_pipeline_code(self, save_directory)
 
     def _enlarge(self, picture: np.ndarray) -> np.ndarray:
         """(h, w, 3) uint8 through the upscaler, by tiles."""

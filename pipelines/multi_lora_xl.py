@@ -1,7 +1,6 @@
 """MultiLoraXLPipeline: diffusers' own, with every Kohya and LyCORIS file, mixed per image."""
 
 from collections.abc import Callable, Mapping, Sequence
-from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,11 @@ from torch import Generator, Tensor
 from webui_diffusers.loaders.lora.library import NetworkLibrary
 from webui_diffusers.loaders.lora.peft_loading import load_network_as_adapter
 from webui_diffusers.loaders.lora.plan import NetworkReport
-from webui_diffusers.pipelines.bundle.saving import save_pipeline_code
+from webui_diffusers.pipelines.bundle.saving import SavedWithCode
 from webui_diffusers.pipelines.loras import draw_with_networks
 
 
-class MultiLoraXLPipeline(StableDiffusionXLPipeline):
+class MultiLoraXLPipeline(SavedWithCode, StableDiffusionXLPipeline):
     """StableDiffusionXLPipeline with networks by name, in prompts and in `loras`: one mix for each image of a batch.
 
     Everything StableDiffusionXLPipeline does works the same. Networks act through PEFT by default, beside the adapters
@@ -102,11 +101,6 @@ class MultiLoraXLPipeline(StableDiffusionXLPipeline):
         fallback = super().load_lora_weights
         report = load_network_as_adapter(self, source, adapter_name, fallback=fallback, **kwargs)
         self._network_reports = [] if report is None else [report]
-
-    def save_config(self, save_directory: str | PathLike, *args: Any, **kwargs: Any) -> None:
-        """As diffusers' own, which `save_pretrained` and `push_to_hub` end with; and the code, so that it reloads."""
-        super().save_config(save_directory, *args, **kwargs)
-        save_pipeline_code(self, save_directory)
 
     @property
     def networks(self) -> NetworkLibrary:

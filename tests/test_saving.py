@@ -16,6 +16,7 @@ not handed over, and diffusers says in a warning that it has to be passed: `from
 """
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -26,7 +27,7 @@ import webui_diffusers.pipelines
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.utils import dynamic_modules_utils
 from webui_diffusers.loaders import load_upscaler
-from webui_diffusers.pipelines import WebUITxt2ImgPipeline
+from webui_diffusers.pipelines import WebUIImg2ImgPipeline, WebUITxt2ImgPipeline
 from webui_diffusers.pipelines.bundle.build import PACK_ROOT, PIPELINES, pipeline_file
 
 
@@ -92,11 +93,37 @@ def test_a_saved_folder_reloads_by_itself_and_draws_the_same(saved: Path, bare: 
         assert np.array_equal(_draw(pipe), picture)
 
 
-def test_a_saved_folder_asks_for_trust_whatever_class_loads_it(bare: Path):
-    """diffusers runs the code that the index names, also where an installed class is asked."""
-    for maker in (DiffusionPipeline, WebUITxt2ImgPipeline, StableDiffusionPipeline):
+def test_an_imported_class_opens_a_saved_folder_and_runs_nothing_of_it(
+    saved: Path, upscaler, picture: np.ndarray, tmp_path: Path
+):
+    folder = tmp_path / "hostile"
+    shutil.copytree(saved, folder)
+    for file in folder.rglob("*.py"):
+        file.write_text("raise SystemExit('the code of the folder ran')")
+    pipe = WebUITxt2ImgPipeline.from_pretrained(folder, **FLOAT)
+    assert type(pipe) is WebUITxt2ImgPipeline and type(pipe.upscaler) is type(upscaler)
+    assert type(pipe.refiner) is UNet2DConditionModel and np.array_equal(_draw(pipe), picture)
+    other = WebUIImg2ImgPipeline.from_pretrained(folder, upscaler=None, **FLOAT)
+    assert type(other) is WebUIImg2ImgPipeline and other.upscaler is None
+
+
+def test_diffusers_own_classes_ask_for_trust(bare: Path):
+    """They run the code that the index names, whichever class is asked."""
+    for maker in (DiffusionPipeline, StableDiffusionPipeline):
         with pytest.raises(ValueError, match="trust_remote_code=True"):
             maker.from_pretrained(bare)
+
+
+def test_components_of_somebody_elses_code_still_ask_for_trust(bare: Path, tmp_path: Path):
+    folder = tmp_path / "foreign"
+    shutil.copytree(bare, folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    index["refiner"] = ["their_unet", "TheirUNet"]
+    (folder / "refiner").mkdir()
+    (folder / "refiner" / "their_unet.py").write_text("class TheirUNet: pass")
+    (folder / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="trust_remote_code=True"):
+        WebUITxt2ImgPipeline.from_pretrained(folder, **FLOAT)
 
 
 def test_components_of_our_classes_come_with_their_code(saved: Path, upscaler):

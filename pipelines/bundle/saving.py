@@ -1,4 +1,7 @@
-"""A saved pipeline brings its code: the folder reloads with `from_pretrained(folder, trust_remote_code=True)`.
+"""A saved pipeline brings its code: the folder reloads without the pack, and with the pack without running its code.
+
+DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)   runs the folder's code
+WebUITxt2ImgPipeline.from_pretrained(folder)                        runs the imported class, nothing of the folder
 
 <folder>/model_index.json         names our class as ["webui_txt2img", "WebUITxt2ImgPipeline"]
 <folder>/webui_txt2img.py         that class and all it needs, in one file
@@ -8,11 +11,76 @@
 
 import json
 import sys
+from collections.abc import Mapping
+from importlib import import_module
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import hf_hub_download, snapshot_download
+
 from ...loaders.data_files import BUNDLE_DIGEST, BUNDLE_NAME
 from ...loaders.utils import LOGGER, require
+
+
+# component classes of the pack -> the module that defines them
+OWN_COMPONENTS = {
+    "ImageUpscaler": "webui_diffusers.loaders.upscaler",
+    "FaceDetector": "webui_diffusers.loaders.faces.mtcnn",
+    "FaceParser": "webui_diffusers.loaders.faces.parsenet",
+    "FaceRestorer": "webui_diffusers.loaders.faces.restorer",
+    "RetinaFaceDetector": "webui_diffusers.loaders.faces.retinaface",
+}
+_LIBRARIES = ("diffusers", "transformers")
+
+
+class SavedWithCode:
+    """Goes before diffusers' pipeline among the bases of a pipeline of the pack. It is no pipeline itself."""
+
+    def save_config(self, save_directory: str | PathLike, *args: Any, **kwargs: Any) -> None:
+        """As diffusers' own, which `save_pretrained` and `push_to_hub` end with; and the code, so that it reloads."""
+        super().save_config(save_directory, *args, **kwargs)  # type: ignore[misc]
+        save_pipeline_code(self, save_directory)
+
+    @classmethod
+    def _dict_from_json_file(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The index of a folder as this class reads it: diffusers looks there for code to run before it loads."""
+        return index_without_code(super()._dict_from_json_file(*args, **kwargs), cls.__name__)  # type: ignore[misc]
+
+    @classmethod
+    def download(cls, pretrained_model_name: str, **kwargs: Any) -> str:
+        """diffusers' own. A repository whose index names components of the pack is fetched by its folders, since
+        diffusers takes only files beside them, and its own and transformers' classes, for components."""
+        place = {name: kwargs[name] for name in _PLACES if kwargs.get(name) is not None}
+        index = json.loads(
+            Path(hf_hub_download(pretrained_model_name, "model_index.json", **place)).read_text("utf-8")
+        )
+        pairs = {name: pair for name, pair in index.items() if isinstance(pair, list) and not name.startswith("_")}
+        if not any(pair[1] in OWN_COMPONENTS for pair in pairs.values()):
+            return super().download(pretrained_model_name, **kwargs)  # type: ignore[misc]
+        wanted = [f"{name}/*" for name, pair in pairs.items() if pair[0] is not None and name not in kwargs]
+        left_out = ["*.py", "*.bin", "*.ckpt", "*.pt", "*.msgpack", "*.onnx"]
+        return snapshot_download(
+            pretrained_model_name, allow_patterns=["model_index.json", *wanted], ignore_patterns=left_out, **place
+        )
+
+
+_PLACES = ("revision", "cache_dir", "token", "local_files_only", "force_download")
+
+
+def index_without_code(index: Mapping[str, Any], class_name: str) -> dict[str, Any]:
+    """model_index.json for a class that is there already: no file of the folder need run, neither for the pipeline
+    nor for a component whose class the pack has. Components of other code are left as they are."""
+    own = {**index}
+    if isinstance(own.get("_class_name"), (list, tuple)):
+        own["_class_name"] = class_name
+    for name, pair in index.items():
+        if name.startswith("_") or not isinstance(pair, list) or len(pair) != 2 or pair[0] in (None, *_LIBRARIES):
+            continue
+        home = __name__ if BUNDLE_NAME else OWN_COMPONENTS.get(pair[1])
+        if pair[1] in OWN_COMPONENTS and home and hasattr(import_module(home), pair[1]):
+            own[name] = [home, pair[1]]
+    return own
 
 
 def save_pipeline_code(pipe: Any, folder: str | Path) -> None:
@@ -68,7 +136,7 @@ def _component_code(library: str, class_name: str, module: str, text: str) -> tu
         return packing.bundle_module_name(Path(file).stem), packing.bundle(file)
     if origin is not None and ours:
         return origin.__name__, Path(str(origin.__file__)).read_text(encoding="utf-8")
-    if origin is not None and library.partition(".")[0] not in ("diffusers", "transformers"):
+    if origin is not None and library.partition(".")[0] not in _LIBRARIES:
         LOGGER.warning(
             "The class `%s` of a component comes from `%s`, whose code cannot be saved along. Whoever loads the "
             "folder "
