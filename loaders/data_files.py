@@ -8,7 +8,7 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download
+import huggingface_hub  # its names load when asked for
 
 
 # In a bundle its head has these three, filled in; in the package they are empty.
@@ -40,7 +40,7 @@ def package_file(name: str) -> Path:
     cause = None
     if repo:
         try:
-            return Path(hf_hub_download(repo, name, revision=commit))
+            return Path(huggingface_hub.hf_hub_download(repo, name, revision=commit))
         except (OSError, ValueError) as error:
             cause = error
     raise FileNotFoundError(

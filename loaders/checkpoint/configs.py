@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download
+import huggingface_hub  # its names load when asked for
 
 from ..data_files import package_file
 from ..utils import cache_folder
@@ -91,7 +91,7 @@ def _clip_merges_file() -> Path:
     try:
         return package_file("configs/clip/merges.txt")
     except FileNotFoundError:
-        return Path(hf_hub_download("openai/clip-vit-large-patch14", "merges.txt"))
+        return Path(huggingface_hub.hf_hub_download("openai/clip-vit-large-patch14", "merges.txt"))
 
 
 def _written_folder(folder: Path, texts: Mapping[str, str]) -> Path:

@@ -16,7 +16,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from ..options import WEBUI_OPTIONS
-from .options import CALL_OPTIONS, argument_name, merge_call, read_option, read_setting
+from .options import CALL_OPTIONS, argument_name, merge_call, read_option
+from .values import read_setting
 
 
 MOST_AXIS_VALUES = 1000
@@ -60,10 +61,7 @@ def _number_kind(argument: str) -> type | None:
     if argument.startswith("webui_options."):
         usual = WEBUI_OPTIONS[argument.partition(".")[2]]
         return None if isinstance(usual, bool) or not isinstance(usual, (int, float)) else type(usual)
-    if argument in ("seed", "subseed"):
-        return int
-    read = CALL_OPTIONS[argument].read if argument in CALL_OPTIONS else None
-    return read if read in (int, float) else None  # type: ignore[return-value]
+    return {"N": int, "X": float}.get(CALL_OPTIONS[argument].kind.sign) if argument in CALL_OPTIONS else None
 
 
 def _range_values(text: str, kind: type) -> list[str]:

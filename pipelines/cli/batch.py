@@ -3,46 +3,56 @@
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
+import click
 
-from .common import EXIT_FAILED, is_main_process, progress_total, say, tell, told
+from .common import (
+    EXIT_FAILED,
+    DrawCommand,
+    error_message,
+    is_main_process,
+    json_option,
+    print_result,
+    progress_total,
+    report,
+)
 from .jobs import Job, JobFolder, JobsDone, make_jobs, run_jobs
-from .models import ModelSetup, PipelineCache, draw_call, with_model_options
-from .options import check_call_value, merge_call, with_call_options, with_usual_sampler
-from .txt2img import arguments_from
+from .models import ModelSetup, PipelineCache, draw_call, model_options, read_setup
+from .options import CALL_OPTIONS, call_options, merge_call, read_call, take_option, with_usual_sampler
+from .outputs import format_option, out_option, quality_option
+from .sources import arguments_from
 
 
 _SHOWN_PROBLEMS = 5
 
 
-@told
-@with_model_options
-@with_call_options
-def batch_command(
-    setup: ModelSetup,
-    jobs: Annotated[Path, typer.Argument(help="One job a line: JSON with a call's arguments, or just a prompt.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder.")] = Path("batch"),
-    extension: Annotated[str, typer.Option("--format", help="png, jpg, webp, avif.")] = "png",
-    quality: Annotated[int | None, typer.Option(help="1..100, for jpg, webp, avif.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON.")] = False,
-    **call: Any,
-) -> None:
+@click.command("batch", cls=DrawCommand)
+@click.argument("jobs", type=click.Path(path_type=Path))
+@out_option("batch", "Folder.")
+@format_option
+@quality_option
+@json_option
+@call_options(CALL_OPTIONS)
+@model_options
+def batch_command(jobs: Path, out: Path, as_json: bool, **values: Any) -> None:
     """Draw a file of jobs; run it again to go on after a stop, or to try failed jobs again.
 
-    Options of the call count for every job that does not say otherwise. A job may also have `name` (of its file),
-    `from` (a picture whose parameters to start from) and `model`. With several GPUs:
+    JOBS has one job a line: JSON with a call's arguments, or just a prompt. Options of the call count for every job
+    that does not say otherwise. A job may also have `name` (of its file), `from` (a picture whose parameters to start
+    from) and `model`. With several GPUs:
 
     accelerate launch --num_processes 2 -m webui_diffusers.pipelines.cli batch jobs.jsonl
     """
-    listed = read_jobs(jobs, call, setup.model)
-    done = draw_jobs(listed, setup, JobFolder(out, extension, quality))
+    setup = read_setup(values)
+    listed = read_jobs(jobs, read_call(values), setup.model)
+    done = draw_jobs(listed, setup, JobFolder(out, values["extension"], values["quality"]))
     if is_main_process():
-        found = {"done": [_told_record(record, out) for record in done.results], "failed": done.failed}
-        tell(found, as_json, lambda _: say(f"{len(done.results)} jobs done, {len(done.failed)} failed, in {out}"))
+        found = {"done": [_job_result(record, out) for record in done.results], "failed": done.failed}
+        said = f"{len(done.results)} jobs done, {len(done.failed)} failed, in {out}"
+        print_result(found, as_json, lambda _: report(said))
     if done.failed:
-        raise typer.Exit(EXIT_FAILED)
+        raise click.exceptions.Exit(EXIT_FAILED)
 
 
 def read_jobs(path: Path, defaults: Mapping[str, Any], model: str | None) -> list[Job]:
@@ -74,22 +84,16 @@ def draw_jobs(jobs: list[Job], setup: ModelSetup, folder: JobFolder) -> JobsDone
         return draw_call(pipe, arguments)
 
     def on_error(job: Job, error: Exception) -> None:
-        say(f"Line {job.line}: {error}", "red")
+        report(f"Line {job.line}: {error_message(error)}", "red")
 
     by_model = sorted(jobs, key=lambda job: str(job.call.get("model")))
     with progress_total("Jobs", len(jobs)) as progress:
-        done = run_jobs(
-            by_model,
-            folder,
-            draw,
-            progress=progress,
-            on_error=lambda job, error: say(f"Line {job.line}: {error}", "red"),
-        )
+        done = run_jobs(by_model, folder, draw, progress=progress, on_error=on_error)
     folder.close()
     return JobsDone(*(sorted(found, key=lambda entry: entry["line"]) for found in done))
 
 
-def _told_record(record: Mapping[str, Any], out: Path) -> dict[str, Any]:
+def _job_result(record: Mapping[str, Any], out: Path) -> dict[str, Any]:
     pictures = [{"path": str(out / file["path"]), "infotext": file["infotext"]} for file in record["files"]]
     return {"line": record["line"], "name": record["name"], "pictures": pictures}
 
@@ -121,7 +125,7 @@ def _read_job(
     if name is not None and (not isinstance(name, str) or not name.strip(". ")):
         raise ValueError(f"`name` is {name!r}; it must be a file's name without ending")
     base = arguments_from(folder / source)[0] if source is not None else {}
-    own = {argument: check_call_value(argument, value) for argument, value in job.items()}
+    own = {argument: take_option(argument, value) for argument, value in job.items()}
     call = merge_call(merge_call(defaults, base), own)
     if not isinstance(call.get("prompt"), (str, list)):
         raise ValueError("it has no `prompt`")

@@ -5,9 +5,9 @@ Nothing is loaded but a tokenizer, which comes with the package.
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
-import typer
+import click
 
 from ..prompt.attention import parse_attention
 from ..prompt.chunks import chunk_tokens, tokenize_fragments
@@ -16,10 +16,12 @@ from ..prompt.comments import strip_comments
 from ..prompt.composition import split_and
 from ..prompt.network_tags import split_network_tags
 from ..prompt.schedule import parse_schedule
-from .common import tell, told
+from .common import DrawCommand, json_option, print_result
 
 
 BASE_CHOICES = ("sd1", "sd2", "sdxl")
+FOLDER = click.Path(path_type=Path)
+EMPHASIS_CHOICES = ("Original", "No norm", "Ignore", "None")
 
 
 class PromptReading(NamedTuple):
@@ -33,28 +35,39 @@ class PromptReading(NamedTuple):
     legacy: bool
 
 
-@told
-def explain_command(
-    prompt: Annotated[str, typer.Argument(help="The prompt, in quotes.")],
-    steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 20,
-    second_order: Annotated[
-        bool, typer.Option("--second-order", help="Heun, DPM++ SDE ...: two calls a step.")
-    ] = False,
-    hires_steps: Annotated[int | None, typer.Option(min=1, help="Show the hires pass of so many steps.")] = None,
-    model: Annotated[Path | None, typer.Option(help="A pipeline's folder, for its own tokenizer.")] = None,
-    base: Annotated[str, typer.Option(help="sd1, sd2 or sdxl, without a model.")] = "sd1",
-    emphasis: Annotated[str, typer.Option(help="Original, No norm, Ignore or None.")] = "Original",
-    backtrack: Annotated[int, typer.Option(help="comma_padding_backtrack")] = 20,
-    legacy: Annotated[bool, typer.Option("--old-scheduling", help="Edits as before version 1.6.")] = False,
-    lora_folder: Annotated[Path | None, typer.Option(envvar="WEBUI_DIFFUSERS_LORAS")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON.")] = False,
-) -> None:
-    """Show what a prompt becomes: chunks of tokens with weights, changes by step, networks."""
-    reading = PromptReading(steps, hires_steps, 2 if second_order else 1, emphasis, backtrack, legacy)
-    tokenizer, words = _tokenizer(model, base)
+@click.command("explain", cls=DrawCommand)
+@click.argument("prompt")
+@click.option("--steps", metavar="N", type=click.IntRange(1), default=20, show_default=True, help="Sampling steps.")
+@click.option("--second-order", is_flag=True, help="Heun, DPM++ SDE ...: two calls a step.")
+@click.option("--hires-steps", metavar="N", type=click.IntRange(1), help="Show the hires pass of so many steps.")
+@click.option("--model", type=FOLDER, help="A pipeline's folder, for its own tokenizer.")
+@click.option("--base", type=click.Choice(BASE_CHOICES), default="sd1", show_default=True, help="Without a model.")
+@click.option(
+    "--emphasis", type=click.Choice(EMPHASIS_CHOICES), default="Original", show_default=True, help="How weights count."
+)
+@click.option(
+    "--backtrack", metavar="N", type=click.IntRange(0), default=20, show_default=True, help="comma_padding_backtrack."
+)
+@click.option("--old-scheduling", is_flag=True, help="Edits as before version 1.6.")
+@click.option("--lora-folder", envvar="WEBUI_DIFFUSERS_LORAS", type=FOLDER, help="To find LoRAs in.")
+@json_option
+def explain_command(prompt: str, as_json: bool, **values: Any) -> None:
+    """Show what a prompt becomes: chunks of tokens with weights, changes by step, networks.
+
+    PROMPT is the prompt, in quotes. Nothing is loaded but a tokenizer, which comes with the package.
+    """
+    reading = PromptReading(
+        steps=values["steps"],
+        hires_steps=values["hires_steps"],
+        calls_per_step=2 if values["second_order"] else 1,
+        emphasis=values["emphasis"],
+        backtrack=values["backtrack"],
+        legacy=values["old_scheduling"],
+    )
+    tokenizer, words = _tokenizer(values["model"], values["base"])
     found = explain_prompt(prompt, reading, tokenizer, words)
-    found["networks"] = _networks(prompt, lora_folder)
-    tell(found, as_json, _show_prompt)
+    found["networks"] = _networks(prompt, values["lora_folder"])
+    print_result(found, as_json, _print_prompt)
 
 
 def explain_prompt(prompt: str, reading: PromptReading, tokenizer: FragmentTokenizer, words: Any) -> dict[str, Any]:
@@ -107,53 +120,48 @@ def _readable_tokens(ids: Iterable[int], weights: Iterable[float], end: int, wor
 
 
 def _tokenizer(model: Path | None, base: str) -> tuple[FragmentTokenizer, Any]:
-    from transformers import CLIPTokenizer
-
     from ...loaders.checkpoint.configs import model_config_folder
+    from .vocabulary import ClipVocabulary
 
-    if base not in BASE_CHOICES:
-        raise ValueError(f"`--base` must be {', '.join(BASE_CHOICES)}; got {base!r}.")
-    folder = model_config_folder(base) if model is None else model
+    folder = model_config_folder(base) if model is None else model.expanduser()
     if not (folder / "tokenizer").is_dir():
         raise ValueError(f"`{folder}` has no folder `tokenizer`. Give a pipeline's folder, or --base without --model.")
-    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-    open_clip = tokenizer.pad_token_id != tokenizer.eos_token_id
-    return FragmentTokenizer(tokenizer, open_clip=open_clip), tokenizer.convert_ids_to_tokens
+    vocabulary = ClipVocabulary(folder / "tokenizer")
+    open_clip = vocabulary.pad_token_id != vocabulary.eos_token_id
+    return FragmentTokenizer(vocabulary, open_clip=open_clip), vocabulary.convert_ids_to_tokens
 
 
 def _networks(prompt: str, folder: Path | None) -> list[dict[str, Any]]:
+    """The networks that the prompt asks for, each with its file in `folder`."""
+    tags = split_network_tags(strip_comments(prompt))[1]
+    if not tags:
+        return []
     from ...loaders.lora.library import NetworkLibrary, network_mentions
 
     library = NetworkLibrary()
     library.folder = folder
     found = []
-    for mention in network_mentions(split_network_tags(strip_comments(prompt))[1]):
+    for mention in network_mentions(tags):
         entry = library.find(mention.name)
         found.append({**mention._asdict(), "file": None if entry is None else str(entry.path)})
     return found
 
 
-def _show_prompt(found: Mapping[str, Any]) -> None:
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console()
+def _print_prompt(found: Mapping[str, Any]) -> None:
     for number, piece in enumerate(found["pieces"]):
         if len(found["pieces"]) > 1 or piece["weight"] != 1:
-            console.print(
-                Text(f"{'AND: ' if number else ''}weight {piece['weight']:g}: {piece['text'].strip()}", "bold")
-            )
+            click.secho(f"{'AND: ' if number else ''}weight {piece['weight']:g}: {piece['text'].strip()}", bold=True)
         for variant in piece["variants"]:
             if len(piece["variants"]) > 1:
-                console.print(Text(f"{_steps(variant)}: {variant['text']}", "bold magenta"))
+                click.secho(f"{_steps(variant)}: {variant['text']}", fg="magenta", bold=True)
             chunks = variant["chunks"]
-            console.print(Text(f"{variant['tokens']} tokens in {len(chunks)} chunk{'s'[: len(chunks) != 1]}", "dim"))
+            click.secho(f"{variant['tokens']} tokens in {len(chunks)} chunk{'s'[: len(chunks) != 1]}", dim=True)
             for index, chunk in enumerate(chunks):
-                console.print(Text(f" {index + 1} ", "reverse"), _tokens_line(chunk))
+                click.echo(f"{click.style(f' {index + 1} ', reverse=True)} {_tokens_line(chunk)}")
     for network in found["networks"]:
         where = network["file"] or "not in the folder given with --lora-folder"
         line = f"network {network['name']}: text encoder {network['te']:g}, UNet {network['unet']:g} ({where})"
-        console.print(Text(line, "green" if network["file"] else "yellow"))
+        click.secho(line, fg="green" if network["file"] else "yellow")
 
 
 def _steps(variant: Mapping[str, Any]) -> str:
@@ -163,23 +171,24 @@ def _steps(variant: Mapping[str, Any]) -> str:
     return f"step {first}" if first == last else f"steps {first}-{last}"
 
 
-def _tokens_line(chunk: list[list[Any]]) -> Any:
+def _tokens_line(chunk: list[list[Any]]) -> str:
     """Tokens side by side, the color by weight: warmer above 1, colder below; the number where it changes."""
-    from rich.text import Text
-
-    line = Text()
-    before = 1.0
+    line, before = "", 1.0
     for _, token, weight in chunk:
         if weight != before:
-            line.append(f"{weight:g}:", "dim")
+            line += click.style(f"{weight:g}:", dim=True)
             before = weight
-        line.append(token.replace("</w>", ""), _weight_style(weight))
-        line.append(" " if token.endswith("</w>") else "·", "dim")
-    if not chunk:
-        line.append("(padding)", "dim")
-    return line
+        line += click.style(token.replace("</w>", ""), **_weight_style(weight))
+        line += " " if token.endswith("</w>") else click.style("·", dim=True)
+    return line or click.style("(padding)", dim=True)
 
 
-def _weight_style(weight: float) -> str:
-    steps = ((0.0, "red reverse"), (0.8, "blue"), (1.0, "cyan"), (1.0001, "default"), (1.25, "yellow"))
-    return next((style for limit, style in steps if weight < limit), "bold red")
+def _weight_style(weight: float) -> dict[str, Any]:
+    styles: tuple[tuple[float, dict[str, Any]], ...] = (
+        (0.0, {"fg": "red", "reverse": True}),
+        (0.8, {"fg": "blue"}),
+        (1.0, {"fg": "cyan"}),
+        (1.0001, {}),
+        (1.25, {"fg": "yellow"}),
+    )
+    return next((style for limit, style in styles if weight < limit), {"fg": "red", "bold": True})

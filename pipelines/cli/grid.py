@@ -3,94 +3,80 @@
 import hashlib
 import itertools
 import json
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any
 
-import typer
-from PIL import Image, ImageDraw, ImageFont
+import click
 
 from ..infotext.files import read_infotext, save_picture
 from ..infotext.write import quote_field
 from .axes import NO_AXIS, Axis, read_axis
 from .batch import draw_jobs
-from .common import EXIT_FAILED, EXIT_USAGE, is_main_process, say, tell, told
+from .common import EXIT_FAILED, DrawCommand, is_main_process, json_option, print_result, report
 from .jobs import Job, JobFolder, make_jobs
-from .models import ModelSetup, with_model_options
-from .options import merge_call, with_call_options, with_usual_sampler
-from .txt2img import arguments_from
+from .models import model_options, read_setup
+from .options import CALL_OPTIONS, call_options, merge_call, read_call, with_usual_sampler
+from .outputs import format_option, out_option, quality_option
+from .sheet import labelled_sheet
+from .sources import arguments_from
 
 
 MOST_CELLS = 10_000
 
 
-class SheetLook(NamedTuple):
-    """Sizes in pixels."""
-
-    cell: tuple[int, int]
-    margin: int
-    font: Any
-    letters: int  # that fit over a cell
-
-
-@told
-@with_model_options
-@with_call_options
-def grid_command(
-    setup: ModelSetup,
-    prompt: Annotated[str | None, typer.Argument(help="In the webui's grammar.")] = None,
-    x: Annotated[str | None, typer.Option("--x", help="NAME=VALUES, such as steps=10-30 (+10).")] = None,
-    y: Annotated[str | None, typer.Option("--y", help='Such as sampler="Euler a,DPM++ 2M".')] = None,
-    z: Annotated[str | None, typer.Option("--z", help="Such as replace=red,green,blue.")] = None,
-    source: Annotated[Path | None, typer.Option("--from", help="A picture whose parameters to start from.")] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder.")] = Path("grid"),
-    extension: Annotated[str, typer.Option("--format", help="png, jpg, webp, avif.")] = "png",
-    quality: Annotated[int | None, typer.Option(help="1..100, for jpg, webp, avif.")] = None,
-    margin: Annotated[int, typer.Option(min=0, help="Pixels between pictures.")] = 4,
-    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON.")] = False,
-    **call: Any,
-) -> None:
+@click.command("grid", cls=DrawCommand)
+@click.argument("prompt", required=False)
+@click.option("--x", metavar="NAME=VALUES", help="Such as steps=10-30 (+10).")
+@click.option("--y", metavar="NAME=VALUES", help='Such as sampler="Euler a,DPM++ 2M".')
+@click.option("--z", metavar="NAME=VALUES", help="Such as replace=red,green,blue.")
+@click.option("--from", "source", metavar="PATH", help="A picture whose parameters to start from; -: standard input.")
+@out_option("grid", "Folder.")
+@format_option
+@quality_option
+@click.option(
+    "--margin", metavar="N", type=click.IntRange(0), default=4, show_default=True, help="Pixels between pictures."
+)
+@json_option
+@call_options(CALL_OPTIONS)
+@model_options
+def grid_command(prompt: str | None, source: str | None, out: Path, as_json: bool, **values: Any) -> None:
     """Draw a sheet with arguments along its axes; run it again to go on after a stop.
 
     Axes take any argument or setting, by its name here or the webui's label; `model`; `prompt`; and `replace`.
     """
-    base, report = arguments_from(source, model=setup.model) if source is not None else ({}, [])
-    call = merge_call(base, {**call, **({} if prompt is None else {"prompt": prompt})})
-    axes = (read_axis(x), read_axis(y), read_axis(z))
-    if all(axis is NO_AXIS for axis in axes) or (call.get("prompt") is None and "prompt" not in _names(axes)):
-        say("Nothing to draw: give a prompt, and at least one of --x, --y, --z.", "red")
-        raise typer.Exit(EXIT_USAGE)
-    for line in report:
-        say(f"Note: {line}", "yellow")
+    setup = read_setup(values)
+    base, lines = arguments_from(source, model=setup.model) if source is not None else ({}, [])
+    call = merge_call(base, {**read_call(values), **({} if prompt is None else {"prompt": prompt})})
+    axes = (read_axis(values["x"]), read_axis(values["y"]), read_axis(values["z"]))
+    names = [axis.name.lower() for axis in axes]
+    if all(axis is NO_AXIS for axis in axes) or (call.get("prompt") is None and "prompt" not in names):
+        raise click.UsageError("nothing to draw: give a prompt, and at least one of --x, --y, --z.")
+    for line in lines:
+        report(f"Note: {line}", "yellow")
     jobs = grid_jobs(call, axes, setup.model)
-    folder = JobFolder(out / "cells", extension, quality)
+    folder = JobFolder(out / "cells", values["extension"], values["quality"])
     done = draw_jobs(jobs, setup, folder)
     files = {record["key"]: folder.out / record["files"][0]["path"] for record in done.results}
     cells = [files.get(job.key) for job in jobs]
     if is_main_process():
-        _write_sheet(cells, axes, out, extension, quality, margin, as_json)
+        found = _write_sheet(cells, axes, out / f"grid.{values['extension']}", values)
+        print_result(found, as_json, lambda _: click.echo(found["sheet"]))
     if done.failed:
-        raise typer.Exit(EXIT_FAILED)
+        raise click.exceptions.Exit(EXIT_FAILED)
 
 
 def _write_sheet(
-    cells: Sequence[Path | None],
-    axes: Sequence[Axis],
-    out: Path,
-    extension: str,
-    quality: int | None,
-    margin: int,
-    as_json: bool,
-) -> None:
-    sheet = out / f"grid.{extension.lower().lstrip('.')}"
-    save_picture(labelled_sheet(cells, axes, margin), sheet, _sheet_text(cells, axes), quality=quality)
-    found = {
+    cells: Sequence[Path | None], axes: Sequence[Axis], sheet: Path, values: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Save the sheet, with the first cell's text and the axes; where everything is."""
+    picture = labelled_sheet(cells, axes, values["margin"])
+    save_picture(picture, sheet, _sheet_text(cells, axes), quality=values["quality"])
+    return {
         "sheet": str(sheet),
         "cells": [cell and str(cell) for cell in cells],
-        "axes": {a.name: a.labels for a in axes},
+        "axes": {axis.name: axis.labels for axis in axes},
     }
-    tell(found, as_json, lambda _: typer.echo(str(sheet)))
 
 
 def grid_jobs(call: Mapping[str, Any], axes: Sequence[Axis], model: str | None) -> list[Job]:
@@ -107,79 +93,6 @@ def grid_jobs(call: Mapping[str, Any], axes: Sequence[Axis], model: str | None) 
     for number, (in_z, in_y, in_x) in enumerate(itertools.product(z.changes, y.changes, x.changes), start=1):
         cells.append((number, None, in_x(in_y(in_z(start)))))
     return make_jobs(cells)
-
-
-def labelled_sheet(cells: Sequence[Path | None], axes: Sequence[Axis], margin: int = 4) -> Image.Image:
-    """One picture of all cells, in the order of `grid_jobs`; z makes blocks below one another. None: it failed."""
-    x, y, z = axes
-    look = _sheet_look(cells, margin)
-    columns, rows = len(x.labels), len(y.labels)
-    left = _label_width(look, y)
-    top = _label_height(look, x)
-    title = _label_height(look, z, columns)
-    block = title + top + rows * (look.cell[1] + margin)
-    sheet = Image.new("RGB", (left + columns * (look.cell[0] + margin), block * len(z.labels)), "white")
-    pen = ImageDraw.Draw(sheet)
-    for k, z_label in enumerate(z.labels):
-        y0 = k * block
-        _label(pen, look, z_label and f"{z.name}: {z_label}", (sheet.width // 2, y0 + title // 2), columns)
-        for i, label in enumerate(x.labels):
-            at = left + i * (look.cell[0] + margin) + look.cell[0] // 2, y0 + title + top // 2
-            _label(pen, look, label and f"{x.name}: {label}", at)
-        for j, label in enumerate(y.labels):
-            cell_top = y0 + title + top + j * (look.cell[1] + margin)
-            _label(pen, look, label and f"{y.name}: {label}", (left // 2, cell_top + look.cell[1] // 2))
-            for i in range(columns):
-                _paste_cell(
-                    sheet, cells[(k * rows + j) * columns + i], look, (left + i * (look.cell[0] + margin), cell_top)
-                )
-    return sheet
-
-
-def _sheet_look(cells: Sequence[Path | None], margin: int) -> SheetLook:
-    sizes = []
-    for cell in cells:
-        if cell is not None:
-            with Image.open(cell) as picture:
-                sizes.append(picture.size)
-    if not sizes:
-        raise ValueError("no picture of the grid could be drawn, so there is no sheet.")
-    width, height = max(w for w, _ in sizes), max(h for _, h in sizes)
-    size = max(10, min(width, height) // 20)
-    font = ImageFont.load_default(size)
-    return SheetLook((width, height), margin, font, max(8, int(width / (size * 0.55))))
-
-
-def _lines(look: SheetLook, text: str, cells: int = 1) -> list[str]:
-    """Text in lines that fit over so many cells."""
-    return textwrap.wrap(text, look.letters * cells)[:6]
-
-
-def _label_height(look: SheetLook, axis: Axis, cells: int = 1) -> int:
-    lines = max(len(_lines(look, f"{axis.name}: {label}", cells)) if label else 0 for label in axis.labels)
-    return int(lines * look.font.size * 1.4) + (2 * look.margin if lines else 0)
-
-
-def _label_width(look: SheetLook, axis: Axis) -> int:
-    texts = [line for label in axis.labels if label for line in _lines(look, f"{axis.name}: {label}")]
-    return max((int(look.font.getlength(line)) for line in texts), default=-2 * look.margin) + 2 * look.margin
-
-
-def _label(pen: ImageDraw.ImageDraw, look: SheetLook, text: str, at: tuple[int, int], cells: int = 1) -> None:
-    if text:
-        pen.multiline_text(at, "\n".join(_lines(look, text, cells)), "black", look.font, anchor="mm", align="center")
-
-
-def _paste_cell(sheet: Image.Image, cell: Path | None, look: SheetLook, at: tuple[int, int]) -> None:
-    if cell is None:
-        sheet.paste("lightgray", (*at, at[0] + look.cell[0], at[1] + look.cell[1]))
-        return
-    with Image.open(cell) as picture:
-        sheet.paste(picture.convert("RGB"), at)
-
-
-def _names(axes: Sequence[Axis]) -> list[str]:
-    return [axis.name.lower() for axis in axes]
 
 
 def _sheet_text(cells: Sequence[Path | None], axes: Sequence[Axis]) -> str:

@@ -1,50 +1,60 @@
 """`info`: what a picture says about how it was made."""
 
-from collections.abc import Mapping
+import shutil
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
+import click
 
-from ..infotext.files import read_infotext
 from ..infotext.read import parse_infotext
 from ..infotext.to_call import call_arguments, call_report
-from .common import EXIT_FAILED, say, tell, told
+from .common import EXIT_FAILED, DrawCommand, json_option, print_result, report
+from .models import model_problem
+from .sources import expand_sources, read_source
 
 
-@told
-def info_command(
-    pictures: Annotated[list[Path], typer.Argument(help="Pictures, or .txt files.")],
-    model: Annotated[Path | None, typer.Option(help="Checkpoint file to compare the hash with.")] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="The text alone, as it is.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON a picture.")] = False,
-) -> None:
-    """Show the parameters in pictures: fields, the call they mean here, and what it cannot give."""
+_LABEL_WIDTH = 28
+
+
+@click.command("info", cls=DrawCommand)
+@click.argument("pictures", nargs=-1, required=True)
+@click.option("--model", type=click.Path(path_type=Path), help="Checkpoint file to compare the hash with.")
+@click.option("--raw", is_flag=True, help="The text alone, as it is.")
+@json_option
+def info_command(pictures: Sequence[str], model: Path | None, raw: bool, as_json: bool) -> None:
+    """Show the parameters in pictures: fields, the call they mean here, and what it cannot give.
+
+    PICTURES are pictures, .txt files, folders of them, or - for standard input. With --json, a line for each.
+    """
     digest = None
     if model is not None:
         from ...loaders.hashes import model_hash
 
-        digest = model_hash(model)
+        if problem := model_problem("--model", str(model)):
+            raise ValueError(problem)
+        digest = model_hash(model) if model.is_file() else None
     failed = False
-    for picture in pictures:
+    for picture in expand_sources(pictures):
         try:
             found = _describe_picture(picture, digest)
-        except ValueError as error:
-            say(f"Error: {error}", "red")
+        except (ValueError, OSError) as error:
+            report(f"Error: {error}", "red")
             failed = True
             continue
         if raw and not as_json:
-            typer.echo(found["text"])
+            click.echo(found["text"])
         else:
-            tell(found, as_json, _show_picture)
+            print_result(found, as_json, _print_picture)
         failed = failed or not found["tool"]
     if failed:
-        raise typer.Exit(EXIT_FAILED)
+        raise click.exceptions.Exit(EXIT_FAILED)
 
 
-def _describe_picture(path: Path, digest: str | None) -> dict[str, Any]:
-    text = read_infotext(path)
-    found: dict[str, Any] = {"path": str(path), "tool": text.tool, "text": str(text), "notes": list(text.notes)}
+def _describe_picture(source: str | Path, digest: str | None) -> dict[str, Any]:
+    text = read_source(source)
+    found: dict[str, Any] = {"path": str(source), "tool": text.tool, "text": str(text), "notes": list(text.notes)}
     if text:
         fields = parse_infotext(text)
         found |= {"fields": fields, "arguments": call_arguments(fields)}
@@ -54,30 +64,28 @@ def _describe_picture(path: Path, digest: str | None) -> dict[str, Any]:
     return found
 
 
-def _show_picture(found: Mapping[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
+def _print_picture(found: Mapping[str, Any]) -> None:
     if not found["tool"]:
-        typer.echo(f"{found['path']}: no parameters.")
+        click.echo(f"{found['path']}: no parameters.")
         return
-    console = Console()
-    table = Table(title=f"{found['path']} ({found['tool']})", show_header=False, title_justify="left")
-    table.add_column(style="bold cyan", no_wrap=True)
-    table.add_column(overflow="fold")
+    click.secho(f"{found['path']} ({found['tool']})", bold=True)
     filled_in, fields = parse_infotext(""), found.get("fields", {})
     prompts = [label for label in ("Prompt", "Negative prompt") if fields.get(label)]
     for label in (*prompts, *(label for label in fields if label not in prompts)):
         if fields[label] != filled_in.get(label):
-            table.add_row(label, Text(str(fields[label])))
-    console.print(table)
-    call = Table(title="As a call here", show_header=False, title_justify="left")
-    call.add_column(style="bold", no_wrap=True)
-    call.add_column(overflow="fold")
-    for name, value in found.get("arguments", {}).items():
-        call.add_row(name, Text(repr(value)))
-    if call.row_count:
-        console.print(call)
+            _print_row(label, str(fields[label]))
+    if found.get("arguments"):
+        click.secho("\nAs a call here", bold=True)
+        for name, value in found["arguments"].items():
+            _print_row(name, repr(value))
     for note in (*found["notes"], *found.get("report", ())):
-        console.print(Text(f"Note: {note}", style="yellow"))
+        click.secho(f"Note: {note}", fg="yellow")
+
+
+def _print_row(label: str, value: str) -> None:
+    """A label and its value, wrapped beside it on a terminal's width."""
+    width = max(shutil.get_terminal_size().columns, 60) - _LABEL_WIDTH
+    lines = [line for part in value.splitlines() for line in textwrap.wrap(part, width) or [""]] or [""]
+    click.echo(f"{click.style(f'{label:<{_LABEL_WIDTH - 1}}', fg='cyan')} {lines[0]}")
+    for line in lines[1:]:
+        click.echo(f"{'':<{_LABEL_WIDTH}}{line}")

@@ -1,22 +1,26 @@
 """`lora`: what network files hold, and what of them would apply to a model."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
+import click
 
-from .common import EXIT_FAILED, say, tell, told
+from .common import EXIT_FAILED, DrawCommand, json_option, print_result, report
 
 
-@told
-def lora_command(
-    files: Annotated[list[str], typer.Argument(help="Network files, PEFT folders or Hub ids.")],
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Model to match layers with.")] = None,
-    semantics: Annotated[str, typer.Option(help="Whose rules: webui, reference or auto.")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON a file.")] = False,
-) -> None:
-    """Show what network files hold; with --model, which layers would apply, be passed over, or fit nowhere."""
+@click.command("lora", cls=DrawCommand)
+@click.argument("files", nargs=-1, required=True)
+@click.option("--model", "-m", help="Model to match layers with.")
+@click.option(
+    "--semantics", type=click.Choice(["webui", "reference", "auto"]), default="auto", help="Whose rules count."
+)
+@json_option
+def lora_command(files: Sequence[str], model: str | None, semantics: str, as_json: bool) -> None:
+    """Show what network files hold; with --model, which layers would apply, be skipped, or fit nowhere.
+
+    FILES are network files, PEFT folders or Hub ids. With --json, a line for each.
+    """
     from ...loaders.lora.read import read_network
 
     layers = _model_layers(model)
@@ -24,12 +28,12 @@ def lora_command(
     for file in files:
         try:
             network = read_network(file)
-            tell(_network_facts(network, layers, semantics), as_json, _show_network)
+            print_result(_network_facts(network, layers, semantics), as_json, _print_network)
         except ValueError as error:
-            say(f"Error: {error}", "red")
+            report(f"Error: {error}", "red")
             failed = True
     if failed:
-        raise typer.Exit(EXIT_FAILED)
+        raise click.exceptions.Exit(EXIT_FAILED)
 
 
 def _model_layers(model: str | None) -> Any:
@@ -58,20 +62,20 @@ def _network_facts(network: Any, layers: Any, semantics: str) -> dict[str, Any]:
     if layers is not None:
         from ...loaders.lora.plan import network_uses, plan_networks
 
-        _, (report,) = plan_networks(layers, network_uses([(network, 1.0, 1.0)]), semantics, strict=False)
-        facts["applied"] = report.applied
-        facts["passed_over"] = report.passed_over
-        facts["unknown"] = report.unknown
-        facts["errors"] = report.errors
-        facts["report"] = str(report)
+        _, (applied,) = plan_networks(layers, network_uses([(network, 1.0, 1.0)]), semantics, strict=False)
+        facts["applied"] = applied.applied
+        facts["passed_over"] = applied.passed_over
+        facts["unknown"] = applied.unknown
+        facts["errors"] = applied.errors
+        facts["report"] = str(applied)
     return facts
 
 
-def _show_network(facts: Mapping[str, Any]) -> None:
-    typer.echo(facts["table"])
+def _print_network(facts: Mapping[str, Any]) -> None:
+    click.echo(facts["table"])
     if facts["embeddings"]:
-        typer.echo(f"  embeddings inside: {', '.join(facts['embeddings'])}")
+        click.echo(f"  embeddings inside: {', '.join(facts['embeddings'])}")
     if facts["hash"]:
-        typer.echo(f"  hash: {facts['hash']}")
+        click.echo(f"  hash: {facts['hash']}")
     if "report" in facts:
-        typer.echo(f"  on the model: {facts['report']}")
+        click.echo(f"  on the model: {facts['report']}")

@@ -1,18 +1,20 @@
 """Pipelines for the commands that draw: from a folder, a checkpoint file or the Hub."""
 
-import inspect
+import re
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
+import click
 
-from .common import choose_device, choose_dtype
+from .common import HeadedOption, add_options, choose_device, choose_dtype
 
 
-_MODEL_PANEL = "The model"
+_HUB_MODEL = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_DTYPES = ("auto", "float32", "float16", "bfloat16")
+_CHECKPOINT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 
 
 @dataclass(frozen=True)
@@ -30,72 +32,69 @@ class ModelSetup:
     embeddings: tuple[str, ...] = ()
 
 
-MODEL_OPTIONS: dict[str, tuple[Any, Any]] = {
-    "model": (
-        str | None,
-        typer.Option(
-            "--model",
-            "-m",
-            envvar="WEBUI_DIFFUSERS_MODEL",
-            help="Folder, .safetensors or .ckpt file, or Hub id.",
-            rich_help_panel=_MODEL_PANEL,
-        ),
+def _model_option(*names: str, **more: Any) -> Any:
+    return click.option(*names, cls=HeadedOption, heading="The model", **more)
+
+
+_FOLDER = click.Path(path_type=Path)
+MODEL_OPTIONS = {
+    "model": _model_option(
+        "--model", "-m", envvar="WEBUI_DIFFUSERS_MODEL", help="Folder, .safetensors or .ckpt file, or Hub id."
     ),
-    "device": (str | None, typer.Option("--device", help="cuda, cuda:1, mps, cpu.", rich_help_panel=_MODEL_PANEL)),
-    "dtype": (str, typer.Option("--dtype", help="float32, float16, bfloat16.", rich_help_panel=_MODEL_PANEL)),
-    "vae": (str | None, typer.Option("--vae", help="VAE: folder, file or Hub id.", rich_help_panel=_MODEL_PANEL)),
-    "refiner": (str | None, typer.Option("--refiner", help="Folder, file or Hub id.", rich_help_panel=_MODEL_PANEL)),
-    "upscaler": (
-        str | None,
-        typer.Option("--upscaler", help="Component for hires fix: label, file.", rich_help_panel=_MODEL_PANEL),
+    "device": _model_option("--device", help="cuda, cuda:1, mps, cpu."),
+    "dtype": _model_option(
+        "--dtype",
+        type=click.Choice(_DTYPES),
+        default="auto",
+        show_default=True,
+        help="Of the weights.",
     ),
-    "face_restorer": (
-        str | None,
-        typer.Option("--face-restorer", help="GFPGAN, CodeFormer, a file.", rich_help_panel=_MODEL_PANEL),
+    "vae": _model_option("--vae", help="VAE: folder, file or Hub id."),
+    "refiner": _model_option("--refiner", help="Folder, file or Hub id."),
+    "upscaler": _model_option("--upscaler", help="Component for hires fix: label, file."),
+    "face_restorer": _model_option("--face-restorer", help="GFPGAN, CodeFormer, a file."),
+    "lora_folder": _model_option(
+        "--lora-folder", envvar="WEBUI_DIFFUSERS_LORAS", type=_FOLDER, help="Where LoRA files are looked for."
     ),
-    "lora_folder": (
-        Path | None,
-        typer.Option("--lora-folder", envvar="WEBUI_DIFFUSERS_LORAS", rich_help_panel=_MODEL_PANEL),
-    ),
-    "embeddings": (
-        list[str] | None,
-        typer.Option("--embedding", help="Textual inversion; may be repeated.", rich_help_panel=_MODEL_PANEL),
+    "embeddings": _model_option(
+        "--embedding", "embeddings", multiple=True, help="Textual inversion file; may be repeated."
     ),
 }
+model_options = add_options(*MODEL_OPTIONS.values())
 
 
-def with_model_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options of MODEL_OPTIONS, in place of its parameter `setup`."""
-    own = [p for p in inspect.signature(command).parameters.values() if p.name != "setup"]
-    usual = {field.name: field.default for field in fields(ModelSetup)} | {"embeddings": None}
-    added = [
-        inspect.Parameter(
-            name, inspect.Parameter.KEYWORD_ONLY, default=usual[name], annotation=Annotated[kind, option]
-        )
-        for name, (kind, option) in MODEL_OPTIONS.items()
-    ]
+def read_setup(values: Mapping[str, Any]) -> ModelSetup:
+    """The model's options among a command's values."""
+    return ModelSetup(**{field.name: values[field.name] for field in fields(ModelSetup)})
 
-    def run(**values: Any) -> None:
-        chosen = {name: values.pop(name) for name in MODEL_OPTIONS}
-        command(setup=ModelSetup(**{**chosen, "embeddings": tuple(chosen["embeddings"] or ())}), **values)
 
-    variable = [p for p in own if p.kind is p.VAR_KEYWORD]
-    plain = [p.replace(kind=p.KEYWORD_ONLY) for p in own if p.kind is not p.VAR_KEYWORD]
-    run.__name__, run.__doc__ = command.__name__, command.__doc__
-    run.__signature__ = inspect.Signature([*plain, *added, *variable])  # type: ignore[attr-defined]
-    run.__annotations__ = {p.name: p.annotation for p in (*plain, *added)}
-    return run
+def model_problem(argument: str, source: str) -> str | None:
+    """Why a folder, file or Hub id cannot be loaded, as far as its name tells; None where it may."""
+    path = Path(source).expanduser()
+    if path.is_file():
+        return None
+    if path.is_dir():
+        inside = sorted(entry.name for entry in path.iterdir() if entry.suffix.lower() in _CHECKPOINT_SUFFIXES)
+        if (path / "model_index.json").is_file() or (path / "config.json").is_file() or argument != "--model":
+            return None
+        there = f" Name a file in it, such as `{path / inside[0]}`." if inside else " Name another."
+        return f"`{argument} {source}`: this folder has no model_index.json, so it is no diffusers model.{there}"
+    named_as_path = source.startswith(("/", ".", "~")) or path.suffix.lower() in _CHECKPOINT_SUFFIXES
+    if named_as_path or not _HUB_MODEL.fullmatch(source):
+        return f"`{argument} {source}`: no such file or folder. Check the spelling, and where it lies."
+    return None
 
 
 def load_txt2img(setup: ModelSetup, *, bars: bool = True) -> Any:
     """A WebUITxt2ImgPipeline on its device. bars: whether it shows its own progress. Raises ValueError, OSError."""
-    if not setup.model:
-        raise ValueError(
-            "no model is named. Give --model with a folder, a .safetensors file or a Hub id, or set the environment "
-            "variable WEBUI_DIFFUSERS_MODEL."
-        )
     from ..txt2img import WebUITxt2ImgPipeline
 
+    return load_pipeline(WebUITxt2ImgPipeline, setup, bars=bars)
+
+
+def load_pipeline(pipeline: Any, setup: ModelSetup, *, bars: bool = True) -> Any:
+    """A pipeline of this class on its device, with what the setup names. Raises ValueError, OSError."""
+    setup = with_model_checked(setup)
     warnings.filterwarnings("ignore", message=".*torch_dtype.*", category=FutureWarning)
     if not bars:
         _hide_loading_bars()
@@ -103,12 +102,12 @@ def load_txt2img(setup: ModelSetup, *, bars: bool = True) -> Any:
     dtype = choose_dtype(setup.dtype, device)
     parts = _extra_parts(setup, dtype)
     loaded = {name: parts[name] for name in ("vae",) if name in parts}
-    file = Path(setup.model).expanduser()
+    file = Path(str(setup.model)).expanduser()
     if file.is_file():
-        pipe = WebUITxt2ImgPipeline.from_single_file(str(file), torch_dtype=dtype, **loaded)
+        pipe = pipeline.from_single_file(str(file), torch_dtype=dtype, **loaded)
         pipe.register_to_config(_name_or_path=str(file))  # for the picture's "Model" and "Model hash"
     else:
-        pipe = WebUITxt2ImgPipeline.from_pretrained(setup.model, torch_dtype=dtype, **loaded)
+        pipe = pipeline.from_pretrained(str(file) if file.is_dir() else setup.model, torch_dtype=dtype, **loaded)
     if others := {name: part for name, part in parts.items() if name not in loaded}:
         pipe.register_modules(**others)
     if setup.lora_folder is not None:
@@ -117,6 +116,19 @@ def load_txt2img(setup: ModelSetup, *, bars: bool = True) -> Any:
         pipe.add_embedding(embedding)
     pipe.set_progress_bar_config(disable=not bars)
     return pipe.to(device)
+
+
+def with_model_checked(setup: ModelSetup) -> ModelSetup:
+    """The setup. Raises ValueError where no model is named, or none lies there."""
+    if not setup.model:
+        raise ValueError(
+            "no model is named. Give --model with a folder, a .safetensors file or a Hub id, or set the environment "
+            "variable WEBUI_DIFFUSERS_MODEL."
+        )
+    for argument, source in (("--model", setup.model), ("--vae", setup.vae), ("--refiner", setup.refiner)):
+        if source and (problem := model_problem(argument, source)):
+            raise ValueError(problem)
+    return setup
 
 
 def _hide_loading_bars() -> None:
@@ -174,8 +186,7 @@ class PipelineCache:
         wanted = model or self._setup.model
         if self._loaded is None or self._loaded[0] != wanted:
             self._loaded = None
-            values = {field.name: getattr(self._setup, field.name) for field in fields(ModelSetup)}
-            self._loaded = (wanted, load_txt2img(ModelSetup(**{**values, "model": wanted}), bars=False))
+            self._loaded = (wanted, load_txt2img(replace(self._setup, model=wanted), bars=False))
         return self._loaded[1]
 
 

@@ -1,46 +1,36 @@
 """Arguments of a call as options of a command, and as values in files of jobs and axes of grids."""
 
-import inspect
-import json
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
-import typer
+import click
 
 from ...loaders.utils import unknown_choice
 from ..infotext.fields import CALL_FIELDS, HIRES_FIELDS
 from ..options import WEBUI_OPTIONS
+from .common import HeadedOption, add_options
+from .values import (
+    SEED,
+    SETTINGS,
+    SIZE,
+    TEXT,
+    TEXTS,
+    WEIGHTS,
+    YES_NO,
+    ValueKind,
+    list_kind,
+    number_kind,
+    whole_kind,
+)
 
 
 class CallOption(NamedTuple):
     """One argument of the call on a command line."""
 
-    read: Callable[[str], Any]  # from text; ValueError where it cannot
+    kind: ValueKind
     help: str
-    panel: str
-    kind: str = "text"  # "flag": yes or no; "many": may be repeated
-
-
-def read_size(text: str) -> tuple[int, int]:
-    """`640x960` as (640, 960). Raises ValueError."""
-    sides = text.lower().replace(",", "x").split("x")
-    if len(sides) != 2:
-        raise ValueError("a size is WIDTHxHEIGHT, like 640x960")
-    return int(sides[0]), int(sides[1])
-
-
-def _read_numbers(kind: type) -> Callable[[str], list]:
-    return lambda text: [kind(part) for part in text.split(",") if part.strip()]
-
-
-def _read_seed(text: str) -> int | list[int]:
-    return [int(part) for part in text.split(",")] if "," in text else int(text)
-
-
-def _read_flag(text: str) -> bool:
-    if text.lower() not in ("true", "false", "yes", "no", "1", "0"):
-        raise ValueError("it is yes or no")
-    return text.lower() in ("true", "yes", "1")
+    heading: str
+    short: str = ""  # another name of the option
 
 
 _PICTURE, _NOISE, _HIRES, _NETWORKS, _FACES, _MORE = (
@@ -54,60 +44,57 @@ _PICTURE, _NOISE, _HIRES, _NETWORKS, _FACES, _MORE = (
 
 # Name of the argument -> its option. `prompt` is the command's own argument; see NOT_ON_COMMAND_LINE for the rest.
 CALL_OPTIONS: dict[str, CallOption] = {
-    "negative_prompt": CallOption(str, "What should not be there.", _PICTURE),
-    "width": CallOption(int, "Pixels, a multiple of 8.", _PICTURE),
-    "height": CallOption(int, "Pixels, a multiple of 8.", _PICTURE),
-    "num_inference_steps": CallOption(int, "Sampling steps (also --steps).", _PICTURE),
-    "guidance_scale": CallOption(float, "CFG scale (also --cfg).", _PICTURE),
-    "num_images_per_prompt": CallOption(int, "Pictures drawn at once.", _PICTURE),
-    "sampler": CallOption(str, '"Euler a", "DPM++ 2M", ...; scheduler: the model\'s own.', _PICTURE),
-    "schedule": CallOption(str, 'Schedule type: "Karras", "Exponential", ...', _PICTURE),
-    "clip_skip": CallOption(int, "Layers skipped: one less than the webui's number.", _PICTURE),
-    "tiling": CallOption(_read_flag, "Opposite edges meet.", _PICTURE, "flag"),
-    "seed": CallOption(_read_seed, "A number, or a list with commas.", _NOISE),
-    "subseed": CallOption(_read_seed, "Variation seed.", _NOISE),
-    "subseed_strength": CallOption(float, "0..1.", _NOISE),
-    "seed_resize": CallOption(read_size, "WIDTHxHEIGHT whose composition the noise keeps.", _NOISE),
-    "noise_source": CallOption(str, "gpu, cpu or nv.", _NOISE),
-    "eta": CallOption(float, "Noise multiplier of the step.", _NOISE),
-    "hires_scale": CallOption(float, "Second pass, that many times as large.", _HIRES),
-    "hires_size": CallOption(read_size, "Second pass at WIDTHxHEIGHT; 0 follows the other side.", _HIRES),
-    "hires_upscaler": CallOption(str, "A label, or a model file.", _HIRES),
-    "hires_steps": CallOption(int, "0: as many as the first pass.", _HIRES),
-    "hires_strength": CallOption(float, "Denoising strength, 0..1.", _HIRES),
-    "hires_prompt": CallOption(str, "", _HIRES),
-    "hires_negative_prompt": CallOption(str, "", _HIRES),
-    "hires_sampler": CallOption(str, "", _HIRES),
-    "hires_schedule": CallOption(str, "", _HIRES),
-    "loras": CallOption(lambda text: dict([_read_lora(text)]), "NAME=WEIGHT; may be repeated.", _NETWORKS, "many"),
-    "lora_backend": CallOption(str, "webui, reference or peft.", _NETWORKS),
-    "restore_faces": CallOption(str, "CodeFormer or GFPGAN.", _FACES),
-    "face_fidelity": CallOption(float, "CodeFormer: 0 strongest .. 1 most faithful.", _FACES),
-    "refiner_switch_at": CallOption(float, "Share after which the refiner takes over.", _FACES),
+    "negative_prompt": CallOption(TEXTS, "What should not be there.", _PICTURE, "--negative"),
+    "width": CallOption(whole_kind(8), "Pixels, a multiple of 8.", _PICTURE),
+    "height": CallOption(whole_kind(8), "Pixels, a multiple of 8.", _PICTURE),
+    "num_inference_steps": CallOption(whole_kind(1), "Sampling steps.", _PICTURE, "--steps"),
+    "guidance_scale": CallOption(number_kind(), "CFG scale.", _PICTURE, "--cfg"),
+    "num_images_per_prompt": CallOption(whole_kind(1), "Pictures drawn at once.", _PICTURE),
+    "sampler": CallOption(TEXT, '"Euler a", "DPM++ 2M", ...; scheduler: the model\'s own.', _PICTURE),
+    "schedule": CallOption(TEXT, 'Schedule type: "Karras", "Exponential", ...', _PICTURE),
+    "clip_skip": CallOption(whole_kind(0), "Layers skipped: one less than the webui's number.", _PICTURE),
+    "tiling": CallOption(YES_NO, "Opposite edges meet.", _PICTURE),
+    "seed": CallOption(SEED, "A number, or several with commas.", _NOISE),
+    "subseed": CallOption(SEED, "Variation seed.", _NOISE),
+    "subseed_strength": CallOption(number_kind(0, 1), "Share of the variation, 0 to 1.", _NOISE),
+    "seed_resize": CallOption(SIZE, "WIDTHxHEIGHT whose composition the noise keeps.", _NOISE),
+    "noise_source": CallOption(TEXT, "gpu, cpu or nv.", _NOISE),
+    "eta": CallOption(number_kind(0), "Noise multiplier of the step.", _NOISE),
+    "hires_scale": CallOption(number_kind(0), "Second pass, that many times as large; 0: none.", _HIRES),
+    "hires_size": CallOption(SIZE, "Second pass at WIDTHxHEIGHT; 0 follows the other side.", _HIRES),
+    "hires_upscaler": CallOption(TEXT, "A label, or a model file.", _HIRES),
+    "hires_steps": CallOption(whole_kind(0), "0: as many as the first pass.", _HIRES),
+    "hires_strength": CallOption(number_kind(0, 1), "Denoising strength, 0 to 1.", _HIRES),
+    "hires_prompt": CallOption(TEXTS, "The first pass's otherwise.", _HIRES),
+    "hires_negative_prompt": CallOption(TEXTS, "The first pass's otherwise.", _HIRES),
+    "hires_sampler": CallOption(TEXT, "The first pass's otherwise.", _HIRES),
+    "hires_schedule": CallOption(TEXT, "The first pass's otherwise.", _HIRES),
+    "loras": CallOption(WEIGHTS, "NAME=WEIGHT; may be repeated.", _NETWORKS, "--lora"),
+    "lora_backend": CallOption(TEXT, "webui, reference or peft.", _NETWORKS),
+    "restore_faces": CallOption(TEXT, "CodeFormer, GFPGAN, or a file.", _FACES),
+    "face_fidelity": CallOption(number_kind(0, 1), "CodeFormer: 0 strongest, 1 most faithful.", _FACES),
+    "refiner_switch_at": CallOption(number_kind(0, 1), "Share after which the refiner takes over.", _FACES),
     "webui_options": CallOption(
-        lambda text: dict([read_setting(text)]), "NAME=VALUE under the webui's name; may be repeated.", _MORE, "many"
+        SETTINGS, "NAME=VALUE, a setting under the webui's name; may be repeated.", _MORE, "--option"
     ),
-    "guidance_rescale": CallOption(float, "", _MORE),
-    "timesteps": CallOption(_read_numbers(int), "With commas; for a scheduler of diffusers.", _MORE),
-    "sigmas": CallOption(_read_numbers(float), "With commas; for a scheduler of diffusers.", _MORE),
-    "prompt_2": CallOption(str, "SDXL.", _MORE),
-    "negative_prompt_2": CallOption(str, "SDXL.", _MORE),
-    "denoising_end": CallOption(float, "SDXL: share of the steps to draw.", _MORE),
-    "original_size": CallOption(read_size, "SDXL: HEIGHTxWIDTH it is told.", _MORE),
-    "crops_coords_top_left": CallOption(read_size, "SDXL: TOPxLEFT it is told.", _MORE),
-    "target_size": CallOption(read_size, "SDXL: HEIGHTxWIDTH it is told.", _MORE),
-    "negative_original_size": CallOption(read_size, "SDXL.", _MORE),
-    "negative_crops_coords_top_left": CallOption(read_size, "SDXL.", _MORE),
-    "negative_target_size": CallOption(read_size, "SDXL.", _MORE),
+    "guidance_rescale": CallOption(number_kind(), "CFG rescale, 0 to 1.", _MORE),
+    "timesteps": CallOption(
+        list_kind(whole_kind(0), "a list of whole numbers"), "With commas; for a scheduler of diffusers.", _MORE
+    ),
+    "sigmas": CallOption(
+        list_kind(number_kind(0), "a list of numbers"), "With commas; for a scheduler of diffusers.", _MORE
+    ),
+    "prompt_2": CallOption(TEXTS, "SDXL: for its second encoder.", _MORE),
+    "negative_prompt_2": CallOption(TEXTS, "SDXL: for its second encoder.", _MORE),
+    "denoising_end": CallOption(number_kind(0, 1), "SDXL: share of the steps to draw.", _MORE),
+    "original_size": CallOption(SIZE, "SDXL: HEIGHTxWIDTH it is told.", _MORE),
+    "crops_coords_top_left": CallOption(SIZE, "SDXL: TOPxLEFT it is told.", _MORE),
+    "target_size": CallOption(SIZE, "SDXL: HEIGHTxWIDTH it is told.", _MORE),
+    "negative_original_size": CallOption(SIZE, "SDXL: the same for the negative prompt.", _MORE),
+    "negative_crops_coords_top_left": CallOption(SIZE, "SDXL: the same for the negative prompt.", _MORE),
+    "negative_target_size": CallOption(SIZE, "SDXL: the same for the negative prompt.", _MORE),
 }
 USUAL_SAMPLER = "DPM++ 2M"
-SHORT_OPTIONS = {
-    "num_inference_steps": "--steps",
-    "guidance_scale": "--cfg",
-    "negative_prompt": "--negative",
-    "loras": "--lora",
-    "webui_options": "--option",
-}
 # Values of a call that are objects of a program, or would make a result that is no picture file.
 NOT_ON_COMMAND_LINE = (
     "generator",
@@ -124,37 +111,59 @@ NOT_ON_COMMAND_LINE = (
     "callback_on_step_end",
     "callback_on_step_end_tensor_inputs",
 )
+_OWN_NAMES = {"prompt": TEXTS, "model": TEXT}  # arguments of jobs and axes that are no option of the call
 
 
-def read_setting(text: str) -> tuple[str, Any]:
-    """`eta_noise_seed_delta=31337` as (name, value of the setting's own type). Raises ValueError."""
-    name, equals, written = text.partition("=")
-    if not equals:
-        raise ValueError(f"{text!r} is not NAME=VALUE")
-    if name not in WEBUI_OPTIONS:
-        raise ValueError(unknown_choice("setting", name, WEBUI_OPTIONS))
-    usual = WEBUI_OPTIONS[name]
-    try:
-        if isinstance(usual, bool):
-            return name, _read_flag(written)
-        return name, type(usual)(written) if usual is not None else json.loads(written)
-    except ValueError as error:
-        raise ValueError(f"{written!r} is no value of `{name}`, which is usually {usual!r}") from error
+def call_options(table: Mapping[str, CallOption]) -> Callable[[Any], Any]:
+    """A decorator that gives a command an option for each argument of `table`; `read_call` reads what they give."""
+    return add_options(*(_option(name, option) for name, option in table.items()))
 
 
-def _read_lora(text: str) -> tuple[str, float]:
-    name, equals, weight = text.rpartition("=")
-    return (name, float(weight)) if equals else (text, 1.0)
+def _option(name: str, option: CallOption) -> Callable[[Any], Any]:
+    flag = name.replace("_", "-")
+    if option.kind is YES_NO:
+        names, more = [f"--{flag}/--no-{flag}"], {"default": None}
+    else:
+        names, more = [f"--{flag}"], {"metavar": option.kind.sign}
+    more |= {"multiple": True} if option.kind in (WEIGHTS, SETTINGS) else {}
+    more |= {"cls": HeadedOption, "heading": option.heading, "help": option.help}
+    return click.option(name, *names, *([option.short] if option.short else []), **more)
+
+
+def read_call(values: Mapping[str, Any], table: Mapping[str, CallOption] = CALL_OPTIONS) -> dict[str, Any]:
+    """The arguments among a command's `values`: those that were given, read. Raises ValueError naming the argument."""
+    call: dict[str, Any] = {}
+    for name in table:
+        value = values.get(name)
+        if value is None or value == ():
+            continue
+        if isinstance(value, tuple):
+            parts = [read_option(name, part) for part in value]
+            call[name] = {key: entry for part in parts for key, entry in part.items()}
+        else:
+            call[name] = value if isinstance(value, bool) else read_option(name, value)
+    return call
 
 
 def read_option(name: str, text: str) -> Any:
     """The value of an argument, from text. Raises ValueError that names the argument."""
-    if name in ("prompt", "model"):
-        return text
+    return _checked(name, lambda kind: kind.read(text), text)
+
+
+def take_option(name: str, value: Any) -> Any:
+    """An argument's value from JSON, in the form that the call wants. Raises ValueError that names the argument."""
+    if name not in CALL_OPTIONS and name not in _OWN_NAMES:
+        raise ValueError(unknown_choice("argument", name, [*CALL_OPTIONS, *_OWN_NAMES]))
+    return None if value is None else _checked(name, lambda kind: kind.take(value), value)
+
+
+def _checked(name: str, read: Callable[[ValueKind], Any], value: Any) -> Any:
+    kind = CALL_OPTIONS[name].kind if name in CALL_OPTIONS else _OWN_NAMES[name]
     try:
-        return CALL_OPTIONS[name].read(text)
-    except ValueError as error:
-        raise ValueError(f"`{name}`: {text!r} cannot be read: {error}.") from error
+        return read(kind)
+    except (ValueError, OverflowError) as error:
+        more = f" {error}" if str(error).endswith((".", "?")) else ""
+        raise ValueError(f"`{name}` must be {kind.name}; got {value!r}.{more}") from error
 
 
 def argument_name(written: str) -> str:
@@ -167,8 +176,8 @@ def argument_name(written: str) -> str:
     plain = name.lower().lstrip("-").replace("-", "_").replace(" ", "_")
     labels = {label.lower(): field.argument for label, field in (CALL_FIELDS | HIRES_FIELDS).items()}
     labels |= {"schedule type": "schedule", "sampler": "sampler", "denoising strength": "hires_strength"}
-    shorts = {option.lstrip("-"): argument for argument, option in SHORT_OPTIONS.items()}
-    if plain in CALL_OPTIONS or plain in ("prompt", "model"):
+    shorts = {option.short.lstrip("-"): argument for argument, option in CALL_OPTIONS.items() if option.short}
+    if plain in CALL_OPTIONS or plain in _OWN_NAMES:
         return plain
     if plain in shorts:
         return shorts[plain]
@@ -176,55 +185,7 @@ def argument_name(written: str) -> str:
         return f"webui_options.{next(setting for setting in WEBUI_OPTIONS if setting.lower() == plain)}"
     if name.lower() in labels:
         return labels[name.lower()]
-    raise ValueError(unknown_choice("argument", written, [*CALL_OPTIONS, "prompt", "model", *WEBUI_OPTIONS]))
-
-
-def check_call_value(name: str, value: Any) -> Any:
-    """An argument's value from JSON, in the form the call wants: lists become sizes. Raises ValueError."""
-    if name not in CALL_OPTIONS and name not in ("prompt", "model"):
-        raise ValueError(unknown_choice("argument", name, [*CALL_OPTIONS, "prompt", "model"]))
-    if name in CALL_OPTIONS and CALL_OPTIONS[name].read is read_size and isinstance(value, (list, str)):
-        return read_size(value) if isinstance(value, str) else tuple(int(side) for side in value)
-    if name == "webui_options":
-        for setting in value:
-            if setting not in WEBUI_OPTIONS:
-                raise ValueError(unknown_choice("`webui_options`: setting", setting, WEBUI_OPTIONS))
-    return value
-
-
-def with_call_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command every option of CALL_OPTIONS, in place of its parameter `**call`: those that were given, read."""
-    own = [p for p in inspect.signature(command).parameters.values() if p.kind is not p.VAR_KEYWORD]
-    added = [_option_parameter(name, option) for name, option in CALL_OPTIONS.items()]
-
-    def run(**values: Any) -> None:
-        call = {name: _option_value(name, values.pop(name)) for name in CALL_OPTIONS}
-        command(**values, **{name: value for name, value in call.items() if value is not None})
-
-    run.__name__, run.__doc__ = command.__name__, command.__doc__
-    run.__signature__ = inspect.Signature([*own, *added])  # type: ignore[attr-defined]
-    run.__annotations__ = {p.name: p.annotation for p in (*own, *added)}
-    return run
-
-
-def _option_parameter(name: str, option: CallOption) -> inspect.Parameter:
-    flag = f"--{name.replace('_', '-')}"
-    names = [flag] if option.kind != "flag" else [f"{flag}/--no-{name.replace('_', '-')}"]
-    names += [SHORT_OPTIONS[name]] if name in SHORT_OPTIONS else []
-    told_as = typer.Option(*names, help=option.help, rich_help_panel=option.panel, show_default=False)
-    kind: Any = {"flag": bool | None, "many": list[str] | None}.get(option.kind, str | None)
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, told_as])
-
-
-def _option_value(name: str, value: Any) -> Any:
-    if value is None or isinstance(value, bool) or value == []:
-        return None if value == [] else value
-    if isinstance(value, (list, tuple)):
-        merged: dict[str, Any] = {}
-        for part in value:
-            merged |= read_option(name, part)
-        return merged or None
-    return read_option(name, value)
+    raise ValueError(unknown_choice("argument", written, [*CALL_OPTIONS, *_OWN_NAMES, *WEBUI_OPTIONS]))
 
 
 def with_usual_sampler(call: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,103 +1,80 @@
-"""`txt2img`: pictures from arguments, or from the parameters of another picture with some of them changed."""
+"""`txt2img`: pictures from arguments, or from the parameters of other pictures with some of them changed."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
+import click
 
-from ..infotext.files import read_infotext, save_pictures
 from ..infotext.read import parse_infotext
-from ..infotext.styles import apply_styles, read_styles
-from ..infotext.to_call import call_arguments, call_report
-from .common import EXIT_USAGE, say, tell, told
-from .models import ModelSetup, draw_call, load_txt2img, with_model_options
-from .options import merge_call, with_call_options, with_usual_sampler
+from ..infotext.styles import read_styles
+from .common import EXIT_FAILED, DrawCommand, json_option, print_result, report
+from .models import draw_call, model_options, read_setup
+from .options import CALL_OPTIONS, call_options, merge_call, read_call, with_usual_sampler
+from .outputs import print_paths, save_options, save_to
+from .sources import SourceCall, is_parameters_text, source_calls, source_option, style_options, with_styles
 
 
-def arguments_from(
-    source: Path, styles: Path | None = None, model: str | None = None
-) -> tuple[dict[str, Any], list[str]]:
-    """The call that a picture's (or a text file's) parameters mean, and what of them cannot be given.
+@click.command("txt2img", cls=DrawCommand)
+@click.argument("prompt", required=False)
+@source_option
+@save_options
+@click.option(
+    "--count", "-n", metavar="N", type=click.IntRange(1), default=1, help="How often to draw, seeds counting up."
+)
+@style_options
+@click.option("--dry-run", is_flag=True, help="Show the call; draw nothing.")
+@json_option
+@call_options(CALL_OPTIONS)
+@model_options
+def txt2img_command(prompt: str | None, sources: Sequence[str], as_json: bool, **values: Any) -> None:
+    """Draw pictures as the webui's txt2img tab does.
 
-    model: the one in use; that it has another name or hash is told, that it is the same is not.
+    PROMPT is in the webui's grammar: (a:1.2), [a:b:0.5], a AND b, <lora:name:0.8>. A whole parameters text, pasted
+    in quotes, is recognised and read as one.
     """
-    text = read_infotext(source)
-    if not text:
-        raise ValueError(
-            f"`{source}` holds no parameters"
-            + (f" that can be read: {'; '.join(text.notes)}." if text.notes else ". Its text may have been removed.")
-        )
-    known = read_styles(styles) if styles is not None else None
-    fields = parse_infotext(text, styles=known)
-    notes = [f"{text.tool}: {note}." for note in text.notes]
-    file, digest = None if model is None else Path(model).expanduser(), None
-    if file is not None and file.is_file() and "Model hash" in fields:
-        from ...loaders.hashes import model_hash
+    setup = read_setup(values)
+    found, problems = source_calls(sources, prompt, values["styles"], setup.model)
+    own = read_call(values)
+    if prompt is not None and not is_parameters_text(prompt):
+        own["prompt"] = prompt
+    known = read_styles(values["styles"] or Path("styles.csv")) if values["style_names"] else {}
+    calls = []
+    for source in found or [SourceCall("", {}, [])]:
+        call = with_styles(merge_call(source.arguments, own), values["style_names"], known)
+        if call.get("prompt") is None:
+            raise click.UsageError('nothing to draw: give a prompt, as in "a cat", or --from a picture.')
+        calls.append(source._replace(arguments=with_usual_sampler(call)))
+    for line in problems:
+        report(f"Error: {line}", "red")
+    print_reports(calls)
+    if values["dry_run"]:
+        for source in calls:
+            print_result({"arguments": source.arguments, "report": source.report}, as_json, _print_call)
+    else:
+        from .checks import check_calls
+        from .models import load_txt2img
 
-        digest = model_hash(file)
-    report = call_report(fields, styles=known, model_hash=digest)
-    if file is not None and fields.get("Model") in (file.name, file.stem) and digest is None:
-        report = [line for line in report if not line.startswith("Model: ")]  # of the same name; no hash to compare
-    return call_arguments(fields, styles=known), notes + report
-
-
-def with_styles(call: Mapping[str, Any], names: list[str], file: Path | None) -> dict[str, Any]:
-    """The call with styles merged into its prompts. Raises ValueError for an unknown style."""
-    if not names:
-        return dict(call)
-    known = read_styles(file or Path("styles.csv"))
-    for name in names:
-        if name not in known:
-            raise ValueError(f"`--style`: {name!r} is not in the styles file. It has: {', '.join(known)}.")
-    prompt, negative = apply_styles(call.get("prompt", ""), call.get("negative_prompt") or "", names, known)
-    return {**call, "prompt": prompt, "negative_prompt": negative}
+        check_calls([source.arguments for source in calls], setup)
+        pictures = draw_and_save(load_txt2img(setup), calls, values)
+        lines = [line for source in calls for line in source.report]
+        print_result({"pictures": pictures, "report": lines}, as_json, print_paths)
+    if problems:
+        raise click.exceptions.Exit(EXIT_FAILED)
 
 
-@told
-@with_model_options
-@with_call_options
-def txt2img_command(
-    setup: ModelSetup,
-    prompt: Annotated[str | None, typer.Argument(help="In the webui's grammar: (a:1.2), \\[a:b:0.5], AND.")] = None,
-    source: Annotated[
-        Path | None, typer.Option("--from", help="A picture or .txt file whose parameters to start from.")
-    ] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder, or a picture file for one picture.")] = Path("."),
-    pattern: Annotated[
-        str, typer.Option(help="Names: [number], [seed], [date], [model_name] ...")
-    ] = "[number]-[seed]",
-    extension: Annotated[str, typer.Option("--format", help="png, jpg, webp, avif.")] = "png",
-    quality: Annotated[int | None, typer.Option(help="1..100, for jpg, webp, avif.")] = None,
-    count: Annotated[int, typer.Option("--count", "-n", min=1, help="How often to draw, seeds counting up.")] = 1,
-    style: Annotated[list[str] | None, typer.Option(help="A style to merge in; may be repeated.")] = None,
-    styles: Annotated[Path | None, typer.Option(help="The styles file (styles.csv).")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the call; draw nothing.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON.")] = False,
-    **call: Any,
-) -> None:
-    """Draw pictures as the webui's txt2img tab does."""
-    base, report = arguments_from(source, styles, setup.model) if source is not None else ({}, [])
-    call = merge_call(base, {**call, **({} if prompt is None else {"prompt": prompt})})
-    call = with_styles(call, style or [], styles)
-    if call.get("prompt") is None:
-        say('Nothing to draw: give a prompt, as in `webui-diffusers txt2img "a cat"`, or --from a picture.', "red")
-        raise typer.Exit(EXIT_USAGE)
-    call = with_usual_sampler(call)
-    for line in report:
-        say(f"Note: {line}", "yellow")
-    if dry_run:
-        tell({"arguments": call, "report": report}, as_json, _show_call)
-        return
-    pipe = load_txt2img(setup)
+def draw_and_save(pipe: Any, calls: Sequence[SourceCall], values: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Draw each call `count` times and save what it gives; path and text of each picture."""
     pictures: list[dict[str, Any]] = []
-    for index in range(count):
-        images, texts = draw_call(pipe, _counted(call, index, len(pictures)))
-        paths = _save(images, texts, out, pattern, extension, quality)
-        pictures += [{"path": str(path), "infotext": text} for path, text in zip(paths, texts)]
-        if index == 0 and count > 1 and call.get("seed") in (None, -1):
-            call = {**call, "seed": int(parse_infotext(texts[0])["Seed"])}
-    tell({"pictures": pictures, "report": report}, as_json, show_paths)
+    for call in (source.arguments for source in calls):
+        drawn = 0
+        for index in range(values["count"]):
+            images, texts = draw_call(pipe, _counted(call, index, drawn))
+            pictures += [{"path": str(p), "infotext": t} for p, t in zip(save_to(images, texts, values), texts)]
+            drawn += len(images)
+            if index == 0 and values["count"] > 1 and call.get("seed") in (None, -1):
+                call = {**call, "seed": int(parse_infotext(texts[0])["Seed"])}
+    return pictures
 
 
 def _counted(call: Mapping[str, Any], index: int, drawn: int) -> dict[str, Any]:
@@ -105,22 +82,17 @@ def _counted(call: Mapping[str, Any], index: int, drawn: int) -> dict[str, Any]:
     seed = call.get("seed")
     if index == 0 or not isinstance(seed, int) or seed < 0:
         return dict(call)
-    side = "subseed" if call.get("subseed_strength") else "seed"
-    return {**call, side: (call.get(side) or 0) + drawn}
+    name = "subseed" if call.get("subseed_strength") else "seed"
+    return {**call, name: (call.get(name) or 0) + drawn}
 
 
-def _save(images: Any, texts: list[str], out: Path, pattern: str, extension: str, quality: int | None) -> list[Path]:
-    if out.suffix and not out.is_dir():
-        return save_pictures(images, texts, out.parent, out.stem, extension=out.suffix, quality=quality)
-    return save_pictures(images, texts, out, pattern, extension=extension, quality=quality)
+def print_reports(calls: Sequence[SourceCall]) -> None:
+    """What texts ask for and calls cannot give, with the source's name where there are several."""
+    for source in calls:
+        for line in source.report:
+            report(f"Note: {f'{source.name}: ' if len(calls) > 1 else ''}{line}", "yellow")
 
 
-def show_paths(found: Mapping[str, Any]) -> None:
-    """Where the pictures are, a line each."""
-    for picture in found["pictures"]:
-        typer.echo(picture["path"])
-
-
-def _show_call(found: Mapping[str, Any]) -> None:
+def _print_call(found: Mapping[str, Any]) -> None:
     for name, value in found["arguments"].items():
-        typer.echo(f"{name} = {value!r}")
+        click.echo(f"{name} = {value!r}")
