@@ -31,6 +31,8 @@ def _assembled(kept: Path) -> Path:
                 shutil.copytree(entry, place / entry.name, dirs_exist_ok=True) if entry.is_dir() else None
         for model in slim.MODELS:
             slim.whole_model(kept / model, place / model)
+        for name in slim.CONTROLNETS:
+            slim.whole_controlnet(kept, place, name)
         (place / "done").touch()
     return place
 

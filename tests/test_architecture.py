@@ -19,7 +19,7 @@ SOURCES = sorted(p for folder in ("pipelines", "loaders") for p in (ROOT / folde
 ENTRIES = {
     ROOT / "pipelines" / f"{n}.py" for n in ("txt2img", "img2img", "multi_lora", "multi_lora_xl", "face_restore")
 }
-FOLDERS = {"prompt", "sampling", "images", "infotext", "cli", "bundle", "loaders"}
+FOLDERS = {"prompt", "sampling", "images", "control", "infotext", "cli", "bundle", "loaders"}
 LEAVES = (
     "loaders/utils",
     "loaders/data_files",
@@ -36,7 +36,7 @@ PURE = [
     if p.name in ("__init__.py", "utils.py", "moved.py", "options.py", "detailer_settings.py", "script_settings.py")
     or (p.parent.name == "infotext" and p.name not in ("files.py", "from_call.py"))
     or (p.parent.name == "prompt" and p.name not in ("encode.py", "text_encoder.py"))
-    or p.name in ("tile_grid.py", "philox.py", "labels.py")
+    or p.name in ("tile_grid.py", "philox.py", "labels.py", "units.py")
 ]
 PURE = [p for p in PURE if p.parent.name != "cli"]  # whose functions import what they run
 

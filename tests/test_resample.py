@@ -157,7 +157,7 @@ def test_a_flat_matrix_has_no_inverse():
     "call, message",
     [
         (lambda p: warp_affine(p, np.eye(2, 3), (4, 4), border="wrap"), "`border` must be"),
-        (lambda p: resize_picture(p, (4, 4), "cubic"), "`method` must be"),
+        (lambda p: resize_picture(p, (4, 4), "bicubic"), "`method` must be"),
         (lambda p: resize_picture(p, (0, 4), "linear"), "at least 1x1"),
         (lambda p: gaussian_blur(p[..., 0].astype(float), 4), "odd and positive"),
     ],

@@ -8,6 +8,7 @@ integers. Nothing here changes its arguments.
 
 import numpy as np
 from scipy.ndimage import correlate1d, maximum_filter1d, minimum_filter1d
+from scipy.sparse import csr_matrix
 
 
 Window = tuple[int, int, int, int]
@@ -99,28 +100,34 @@ def resize_picture(
 ) -> np.ndarray:
     """`image` at `size` (w, h). uint8: OpenCV's integer arithmetic; float: the same positions, float weights.
 
-    method: "lanczos4" (8 taps, edge replicated), "linear" (both without antialiasing), or "area" (antialiased, for
-    shrinking; linear where a side grows). factor: dst/src where the reference was given a factor and no size. Same
-    size: a copy.
+    method: "nearest", "cubic" (a = -0.75), "lanczos4" (8 taps, edge replicated), "linear" (all without antialiasing),
+    or "area" (antialiased, for shrinking; between the two nearest pixels where a side grows). factor: dst/src where
+    the reference was given a factor and no size. Same size: a copy.
     """
     if (image.shape[1], image.shape[0]) == tuple(size):
         return image.copy()
     if min(size) < 1:
         raise ValueError(f"`size` must be at least 1x1; got {size[0]}x{size[1]}.")
     scales = [1 / factor if factor else 1 / (dst / src) for dst, src in zip(size, image.shape[1::-1])]
-    if method == "area":
-        if min(scales) >= 1:
-            return _resize_area(image, size, scales)
-        method = "linear"
+    if method == "nearest":
+        rows, columns = (
+            np.minimum(np.floor(np.arange(dst) * scale).astype(np.int64), src - 1)
+            for dst, src, scale in zip(size[::-1], image.shape[:2], scales[::-1])
+        )
+        return image[rows[:, None], columns]
+    if method == "area" and min(scales) >= 1:
+        return _resize_area(image, size, scales)
     if method not in _RESIZE_TAPS:
-        raise ValueError(f"`method` must be 'lanczos4', 'linear' or 'area'; got {method!r}.")
+        raise ValueError(f"`method` must be 'nearest', 'cubic', 'lanczos4', 'linear' or 'area'; got {method!r}.")
     (xi, xw), (yi, yw) = (
         _RESIZE_TAPS[method](dst, src, scale) for dst, src, scale in zip(size, image.shape[1::-1], scales)
     )
-    if image.dtype == np.uint8:
+    if image.dtype == np.uint8 and method != "cubic":
         return _resize_uint8(image, (xi, xw), (yi, yw), method)
-    across = _weighted_rows(np.swapaxes(image, 0, 1), xi, xw.astype(image.dtype))
-    return _weighted_rows(np.swapaxes(across, 0, 1), yi, yw.astype(image.dtype))
+    values = image.astype(np.float32) if image.dtype == np.uint8 else image  # of 8 bits too cubic runs on floats
+    across = _weighted_rows(np.swapaxes(values, 0, 1), xi, xw.astype(values.dtype))
+    result = _weighted_rows(np.swapaxes(across, 0, 1), yi, yw.astype(values.dtype))
+    return np.rint(result).clip(0, 255).astype(np.uint8) if image.dtype == np.uint8 else result
 
 
 def _linear_taps(dst: int, src: int, scale: float) -> tuple[np.ndarray, np.ndarray]:
@@ -131,6 +138,28 @@ def _linear_taps(dst: int, src: int, scale: float) -> tuple[np.ndarray, np.ndarr
     t = np.where((first < 0) | (first >= src - 1), np.float32(0), t)
     first = np.clip(first, 0, src - 1)
     return np.stack([first, np.minimum(first + 1, src - 1)]), np.stack([1 - t, t]).astype(np.float32)
+
+
+def _area_taps(dst: int, src: int, scale: float) -> tuple[np.ndarray, np.ndarray]:
+    """As `_linear_taps`, for "area" where a side grows: OpenCV then weighs the two pixels by how far the destination
+    pixel reaches into the second."""
+    first = np.floor(np.arange(dst) * scale).astype(np.int64)
+    t = (np.arange(1, dst + 1) - (first + 1) / scale).astype(np.float32)
+    t = np.where(t <= 0, np.float32(0), t - np.floor(t))
+    t = np.where(first >= src - 1, np.float32(0), t)
+    first = np.minimum(first, src - 1)
+    return np.stack([first, np.minimum(first + 1, src - 1)]), np.stack([1 - t, t]).astype(np.float32)
+
+
+def _cubic_taps(dst: int, src: int, scale: float) -> tuple[np.ndarray, np.ndarray]:
+    """Source indices (4, dst) and weights (4, dst): Keys (1981) with a = -0.75, edge replicated."""
+    position = (np.arange(dst) + 0.5) * scale - 0.5
+    first = np.floor(position).astype(np.int64)
+    t, a = position - first, -0.75
+    far = ((a * (t + 1) - 5 * a) * (t + 1) + 8 * a) * (t + 1) - 4 * a
+    near, next_near = (((a + 2) * d - (a + 3)) * d * d + 1 for d in (t, 1 - t))
+    weights = np.stack([far, near, next_near, 1 - far - near - next_near])
+    return np.clip(first + np.arange(-1, 3)[:, None], 0, src - 1), weights
 
 
 def _lanczos4_taps(dst: int, src: int, scale: float) -> tuple[np.ndarray, np.ndarray]:
@@ -144,7 +173,7 @@ def _lanczos4_taps(dst: int, src: int, scale: float) -> tuple[np.ndarray, np.nda
     return np.clip(first + offsets, 0, src - 1), weights
 
 
-_RESIZE_TAPS = {"linear": _linear_taps, "lanczos4": _lanczos4_taps}
+_RESIZE_TAPS = {"linear": _linear_taps, "area": _area_taps, "cubic": _cubic_taps, "lanczos4": _lanczos4_taps}
 
 
 def _weighted_rows(image: np.ndarray, index: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -172,25 +201,42 @@ def _resize_uint8(image: np.ndarray, x_taps: tuple, y_taps: tuple, method: str) 
 
 def _resize_area(image: np.ndarray, size: tuple[int, int], scales: list[float]) -> np.ndarray:
     """Mean over the source area of each pixel, parts of pixels by their share."""
-    rows = _area_sums(image.astype(np.float64), size[1], scales[1])
-    result = np.swapaxes(_area_sums(np.swapaxes(rows, 0, 1), size[0], scales[0]), 0, 1)
-    if image.dtype != np.uint8:
-        return result.astype(image.dtype)
-    halves_up = all(
-        scale == 2 for scale in scales
-    )  # OpenCV's 2x2 case adds a half and shifts; the others round to even
-    return (np.floor(result + 0.5) if halves_up else np.rint(result)).astype(np.uint8)
+    whole = all(abs(scale - round(scale)) < 1e-12 for scale in scales)
+    if whole and image.dtype == np.uint8:
+        (x, y), (w, h) = (round(scale) for scale in scales), size
+        blocks = image[: h * y, : w * x].reshape(h, y, w, x, *image.shape[2:]).sum((1, 3), dtype=np.int64)
+        # OpenCV's 2x2 case adds a half and shifts; the others round to even
+        return (
+            (blocks + 2) >> 2 if x == y == 2 else np.rint(blocks.astype(np.float32) * np.float32(1 / (x * y)))
+        ).astype(np.uint8)
+    across = _area_sums(np.swapaxes(image.astype(np.float32), 0, 1), size[0], scales[0])
+    result = _area_sums(np.swapaxes(across, 0, 1), size[1], scales[1])
+    return np.rint(result).clip(0, 255).astype(np.uint8) if image.dtype == np.uint8 else result.astype(image.dtype)
 
 
 def _area_sums(rows: np.ndarray, count: int, scale: float) -> np.ndarray:
-    """Means of `rows` over [i*scale, (i+1)*scale) for i < count, from a running sum."""
-    total = np.concatenate([np.zeros_like(rows[:1]), np.cumsum(rows, axis=0)])
-    edges = np.minimum(np.arange(count + 1) * scale, len(rows))
-    whole = np.minimum(edges.astype(np.int64), len(rows) - 1)
-    part = (edges - whole).reshape(-1, *[1] * (rows.ndim - 1))
-    at = total[whole] + part * rows[whole]
-    width = np.diff(edges).reshape(-1, *[1] * (rows.ndim - 1))
-    return (at[1:] - at[:-1]) / width
+    """Means of `rows` over [i*scale, (i+1)*scale) for i < count, in float32, first rows first."""
+    length = len(rows)
+    start = np.arange(count) * scale
+    end, width = start + scale, np.minimum(scale, length - start)
+    last = np.minimum(np.floor(end).astype(np.int64), length - 1)
+    first = np.minimum(np.ceil(start).astype(np.int64), last)
+    before, after = first - start > 1e-3, end - last > 1e-3
+    counts, at = last - first, np.arange(count)
+    inside = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts) + np.repeat(first, counts)
+    shares = [(first - start)[before] / width[before], 1 / np.repeat(width, counts)]
+    shares.append((np.minimum(end - last, np.minimum(1, width)) / width)[after])
+    table = csr_matrix(
+        (
+            np.concatenate(shares).astype(np.float32),
+            (
+                np.concatenate([at[before], np.repeat(at, counts), at[after]]),
+                np.concatenate([first[before] - 1, inside, last[after]]),
+            ),
+        ),
+        shape=(count, length),
+    )
+    return np.asarray(table @ np.ascontiguousarray(rows).reshape(length, -1)).reshape(count, *rows.shape[1:])
 
 
 def gaussian_kernel(size: int, sigma: float = 0.0) -> np.ndarray:

@@ -7,6 +7,7 @@ of the token embeddings: only ids below `COMMON` and those in the recordings are
 keep their final latents and pictures; what else the tests read of a run is copied whole.
 """
 
+import json
 import re
 import shutil
 import sys
@@ -21,6 +22,9 @@ from webui_diffusers.pipelines.prompt.clip_tokenizer import FragmentTokenizer
 
 HERE = Path(__file__).parent
 MODELS = ("tiny-sd", "tiny-sdxl-e2e", "tiny-sdxl-e2e-refiner")
+# control networks, which began as copies of a UNet and still share most tensors with it -> that UNet's model
+CONTROLNETS = {"tiny-controlnet": "tiny-sd", "tiny-controlnet-2": "tiny-sd", "tiny-controlnet-xl": "tiny-sdxl-e2e"}
+CONTROL_WHOLE_RUNS = ("mode_c_w1.0", "inpaint_only_t2i")  # with what tests read besides latents
 COMMON = 3000
 EMBEDDING = "token_embedding.weight"
 
@@ -73,6 +77,54 @@ def slim_runs(source: Path, target: Path) -> None:
             save_file({name: tensors[name] for name in ("latents", "images")}, target / path.name)
 
 
+def _controlnet_files(golden: Path, name: str) -> tuple[Path, Path]:
+    """A control network's weights, and those of the UNet that it is a copy of."""
+    file = "diffusion_pytorch_model.safetensors"
+    return golden / "controlnet" / "models" / name / file, golden / CONTROLNETS[name] / "unet" / file
+
+
+def whole_controlnet(kept: Path, place: Path, name: str) -> None:
+    """The control network `name` in `place`, with the tensors that it shares with its model's UNet."""
+    (own, _), (whole, unet) = _controlnet_files(kept, name), _controlnet_files(place, name)
+    tensors, shared = load_file(own), load_file(unet)
+    names = json.loads((kept / "controlnet" / "shared.json").read_text(encoding="utf-8"))[name]
+    whole.unlink(missing_ok=True)
+    save_file({**tensors, **{key: shared[key] for key in names}}, whole, {"format": "pt"})
+
+
+def slim_control(full: Path, target: Path) -> None:
+    """ControlNet: the tables, the networks without what they share with their UNet, and the runs with those."""
+    source, shared = full / "controlnet", {}
+    for name in CONTROLNETS:
+        own, unet = (load_file(path) for path in _controlnet_files(full, name))
+        shared[name] = sorted(key for key in own if key in unet and torch.equal(own[key], unet[key]))
+        place = _controlnet_files(target.parent, name)[0]
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / "models" / name / "config.json", place.parent / "config.json")
+        save_file({key: value for key, value in own.items() if key not in shared[name]}, place)
+    (target / "shared.json").write_text(json.dumps(shared, indent=0) + "\n", encoding="utf-8")
+    for name in ("resize.json", "resize.safetensors", "infotext.json"):
+        shutil.copyfile(source / name, target / name)
+    table = json.loads((source / "runs.json").read_text(encoding="utf-8"))
+    table["runs"] = [run for run in table["runs"] if run["model"] in MODELS]
+    for call in (call for run in table["runs"] for call in run["calls"]):
+        for key in ("t", "batch", "tokens", "latent"):
+            del call[key]
+    (target / "runs.json").write_text(json.dumps(table) + "\n", encoding="utf-8")
+    text = json.dumps(table)
+    pictures = load_file(source / "pictures.safetensors")
+    save_file(
+        {name: value for name, value in pictures.items() if f'"{name}"' in text}, target / "pictures.safetensors"
+    )
+    (target / "runs").mkdir(exist_ok=True)
+    for run in table["runs"]:
+        tensors = load_file(source / "runs" / f"{run['name']}.safetensors")
+        if run["name"] not in CONTROL_WHOLE_RUNS:
+            kept = ("latents", "images") if run["kind"] == "img2img" else ("latents",)
+            tensors = {name: tensors[name] for name in kept}
+        save_file(tensors, target / "runs" / f"{run['name']}.safetensors")
+
+
 def slim_embeddings(source: Path, target: Path) -> None:
     """Every third row of the recorded encodings, with the tensors it names."""
     for path in sorted(source.glob("*embeddings_*.jsonl")) + [source / "pad_conds.jsonl"]:
@@ -106,3 +158,4 @@ if __name__ == "__main__":
         slim_runs(full / folder / "e2e", HERE / folder / "e2e")
         for path in (full / folder).glob("e2e*.json"):
             shutil.copyfile(path, HERE / folder / path.name)
+    slim_control(full, HERE / "controlnet")

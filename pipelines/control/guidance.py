@@ -1,0 +1,211 @@
+"""ControlNets inside the denoiser: which act at an evaluation, and what they add to the UNet's skip connections."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class ControlInput(NamedTuple):
+    """What the UNet gets at one evaluation, for all its rows."""
+
+    x: Tensor  # (rows, c, h, w)
+    t: Tensor  # no dimensions
+    embeds: Tensor  # (rows, tokens, dim)
+    added: dict[str, Any]  # SDXL: text_embeds, time_ids
+    images: list[int]  # which image of the batch each row is for
+    uncond: list[bool]  # whether it is of the negative prompt
+    cross_attention_kwargs: Any = None
+
+
+class ControlResiduals(NamedTuple):
+    """What is added to the UNet's skip connections and to its middle block."""
+
+    down: list[Tensor]
+    mid: Tensor
+
+
+@dataclass(frozen=True)
+class ActiveControl:
+    """A control network in one pass.
+
+    model: ControlNetModel or ControlNetUnionModel. hint: (1 or b, c, h, w), the control image. start, end: the window
+    as shares of the steps. whole_steps: diffusers' window, which holds whole steps and ends before `end`; else the
+    extension's, which lags one step. scales: number of residuals -> a factor for each. uncond: 1, or 0 where rows of
+    the negative prompt get nothing. conds_only: the network is not run for those rows at all. region: (1, 1, h, w)
+    where it acts. pooled: only the mean over height and width of each residual counts. rows: a factor for each row by
+    whether it is of the negative prompt. task: of a union network.
+    """
+
+    model: Any
+    hint: Tensor
+    scales: Callable[[int], Sequence[float]]
+    start: float = 0.0
+    end: float = 1.0
+    whole_steps: bool = False
+    uncond: float = 1.0
+    conds_only: bool = False
+    region: Tensor | None = None
+    pooled: bool = False
+    rows: Callable[[Sequence[bool]], Sequence[float]] | None = None
+    task: int | None = None
+
+
+@dataclass(frozen=True)
+class KeptImage:
+    """The module inpaint_only in one pass: what is not masked is drawn towards the given image at every evaluation.
+
+    latents: (1, c, h, w), clean; None until the first evaluation asks `encode` for them. mask: (1, 1, h, w), 1 where
+    the image is drawn anew. strength: 0..1.
+    """
+
+    encode: Callable[[], Tensor]
+    mask: Tensor
+    strength: float
+
+
+class ControlGuidance:
+    """All units of one pass, and at which step it is.
+
+    steps: how many the pass has. lags: each evaluation of a step counts as the one before it, and not only the first
+    (DPM adaptive).
+    """
+
+    def __init__(
+        self, controls: Sequence[ActiveControl], steps: int, *, lags: bool = False, kept: Sequence[KeptImage] = ()
+    ):
+        self.controls = list(controls)
+        self.steps = steps
+        self.lags = lags
+        self.kept = list(kept)
+        self._latents: dict[int, Tensor] = {}
+        self._scales: dict[tuple[int, int], Sequence[float]] = {}
+        self._step = 0
+        self._evaluated = False
+
+    def end_evaluation(self) -> None:
+        """An evaluation of the current step is done."""
+        self._evaluated = True
+
+    def end_step(self) -> None:
+        """The step is done: the next evaluation belongs to the next one."""
+        self._step, self._evaluated = self._step + 1, False
+
+    @property
+    def counter(self) -> int:
+        """The last step that the webui has reported: a step's report comes after its first evaluation."""
+        return self._step if self._evaluated and not self.lags else max(self._step - 1, 0)
+
+    def active(self) -> list[ActiveControl]:
+        """The units whose window is open at this evaluation."""
+        share = self.counter / self.steps
+        begun, done = self._step / self.steps, (self._step + 1) / self.steps
+        return [
+            control
+            for control in self.controls
+            if (
+                not (begun < control.start or done > control.end)
+                if control.whole_steps
+                else control.start <= share <= control.end
+            )
+        ]
+
+    def residuals(self, given: ControlInput) -> ControlResiduals | None:
+        """The sum over the active units, in their order; None where none is active."""
+        total: ControlResiduals | None = None
+        for control in self.active():
+            added = control_residuals(control, given)
+            if added is not None:
+                total = added if total is None else _sum(total, added)
+        return total
+
+    def keep(self, given: ControlInput, output: Tensor, alphas_cumprod: Tensor, prediction_type: str) -> Tensor:
+        """The UNet's output (rows, c, h, w) float32 with what inpaint_only does to it."""
+        for i, kept in enumerate(self.kept):
+            if i not in self._latents:
+                self._latents[i] = kept.encode()
+            ac = alphas_cumprod[min(round(float(given.t)), len(alphas_cumprod) - 1)].to(output)
+            new = _towards(
+                given.x.float(), output, ac, kept.mask.to(output), self._latents[i].to(output), prediction_type
+            )
+            output = kept.strength * new + (1 - kept.strength) * output
+        return output
+
+
+def control_residuals(control: ActiveControl, given: ControlInput) -> ControlResiduals | None:
+    """What one unit adds: network times row factor times scale. None where no row gets anything."""
+    if control.conds_only:
+        rows = [i for i, uncond in enumerate(given.uncond) if not uncond]
+        if not rows:
+            return None
+    else:
+        rows = list(range(len(given.images)))
+    down, mid = _run_network(control, given, rows)
+    residuals = [*down, mid]
+    factors = [control.uncond if uncond else 1.0 for uncond in given.uncond]
+    if control.rows is not None:
+        factors = [factor * own for factor, own in zip(factors, control.rows(given.uncond), strict=True)]
+    result = []
+    for residual, scale in zip(residuals, control.scales(len(residuals)), strict=True):
+        if len(rows) < len(given.images):
+            whole = residual.new_zeros((len(given.images), *residual.shape[1:]))
+            whole[rows] = residual
+            residual = whole
+        if any(factor != 1.0 for factor in factors):
+            residual = residual * torch.tensor(factors).to(residual)[:, None, None, None]
+        residual = residual * scale
+        if control.region is not None:
+            size = residual.shape[-2:]
+            residual = residual * F.interpolate(control.region, size, mode="bilinear").to(residual)
+        if control.pooled:
+            residual = residual.mean(dim=(2, 3), keepdim=True)
+        result.append(residual.to(given.x.dtype))
+    return ControlResiduals(result[:-1], result[-1])
+
+
+def _run_network(control: ActiveControl, given: ControlInput, rows: list[int]) -> tuple[Sequence[Tensor], Tensor]:
+    """The network's residuals for these rows, not scaled."""
+    model, every = control.model, len(rows) == len(given.images)
+    dtype = model.dtype
+    x, embeds = (given.x, given.embeds) if every else (given.x[rows], given.embeds[rows])
+    added = {
+        name: (value if every else value[rows]).to(dtype)
+        for name, value in given.added.items()
+        if name in ("text_embeds", "time_ids")
+    }
+    hint = control.hint.to(x.device, dtype)
+    if len(hint) > 1:
+        hint = hint[[given.images[row] for row in rows]]
+    arguments: dict[str, Any] = {"controlnet_cond": hint}
+    if control.task is not None:
+        kinds = torch.zeros(len(rows), model.config.num_control_type, device=x.device, dtype=dtype)
+        kinds[:, control.task] = 1
+        arguments = {"controlnet_cond": [hint], "control_type": kinds, "control_type_idx": [control.task]}
+    return model(
+        x.to(dtype),
+        given.t.to(x.device, dtype).expand(len(rows)),
+        encoder_hidden_states=embeds.to(dtype),
+        added_cond_kwargs=added or None,
+        cross_attention_kwargs=given.cross_attention_kwargs,
+        return_dict=False,
+        **arguments,
+    )
+
+
+def _sum(one: ControlResiduals, other: ControlResiduals) -> ControlResiduals:
+    return ControlResiduals([a + b for a, b in zip(one.down, other.down, strict=True)], one.mid + other.mid)
+
+
+def _towards(x: Tensor, output: Tensor, ac: Tensor, mask: Tensor, init: Tensor, prediction_type: str) -> Tensor:
+    """The model output whose x0 is that of `output` where `mask` is 1 and `init` elsewhere."""
+    signal, noise = ac.sqrt(), (1 - ac).sqrt()
+    if prediction_type == "sample":
+        return output * mask + init * (1 - mask)
+    if prediction_type == "v_prediction":
+        x0 = (signal * x - noise * output) * mask + init * (1 - mask)
+        return (signal * x - x0) / noise
+    x0 = (x - noise * output) / signal * mask + init * (1 - mask)
+    return (x - signal * x0) / noise

@@ -1,0 +1,1 @@
+"""Control images: how a ControlNet's picture is prepared."""
