@@ -1,7 +1,8 @@
 """Textual inversion files: embeddings of a word, read from every file the webui reads them from.
 
     .pt .bin         {"string_to_param": {"*": (v, d)}, "step": ..., "sd_checkpoint": ...}
-                     {"clip_l": (v, d), "clip_g": (v, d)}        SDXL, one tensor per text encoder
+                     {"clip_l": (v, d), "clip_g": (v, d)}        SDXL, one tensor per text encoder; also under
+                                                                 text_encoders_0, text_encoders_1 (diffusers)
                      {"anything": (v, d) or (d,)}                one entry, which is the embedding
     .safetensors     the last two of these
     .png .webp .jxl .avif   the first as JSON (a tensor is {"TORCHTENSOR": nested lists}), as base64 in a text chunk
@@ -206,8 +207,9 @@ def _embedding_layout(path: Path, content: object) -> _EmbeddingContent:
         terms = content["string_to_param"]
         terms = dict(terms.items()) if hasattr(terms, "items") else {}
         return _EmbeddingContent(_only_embedding(path, terms), content)
-    if "clip_g" in content and "clip_l" in content:
-        return _EmbeddingContent({"clip_l": content["clip_l"], "clip_g": content["clip_g"]})
+    for first, second in (("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1")):
+        if first in content and second in content:
+            return _EmbeddingContent({"clip_l": content[first], "clip_g": content[second]})
     # A Parameter instead of a tensor is no embedding to the webui either; see test_a_parameter_is_not_a_tensor.
     if type(next(iter(content.values()))) is Tensor:
         return _EmbeddingContent(_only_embedding(path, content))
@@ -285,11 +287,12 @@ def _tensor_from_json(table: dict[str, object]) -> object:
 def _json_in_the_margins(pixels: np.ndarray) -> bytes | None:
     """Text hidden left and right of a picture, or None. pixels: (h, w, 3) uint8 RGB.
 
-    strip | black column | picture | black column | strip     (found by analysing such pictures)
+    strip | black column | picture | black column | strip
 
     The low nibbles of the left strip, row by row, are the low halves of bytes, those of the right strip the high
     halves. Both are masked with x mod 255 for x from x' = 1664525 x + 1013904223 mod 2**32 (the generator of
-    Numerical Recipes, from 0 on). The bytes are a zlib stream, and noise behind it.
+    Numerical Recipes, from 0 on). The bytes are a zlib stream, and noise behind it. Layout and numbers are facts of
+    the file format, found by analysing such pictures; the recorded one among the tests holds them.
     """
     nibbles = pixels & 15
     black = np.flatnonzero(nibbles.sum(axis=(0, 2)) == 0)

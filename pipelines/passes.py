@@ -50,12 +50,17 @@ def trained_alphas_cumprod(scheduler: Any) -> Tensor:
     config = scheduler.config
     if config.get("beta_schedule") == "scaled_linear" and config.get("trained_betas") is None:
         return default_alphas_cumprod(config["beta_start"], config["beta_end"], config["num_train_timesteps"])
-    if getattr(scheduler, "alphas_cumprod", None) is None:
+    if not _knows_betas(scheduler):
         raise ValueError(
-            f"`scheduler`: {type(scheduler).__name__} knows no betas, so it is for another kind of model (flow "
-            "matching). The webui's samplers need one of Stable Diffusion's schedulers, or name no `sampler`."
+            f"`scheduler`: {type(scheduler).__name__} knows no betas, so it is for another kind of model (EDM, as "
+            "Playground v2.5 and CosXL, or flow matching). The webui's samplers need one of Stable Diffusion's "
+            "schedulers: name no `sampler`, and the scheduler itself steps."
         )
     return scheduler.alphas_cumprod.float().cpu()
+
+
+def _knows_betas(scheduler: Any) -> bool:
+    return scheduler.config.get("beta_schedule") is not None or getattr(scheduler, "alphas_cumprod", None) is not None
 
 
 def noise_levels(scheduler: Any, options: Mapping[str, Any]) -> Tensor:
@@ -187,7 +192,8 @@ def conditioned_model(
     """A UNet with its conditioning and noise levels. size: SDXL's numbers, None for a UNet that takes none."""
     numbers = None if size is None else (torch.tensor(size.positive).float(), torch.tensor(size.negative).float())
     prediction = scheduler.config.get("prediction_type", "epsilon")
-    return DenoiserModel(unet, NoiseTable(noise_levels(scheduler, options)), conditioning, prediction, numbers)
+    table = NoiseTable(noise_levels(scheduler, options)) if _knows_betas(scheduler) else None
+    return DenoiserModel(unet, table, conditioning, prediction, numbers)
 
 
 def pass_noise(
@@ -251,6 +257,8 @@ def run_pass(
             return _scheduler_pass(
                 plan, models, guidance, noise, scheduler, watch, start, init, eta, mask=mask, exact_steps=exact_steps
             )
+        if models[0].table is None:
+            trained_alphas_cumprod(scheduler)  # which says why there is none
         steps, t_enc = plan.steps, None
         if init is not None:
             steps, t_enc = img2img_steps(plan.strength, plan.steps, exact_steps)

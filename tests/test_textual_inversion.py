@@ -107,6 +107,13 @@ def test_every_kind_of_file_is_read(
         torch.testing.assert_close(actual[key], tensor.detach(), rtol=0, atol=1e-7)
 
 
+def test_embeddings_that_diffusers_trains_beside_a_network_are_those_of_sdxl(tmp_path: Path) -> None:
+    pair = {"text_encoders_0": PAIR["clip_l"], "text_encoders_1": PAIR["clip_g"]}
+    save_file(pair, tmp_path / "pivot.safetensors")
+    found = read_embedding(tmp_path / "pivot.safetensors")
+    assert all(torch.equal(found.parts[key], PAIR[key]) for key in PAIR) and found.for_encoders([8, 12])
+
+
 def test_sdxl_counts_the_rows_of_clip_g_and_sums_the_widths(tmp_path: Path) -> None:
     found = read_embedding(write(tmp_path / "xl.safetensors", PAIR))
     assert (found.count, found.width) == (2, 20)

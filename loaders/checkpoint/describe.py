@@ -3,6 +3,8 @@
     cond_stage_model.transformer.…           SD 1.x
     cond_stage_model.model.…                 SD 2.x, noise or v prediction
     conditioner.embedders.0 and .1           SDXL; keys `v_pred` and `ztsnr` mark v prediction and zero terminal SNR
+    edm_mean, edm_std                        SDXL's networks, trained as EDM (Playground v2.5)
+    edm_vpred.sigma_max, .sigma_min          SDXL's networks, trained as EDM with v prediction (CosXL)
     conditioner.embedders.0.model.… alone    SDXL refiner
     model.diffusion_model.input_blocks.0.0   4 channels, or 9: inpainting
 
@@ -21,9 +23,9 @@ import torch
 from torch import Tensor
 
 from ..weight_files import WeightFileError, open_weights, read_pickle, unpicklable_classes, weight_file_kind
+from .names import LDM_UNET, TEXT_PLACES, CheckpointNames, checkpoint_names, unet_names
 
 
-_LDM_UNET = "model.diffusion_model."
 _PREDICTIONS = {
     "eps": "epsilon",
     "epsilon": "epsilon",
@@ -50,6 +52,8 @@ class CheckpointInfo:
     dtype: torch.dtype  # of the UNet
     cross_attention_width: int  # 768 SD1, 1024 SD2, 2048 SDXL, 1280 refiner
     unet_tensors: int
+    diffusion: str = ""  # "" as all of its kind, "playground-v2.5", "cosxl"
+    diffusion_numbers: tuple[tuple[float, ...], ...] = ()  # latents' mean and deviation; least and largest sigma
     alphas_cumprod: Tensor | None = field(default=None, compare=False, repr=False)  # the file's own, (1000,) float32
     title: str | None = None  # from the metadata
 
@@ -57,6 +61,7 @@ class CheckpointInfo:
         facts = [
             BASE_TITLES[self.base],
             f"{'v' if self.prediction_type == 'v_prediction' else 'noise'} prediction ({self.decided_by})",
+            {"playground-v2.5": "EDM (Playground v2.5)", "cosxl": "EDM (CosXL)"}.get(self.diffusion, ""),
             "zero terminal SNR" if self.zero_snr else "",
             "inpainting UNet" if self.unet_channels == 9 else "",
             str(self.dtype).removeprefix("torch."),
@@ -77,36 +82,44 @@ def describe_checkpoint(path: str | Path, prediction_type: str | None = None) ->
         if prediction_type is not None and prediction_type not in _PREDICTIONS:
             raise ValueError(f"`prediction_type` must be 'epsilon' or 'v_prediction'; got {prediction_type!r}.")
         keys = dict.fromkeys(table.keys())
-        first = f"{_LDM_UNET}input_blocks.0.0.weight"
-        if first not in keys:
+        unet = unet_names(keys)
+        first = unet.get(f"{LDM_UNET}input_blocks.0.0.weight")
+        if first is None:
             raise CheckpointError(f"`{path}` is no Stable Diffusion checkpoint: {_what_else_it_is(keys)}")
-        widths = [table.shape(key)[1] for key in keys if key.startswith(_LDM_UNET) and "attn2.to_k.weight" in key]
-        base = _base_model(Path(path), keys, widths[0] if widths else 0)
+        shapes = {name: table.shape(key) for name, key in unet.items() if "attn2.to_k.weight" in name}
+        if any(len(shape) < 2 for shape in (table.shape(first), *shapes.values())):
+            raise CheckpointError(f"`{path}`: weights of its UNet have no shape of weights: damaged. Fetch it again.")
+        width = next((shape[1] for shape in shapes.values()), 0)
+        base = _base_model(Path(path), unet, keys, width)
         channels = table.shape(first)[1]
         if channels not in (4, 9):
             raise CheckpointError(f"`{path}`: the UNet reads {channels} channels: {_other_channels(channels)}")
         alphas = _own_alphas_cumprod(table)
         prediction, reason = _prediction_type(Path(path), table, base, channels, prediction_type)
+        diffusion, numbers = _own_diffusion(table, base)
         return CheckpointInfo(
             path=Path(path),
             base=base,
-            prediction_type=prediction,
-            decided_by=reason,
+            prediction_type="v_prediction" if diffusion == "cosxl" else prediction,
+            decided_by="key `edm_vpred`" if diffusion == "cosxl" else reason,
             zero_snr="ztsnr" in keys or alphas is not None and float(alphas[-1]) < 1e-4,
             unet_channels=channels,
-            parts=tuple(part for part, starts in _PART_PREFIXES[base].items() if _any_key(keys, starts)),
+            parts=checkpoint_names(keys, base).parts,
             dtype=table.dtype(first),
-            cross_attention_width=widths[0] if widths else 0,
-            unet_tensors=sum(key.startswith(_LDM_UNET) for key in keys),
+            cross_attention_width=width,
+            unet_tensors=len(unet),
+            diffusion=diffusion,
+            diffusion_numbers=numbers,
             alphas_cumprod=alphas,
             title=table.metadata.get("modelspec.title"),
         )
 
 
-def read_checkpoint_tensors(path: str | Path, prefix: str) -> dict[str, Tensor]:
-    """The tensors whose keys begin with `prefix`, by the rest of the key."""
+@contextmanager
+def opened_parts(path: str | Path, base: str) -> Iterator[tuple["_MappedPickle", CheckpointNames]]:
+    """A checkpoint's tensors, and where its parts stand among them."""
     with _opened_checkpoint(Path(path)) as table:
-        return {key.removeprefix(prefix): table.tensor(key) for key in table.keys() if key.startswith(prefix)}
+        yield table, checkpoint_names(table.keys(), base)
 
 
 @contextmanager
@@ -179,10 +192,10 @@ def _any_key(keys: Mapping[str, None], starts: tuple[str, ...]) -> bool:
     return any(key.startswith(starts) for key in keys)
 
 
-def _base_model(path: Path, keys: Mapping[str, None], width: int) -> str:
+def _base_model(path: Path, unet: Mapping[str, str], keys: Mapping[str, None], width: int) -> str:
     """By the width of the cross attention; by the text encoder's keys where the width is an unusual one."""
-    if f"{_LDM_UNET}label_emb.0.0.weight" in keys:
-        if _any_key(keys, ("cond_stage_model.", "embedder.")):
+    if f"{LDM_UNET}label_emb.0.0.weight" in unet:
+        if _any_key(keys, ("cond_stage_model.model.", "cond_stage_model.transformer.", "embedder.")):
             raise CheckpointError(f"`{path}` is SD 2.1 unCLIP, for variations. Use StableUnCLIPImg2ImgPipeline.")
         second = _any_key(keys, ("conditioner.embedders.1.",))
         refiner = not second and _any_key(keys, ("conditioner.embedders.0.model.",))
@@ -198,6 +211,16 @@ def _own_alphas_cumprod(table: _MappedPickle) -> Tensor | None:
     alphas = table.tensor("alphas_cumprod").to(torch.float32)
     falling = len(alphas) > 1 and bool((alphas.diff() <= 0).all()) and bool((alphas >= 0).all())
     return alphas.clone() if falling and float(alphas[0]) <= 1 else None
+
+
+def _own_diffusion(table: _MappedPickle, base: str) -> tuple[str, tuple[tuple[float, ...], ...]]:
+    """Whether an SDXL network was trained with another diffusion than SDXL, and the numbers that the file keeps."""
+    names = {"playground-v2.5": ("edm_mean", "edm_std"), "cosxl": ("edm_vpred.sigma_min", "edm_vpred.sigma_max")}
+    for diffusion, keys in names.items():
+        if base == "sdxl" and any(key in table.keys() for key in keys):
+            found = {key: tuple(table.tensor(key).flatten().tolist()) for key in keys if key in table.keys()}
+            return diffusion, tuple(found.get(key, ()) for key in keys)
+    return "", ()
 
 
 def _prediction_type(path: Path, table: _MappedPickle, base: str, channels: int, asked: str | None) -> tuple[str, str]:
@@ -255,7 +278,7 @@ def _what_else_it_is(keys: Mapping[str, None]) -> str:
         if any(test(key) for key in keys):
             return answer
     some = ", ".join(f"`{key}`" for key in list(keys)[:3]) or "nothing"
-    return f"it holds {some}, and no `{_LDM_UNET}input_blocks...`. Check what it was made for."
+    return f"it holds {some}, and no `{LDM_UNET}input_blocks...`. Check what it was made for."
 
 
 def _has(*parts: str) -> Callable[[str], bool]:
@@ -273,19 +296,7 @@ BASE_TITLES = {
     "sdxl-refiner": "Stable Diffusion XL refiner",
 }
 
-_LDM_VAE = ("first_stage_model.", "vae.")
-_PART_PREFIXES: dict[str, dict[str, tuple[str, ...]]] = {
-    "sd1": {"unet": (_LDM_UNET,), "vae": _LDM_VAE, "text_encoder": ("cond_stage_model.transformer.",)},
-    "sd2": {"unet": (_LDM_UNET,), "vae": _LDM_VAE, "text_encoder": ("cond_stage_model.",)},
-    "sdxl": {
-        "unet": (_LDM_UNET,),
-        "vae": _LDM_VAE,
-        "text_encoder": ("conditioner.embedders.0.transformer.",),
-        "text_encoder_2": ("conditioner.embedders.1.model.",),
-    },
-    "sdxl-refiner": {"unet": (_LDM_UNET,), "vae": _LDM_VAE, "text_encoder_2": ("conditioner.embedders.0.model.",)},
-}
-BASE_PARTS = {base: tuple(parts) for base, parts in _PART_PREFIXES.items()}
+BASE_PARTS = {base: ("unet", "vae", *places) for base, places in TEXT_PLACES.items()}
 
 # The first that fits any key answers.
 _OTHER_FILES: list[tuple[Callable[[str], bool], str]] = [

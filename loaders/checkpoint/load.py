@@ -7,15 +7,17 @@ predict, and an error where a part is missing instead of a pipeline with holes.
 """
 
 import re
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from diffusers import UNet2DConditionModel
+from accelerate import init_empty_weights
+from diffusers import AutoencoderKL, EDMDPMSolverMultistepScheduler, EDMEulerScheduler, UNet2DConditionModel
 from huggingface_hub import hf_hub_download
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedModel
 
 from ..utils import LOGGER
 from ..weight_files import weight_file_kind
@@ -27,11 +29,13 @@ from .describe import (
     CheckpointInfo,
     describe_checkpoint,
     lightning_checkpoints,
-    read_checkpoint_tensors,
+    opened_parts,
 )
+from .names import part_tensors, text_encoder_tensors
 
 
 _Pipe = TypeVar("_Pipe")
+_OWN_CONFIGURATION = ("config", "original_config", "original_config_file")
 
 # tensors of the published UNets under `model.diffusion_model.`
 _LDM_UNET_TENSORS = {"sd1": 686, "sd2": 686, "sdxl": 1680, "sdxl-refiner": 1220}
@@ -49,9 +53,11 @@ def load_single_file(load: Callable[..., _Pipe], path: str | Path, kwargs: Mappi
     Raises CheckpointError for a file that holds no model of this kind, or only a part of one.
     """
     local = local_checkpoint(path, kwargs)
-    with lightning_checkpoints(), _explained_holes(local):
-        pipe = load(str(local), **single_file_arguments(local, kwargs))
+    with lightning_checkpoints(), _explained_holes(local), _rightly_named(local) as place:
+        pipe = load(str(place), **single_file_arguments(local, kwargs))
     _refuse_holes(pipe, local)
+    if not any(kwargs.get(name) is not None for name in _OWN_CONFIGURATION):
+        _settle_diffusion(pipe, describe_checkpoint(local), kwargs)
     if "scheduler" not in kwargs:
         _settle_prediction_type(pipe, local, kwargs)
     return pipe
@@ -65,26 +71,22 @@ def single_file_arguments(path: str | Path, kwargs: Mapping[str, Any]) -> dict[s
     """
     arguments = dict(kwargs)
     path = Path(path)
-    _refuse_wrong_ending(path)
     # `prediction_type` may not reach diffusers: it would build a scheduler with other betas for it.
     prediction_type = arguments.pop("prediction_type", None)
-    if any(arguments.get(name) is not None for name in ("config", "original_config", "original_config_file")):
+    if any(arguments.get(name) is not None for name in _OWN_CONFIGURATION):
         return arguments
     info = describe_checkpoint(path, prediction_type)
     LOGGER.info("%s", info)
     arguments["config"] = str(single_file_config(info))
     arguments["local_files_only"] = True
-    if "text_encoder" not in arguments and info.base == "sd1":
-        bare = read_checkpoint_tensors(path, "cond_stage_model.transformer.embeddings.")
-        if bare:
-            arguments["text_encoder"] = _bare_text_encoder(path, arguments)
     missing = [part for part in BASE_PARTS[info.base] if part not in info.parts and arguments.get(part) is None]
     if missing:
+        alone = "the UNet alone" if info.parts == ("unet",) else f"without {' and '.join(missing)}"
         raise CheckpointError(
-            f"`{path}` is a checkpoint ({BASE_TITLES[info.base]}) without {' and '.join(missing)}: it was saved to be "
-            f"completed from another. Load the missing part and pass it, e.g. `{missing[0]}=...`."
+            f"`{path}` is a checkpoint ({BASE_TITLES[info.base]}) {alone}: it was saved to be completed from another. "
+            f"Load the missing part and pass it, e.g. `{missing[0]}=...` (missing: {', '.join(missing)})."
         )
-    return arguments
+    return {**arguments, **_oddly_spelled_parts(info, arguments)}
 
 
 def single_file_config(info: CheckpointInfo) -> Path:
@@ -114,14 +116,16 @@ def read_refiner(path: str | Path, **kwargs: Any) -> UNet2DConditionModel:
     Raises CheckpointError when the file holds another model.
     """
     local = local_checkpoint(path, kwargs)
-    arguments = dict(kwargs)
+    arguments, odd = dict(kwargs), {}
     if arguments.get("config") is None:
         info = describe_checkpoint(local)
         if info.base != "sdxl-refiner":
             raise CheckpointError(f"{info}. It is no refiner: load it with from_single_file as a pipeline.")
         arguments |= {"config": str(single_file_config(info)), "local_files_only": True}
-    with lightning_checkpoints(), _explained_holes(local):
-        unet = UNet2DConditionModel.from_single_file(str(local), subfolder="unet", **arguments)
+        with opened_parts(local, info.base) as (table, names):
+            odd = part_tensors(table, names.unet) if "unet" in names.odd else {}
+    with lightning_checkpoints(), _explained_holes(local), _rightly_named(local) as place:
+        unet = UNet2DConditionModel.from_single_file(odd or str(place), subfolder="unet", **arguments)
     _refuse_holes(unet, local)
     return unet
 
@@ -198,27 +202,96 @@ def _checkpoint_schedule(info: CheckpointInfo) -> dict[str, object]:
     return {"trained_betas": [float(1 - own[0]), *(1 - ratios).clamp(0, 0.999).tolist()]}
 
 
-def _bare_text_encoder(path: Path, arguments: Mapping[str, Any]) -> CLIPTextModel:
-    """SD 1's text encoder from a file that spells its keys without `text_model.`, which diffusers does not find."""
-    config = CLIPTextConfig.from_pretrained(arguments["config"], subfolder="text_encoder")
-    model = CLIPTextModel(config)
-    tensors = read_checkpoint_tensors(path, "cond_stage_model.transformer.")
-    tensors = {key: value for key, value in tensors.items() if not key.endswith("position_ids")}
-    inner = getattr(model, "text_model", model)  # transformers before and after 5.6
-    inner.load_state_dict(tensors)
-    dtype = arguments.get("dtype") or arguments.get("torch_dtype")
-    return model.eval().to(dtype) if isinstance(dtype, torch.dtype) else model.eval()
+def _oddly_spelled_parts(info: CheckpointInfo, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts whose keys diffusers does not know, loaded, as far as the caller passes none."""
+    loaded: dict[str, Any] = {}
+    options = {name: value for name, value in arguments.items() if not isinstance(value, torch.nn.Module)}
+    with opened_parts(info.path, info.base) as (table, names):
+        for part in names.odd:
+            if arguments.get(part) is not None:
+                continue
+            if part in names.text:
+                loaded[part] = _text_encoder(info.path, part, table, names.text[part], arguments)
+            else:
+                kind = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}[part]
+                tensors = part_tensors(table, getattr(names, part))
+                loaded[part] = kind.from_single_file(tensors, **{**options, "subfolder": part})
+    return loaded
 
 
-def _refuse_wrong_ending(path: Path) -> None:
-    """diffusers goes by the ending of a file's name."""
-    kind = weight_file_kind(path)
-    if (kind == "safetensors") != (path.suffix == ".safetensors"):
-        ending = ".safetensors" if kind == "safetensors" else ".ckpt"
+def _text_encoder(path: Path, part: str, table: Any, place: str, arguments: Mapping[str, Any]) -> PreTrainedModel:
+    config = CLIPTextConfig.from_pretrained(arguments["config"], subfolder=part)
+    names = {kind.__name__: kind for kind in (CLIPTextModel, CLIPTextModelWithProjection)}
+    kind = names[(config.architectures or [CLIPTextModel.__name__])[0]]
+    tensors = text_encoder_tensors(table, place, config.num_hidden_layers)
+    with init_empty_weights(include_buffers=False):
+        model = kind(config)
+    wrapped = hasattr(model, "text_model")  # transformers before and after 5.6
+    state = {f"text_model.{k}" if wrapped and k != "text_projection.weight" else k: v for k, v in tensors.items()}
+    if kind is CLIPTextModel:
+        state.pop("text_projection.weight", None)
+    try:
+        missing = model.load_state_dict(state, strict=False, assign=True).missing_keys
+    except RuntimeError as error:
         raise CheckpointError(
-            f"`{path}` is a {kind} file under another ending, and would be read as what it is called. "
-            f"Rename it to `{path.stem}{ending}`."
+            f"`{path}`: the {part} at `{place}` does not have the shapes of its kind ({str(error).splitlines()[-1]}). "
+            f"Pass another as `{part}=...`."
+        ) from error
+    missing = [key for key in missing if not key.endswith("position_ids")]
+    if missing:
+        raise CheckpointError(
+            f"`{path}`: {len(missing)} weights of the {part} at `{place}` are not in the file, `{missing[0]}` first: "
+            f"it is incomplete. Fetch it again, or pass a whole one as `{part}=...`."
         )
+    dtype = arguments.get("dtype") or arguments.get("torch_dtype")
+    return model.eval().to(dtype if isinstance(dtype, torch.dtype) else torch.float32)
+
+
+def _settle_diffusion(pipe: Any, info: CheckpointInfo, kwargs: Mapping[str, Any]) -> None:
+    """The scheduler and the latents' scale of SDXL networks that were trained with another diffusion.
+
+    Numbers of playgroundai/playground-v2.5-1024px-aesthetic and stabilityai/cosxl, as diffusers has them
+    (loaders/single_file_utils.py and its guide to CosXL, Apache-2.0).
+    """
+    if info.diffusion == "playground-v2.5":
+        scheduler: Any = EDMDPMSolverMultistepScheduler()
+        if kwargs.get("vae") is None:
+            mean, deviation = info.diffusion_numbers
+            pipe.vae.register_to_config(
+                latents_mean=list(mean) or None, latents_std=list(deviation) or None, scaling_factor=0.5
+            )
+    elif info.diffusion == "cosxl":
+        least, largest = (numbers[0] if numbers else None for numbers in info.diffusion_numbers)
+        scheduler = EDMEulerScheduler(
+            sigma_min=least or 0.002,
+            sigma_max=largest or 120.0,
+            sigma_data=1.0,
+            prediction_type="v_prediction",
+            sigma_schedule="exponential",
+        )
+    else:
+        return
+    if kwargs.get("scheduler") is None:
+        pipe.register_modules(scheduler=scheduler)
+
+
+@contextmanager
+def _rightly_named(path: Path) -> Iterator[Path]:
+    """A name for the file that diffusers, which goes by endings, reads as what it is."""
+    ending = ".safetensors" if weight_file_kind(path) == "safetensors" else ".ckpt"
+    if (path.suffix == ".safetensors") == (ending == ".safetensors"):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / f"{path.stem}{ending}"
+        try:
+            place.symlink_to(path.resolve())
+        except OSError as error:
+            raise CheckpointError(
+                f"`{path}` is a {ending} file under another ending, and no link to it can be made here ({error}). "
+                f"Rename it to `{place.name}`."
+            ) from error
+        yield place
 
 
 @contextmanager

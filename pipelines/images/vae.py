@@ -25,11 +25,15 @@ def decode_latents(vae: nn.Module, latents: Tensor) -> Tensor:
     bit. A half-precision VAE whose output is not finite is run again in float32; see `finite_or_float32`.
     """
     factor = 1.0 / vae.config.scaling_factor
+    mean, deviation = _latents_scale(vae, latents.device)
 
     def decode(z: Tensor) -> Tensor:
         return vae.decode(z, return_dict=False)[0]
 
-    decoded = [finite_or_float32(vae, decode, factor * z.float()[None], "decoded picture") for z in latents]
+    inputs = [
+        factor * z.float()[None] if mean is None else factor * z.float()[None] * deviation + mean for z in latents
+    ]
+    decoded = [finite_or_float32(vae, decode, z, "decoded picture") for z in inputs]
     return ((torch.cat(decoded) + 1.0) / 2.0).clamp(0.0, 1.0)
 
 
@@ -66,14 +70,27 @@ def encode_pictures(vae: nn.Module, pixels: Tensor, generator: Generator | None 
         return vae.encode(x).latent_dist.parameters
 
     latents = []
+    shift, deviation = _latents_scale(vae, pixels.device)
     for picture in pixels:
         parameters = finite_or_float32(vae, encode, picture[None], "encoded picture")
         mean, logvar = parameters.chunk(2, dim=1)
         std = torch.exp(0.5 * logvar.clamp(-30.0, 20.0))
         home = "cpu" if generator is None else generator.device
         noise = torch.randn(mean.shape, generator=generator, device=home).to(mean.device)
-        latents.append(vae.config.scaling_factor * (mean + std * noise))
+        drawn = mean + std * noise
+        drawn = drawn if shift is None else (drawn - shift) / deviation
+        latents.append(vae.config.scaling_factor * drawn)
     return torch.cat(latents)
+
+
+def _latents_scale(vae: nn.Module, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+    """Mean and deviation of the latents by channel, (1, c, 1, 1) each, of a model that was trained on standardised
+    ones (Playground v2.5); else None."""
+    mean, deviation = vae.config.get("latents_mean"), vae.config.get("latents_std")
+    if mean is None or deviation is None:
+        return None, None
+    mean, deviation = (torch.tensor(numbers, device=device).view(1, -1, 1, 1) for numbers in (mean, deviation))
+    return mean, deviation
 
 
 def finite_or_float32(vae: nn.Module, run: Callable[[Tensor], Tensor], x: Tensor, what: str) -> Tensor:

@@ -22,7 +22,7 @@ class DenoiserModel:
     """A UNet and what goes with it. The refiner is a second one."""
 
     unet: Any  # called as diffusers' UNet2DConditionModel; has .dtype
-    table: NoiseTable
+    table: NoiseTable | None  # None: a scheduler without betas steps, and needs none
     conditioning: Conditioning
     prediction_type: str = "epsilon"  # or "v_prediction", "sample"
     time_ids: tuple[Tensor, Tensor] | None = None  # SDXL: the size numbers (n,) of the positive and the negative side
