@@ -10,6 +10,7 @@ _HOME = {
     "merged_networks": ".lora.merge",
     "attach_network": ".lora.peft_adapters",
     "load_upscaler": ".upscaler",
+    "load_controlnet": ".controlnet.load",
     "load_face_restorer": ".faces.load",
     "NetworkError": ".weight_files",
     "WeightFileError": ".weight_files",

@@ -89,7 +89,7 @@ def whole_controlnet(kept: Path, place: Path, name: str) -> None:
     tensors, shared = load_file(own), load_file(unet)
     names = json.loads((kept / "controlnet" / "shared.json").read_text(encoding="utf-8"))[name]
     whole.unlink(missing_ok=True)
-    save_file({**tensors, **{key: shared[key] for key in names}}, whole, {"format": "pt"})
+    save_file({**tensors, **{key: shared[key].float() for key in names}}, whole, {"format": "pt"})
 
 
 def slim_control(full: Path, target: Path) -> None:

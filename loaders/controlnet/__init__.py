@@ -1,0 +1,1 @@
+"""ControlNets from the files that people have."""
