@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from recordings import GOLDEN
 from safetensors.torch import save, save_file
 from webui_diffusers.loaders import NetworkError
-from webui_diffusers.loaders.lora.keys import layer_family, split_network_key
+from webui_diffusers.loaders.lora.adapter_config import AdapterConfig, pattern_names
+from webui_diffusers.loaders.lora.families.table import layer_family
+from webui_diffusers.loaders.lora.keys import split_network_key
 from webui_diffusers.loaders.lora.merge import merged_networks
 from webui_diffusers.loaders.lora.read import read_network
 from webui_diffusers.loaders.weight_files import WeightFileError, open_weights, read_pickle
@@ -39,6 +41,21 @@ KEYS = [
     ("text_encoder_2.text_model.a.lora_linear_layer.down.weight", "text_encoder_2.text_model.a", "lora_down.weight"),
     ("unet.mid_block.attn1.processor.to_q_lora.down.weight", "unet.mid_block.attn1.to_q", "lora_down.weight"),
     ("mid_block.attn1.processor.to_out_lora.up.weight", "unet.mid_block.attn1.to_out.0", "lora_up.weight"),
+    (f"unet.base_model.model.{PATH}.lora_A.weight", f"unet.{PATH}", "lora_down.weight"),
+    (f"base_model.model.unet.{PATH}.lora_B.style.weight", f"unet.{PATH}", "lora_up.weight"),
+    (f"unet.{PATH}.lora_B.style.bias", f"unet.{PATH}", "lora_up.bias"),
+    (f"unet.{PATH}.lora_magnitude_vector.style", f"unet.{PATH}", "dora_scale"),
+    (f"unet.{PATH}.lora_magnitude_vector.style.weight", f"unet.{PATH}", "dora_scale"),
+    (f"base_model.model.{PATH}.lokr_w2_a.style", f"unet.{PATH}", "lokr_w2_a"),
+    (f"base_model.model.{PATH}.hada_t1.style", f"unet.{PATH}", "hada_t1"),
+    ("unet.mid_block.attn1.processor.to_q_lora.alpha", "unet.mid_block.attn1.to_q", "alpha"),
+    ("diffusion_model.out.2.diff_b", "unet.out.2", "diff_b"),
+    ("model.diffusion_model.input_blocks.0.0.alpha", "unet.input_blocks.0.0", "alpha"),
+    ("middle_block.1.proj_in.lora_up.weight", "unet.middle_block.1.proj_in", "lora_up.weight"),
+    ("clip_l.text_model.a.dora_scale", "text_encoder.text_model.a", "dora_scale"),
+    ("clip_g.text_projection.lora_down.weight", "text_encoder_2.text_projection", "lora_down.weight"),
+    ("text_encoders.clip_g.transformer.text_model.a.lora_A.weight", "text_encoder_2.text_model.a", "lora_down.weight"),
+    ("transformer.single_blocks.0.lora_A.weight", "transformer", "single_blocks.0.lora_A.weight"),
     ("totally.unknown.key", "totally", "unknown.key"),
 ]
 
@@ -395,8 +412,6 @@ def test_a_header_with_a_wrong_byte_is_one_exception_or_reads(tmp_path, at, byte
 
 MALFORMED = [
     (pair() | {"lora_up.weight": torch.ones(32, 5)}, "disagree about the rank"),
-    (pair(rank=3000), "absurd"),
-    (pair(rank=0), "is empty"),
     (pair(alpha=torch.ones(3)), "`alpha` holds 3 values"),
     (pair() | {"lora_up.weight": torch.ones(32)}, "no factor"),
     (pair() | {"lora_up.weight": torch.full((32, 4), torch.inf)}, "infinite"),
@@ -415,6 +430,83 @@ def test_a_malformed_layer_is_named_with_what_is_wrong(tmp_path, parts, says):
         read_network(file)
     assert TO_Q in str(caught.value)
     assert "a.safetensors" in str(caught.value)
+
+
+def test_no_rank_is_too_high_and_an_unread_alpha_may_be_anything(tmp_path):
+    layers = {TO_Q: pair(rank=3000), "lora_unet_conv_in": {"diff": torch.ones(2, 2), "alpha": torch.tensor(torch.inf)}}
+    network = read_network(write(tmp_path / "a.safetensors", layers))
+    assert network.ranks == {3000: 1}
+    assert network.scale(network.layers["lora_unet_conv_in"]) == 1
+
+
+def test_two_adapters_in_one_file_are_not_mixed(tmp_path):
+    layers = {f"unet.{PATH}.lora_{way}.{name}": torch.ones(4, 4) for way in "AB" for name in ("a", "b")}
+    save_file({f"{key}.weight": value for key, value in layers.items()}, tmp_path / "two.safetensors")
+    with pytest.raises(NetworkError, match="two adapters"):
+        read_network(tmp_path / "two.safetensors")
+
+
+# pattern -> names it lists, "^" before whole paths
+PATTERNS = [
+    ("to_q", ["to_q"]),
+    (r"attn1\.to_q$", ["attn1.to_q"]),
+    (r"^(?:mid_block\.a|conv_in)", ["^mid_block.a", "^conv_in"]),
+    ("a|b", ["a", "b"]),
+    (r".*\.to_q", None),
+    (r"blocks\.\d+", None),
+    ("", None),
+]
+
+
+@pytest.mark.parametrize(("text", "names"), PATTERNS)
+def test_a_pattern_of_names_is_compared_as_names(text, names):
+    assert pattern_names(text) == names
+
+
+def test_pefts_patterns_decide_the_strength_of_a_layer(tmp_path):
+    config = {"r": 4, "lora_alpha": 8, "alpha_pattern": {"to_q": 2, r"^mid.*\.to_k": 1}, "rank_pattern": {"conv": 16}}
+    found = AdapterConfig(tmp_path, config)
+    assert [found.scale(path, 4) for path in ("a.to_v", "a.to_q", "mid_block.x.to_k", "up.to_k", "conv")] == [
+        2, 0.5, 0.25, 2, 0.5
+    ]  # fmt: skip
+    assert AdapterConfig(tmp_path, {**config, "use_rslora": True}).scale("a.to_v", 4) == 4
+    assert AdapterConfig(tmp_path, {}).scale("a", 16) == 1
+
+
+BAD_CONFIGS = [
+    {"r": "x"}, {"r": 0}, {"r": -4}, {"r": 10**400}, {"lora_alpha": [1]}, {"alpha": True}, {"rank_pattern": [1]},
+    {"rank_pattern": {"(": 4}}, {"rank_pattern": {"to_q": 0}}, {"alpha_pattern": {"a": None}},
+    {"alpha_pattern": {"(" * 900: 1}}, {"alpha_pattern": {f"a*{i}": 1 for i in range(65)}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("config", BAD_CONFIGS, ids=lambda config: str(config)[:30])
+def test_a_configuration_that_gives_no_strength_is_one_exception(tmp_path, config):
+    with pytest.raises(NetworkError, match="configuration"):
+        AdapterConfig(tmp_path, config).scale("a", 4)
+
+
+def test_a_pattern_that_never_ends_is_cut_short(tmp_path, monkeypatch):
+    monkeypatch.setattr("webui_diffusers.loaders.lora.adapter_config._PATTERN_SECONDS", 0.05)
+    config = AdapterConfig(tmp_path, {"r": 4, "alpha_pattern": {".*" * 10 + "[^a]": 1}})
+    with pytest.raises(NetworkError, match="too long"):
+        config.scale("a" * 3000, 4)
+
+
+def test_metadata_that_says_null_is_none(tmp_path):
+    file = write(tmp_path / "a.safetensors", {f"unet.{PATH}": pair()}, {"lora_adapter_metadata": "null"})
+    assert read_network(file).scale(next(iter(read_network(file).layers.values()))) == 1
+
+
+def test_rank_stabilised_lycoris_files_say_so_in_their_arguments(tmp_path):
+    whole = {"lokr_w1": torch.ones(4, 4), "lokr_w2": torch.ones(8, 8), "alpha": torch.tensor(16**1.5)}
+    glora = {f"{part}.weight": torch.ones(16, 16) for part in ("a1", "a2", "b1", "b2")} | {"alpha": torch.tensor(8.0)}
+    layers = {TO_Q: whole, "lora_unet_conv_in": glora}
+    for args, lokr, second in (("{}", 1, 0.5), ('{"rs_lora": "True"}', 4, 2), ("[" * 99999, 1, 0.5)):
+        network = read_network(write(tmp_path / "a.safetensors", layers, {"ss_network_args": args}))
+        assert network.scale(network.layers[TO_Q], reference=True) == pytest.approx(lokr)
+        assert network.scale(network.layers["lora_unet_conv_in"], reference=True) == second
+        assert network.scale(network.layers[TO_Q]) == network.scale(network.layers["lora_unet_conv_in"]) == 1
 
 
 def test_a_file_of_another_kind_is_named(tmp_path):

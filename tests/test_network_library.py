@@ -193,3 +193,16 @@ def test_there_are_seventeen_blocks_of_sd_and_twelve_of_sdxl():
 def test_blocks_that_are_none_raise(blocks):
     with pytest.raises(ValueError, match=r"block|number"):
         block_strengths(blocks)
+
+
+def test_linked_folders_and_endings_in_capitals_are_found(tmp_path):
+    other, folder = tmp_path / "other", tmp_path / "folder"
+    for place in (other, folder):
+        place.mkdir()
+    save_file({"lora_unet_conv_in.diff": torch.ones(2, 2)}, other / "Linked.SafeTensors")
+    (folder / "elsewhere").symlink_to(other)
+    (folder / "loop").symlink_to(folder)
+    library = NetworkLibrary(folder)
+    assert [entry.name for entry in library.entries] == ["Linked"]
+    assert library.network("Linked").path == folder / "elsewhere" / "Linked.SafeTensors"
+    assert len(library.entries[0].short_hash) == 12

@@ -18,7 +18,8 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 from webui_diffusers.loaders import NetworkError, attach_network
 from webui_diffusers.loaders.lora.families import LayerStrength, weight_delta
-from webui_diffusers.loaders.lora.keys import NetworkLayer, layer_family
+from webui_diffusers.loaders.lora.families.table import layer_family
+from webui_diffusers.loaders.lora.keys import NetworkLayer
 from webui_diffusers.loaders.lora.merge import merged_networks
 from webui_diffusers.loaders.lora.peft_factors import adapter_factors
 from webui_diffusers.loaders.lora.peft_inject import AdapterSnapshot

@@ -9,6 +9,7 @@
 A name is the file's, without folder and ending, or its alias (`ss_output_name` in the metadata): never a path.
 """
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -207,9 +208,20 @@ def _mention(word: str, positional: Sequence[str], named: Mapping[str, str]) -> 
 
 
 def _scan(folder: Path) -> list[NetworkEntry]:
-    files = [path for path in folder.rglob("*") if path.suffix in NETWORK_SUFFIXES[:3] and path.is_file()]
+    """The folder's files, those of linked folders and those with endings in capitals included, as in the webui."""
+    files: list[Path] = []
+    for place, folders, names in os.walk(folder, followlinks=True):
+        here = Path(place)
+        folders[:] = [name for name in folders if not _leads_back(here / name)]
+        files += [here / name for name in names if Path(name).suffix.lower() in NETWORK_SUFFIXES[:3]]
+    files = [path for path in files if path.is_file()]
     files.sort(key=lambda path: (_natural_key(str(path.parent)), _natural_key(path.name)))
     return [_entry(path) for path in files]
+
+
+def _leads_back(folder: Path) -> bool:
+    """Whether a link leads to a folder that it lies in: following it would never end."""
+    return folder.is_symlink() and folder.resolve() in (folder.parent.resolve(), *folder.parent.resolve().parents)
 
 
 def _entry(path: Path) -> NetworkEntry:

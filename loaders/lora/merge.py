@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from ..weight_files import NetworkError
-from .families import LayerStrength, changed_weight, low_rank_factors
+from .families.family import LayerStrength
+from .families.lora import low_rank_factors
+from .families.table import BIAS_PARTS, NUMBER_PARTS, changed_weight
 from .plan import (
     MergeStep,
     ModuleKey,
@@ -156,8 +158,8 @@ class _TouchedModule:
     @torch.no_grad()
     def write(self, steps: list[MergeStep]) -> None:
         """The weight and bias with these steps, from the originals."""
-        with_weight = [step for step in steps if step.layer.keys.keys() - _BIAS_PARTS.keys() - {"alpha", "scale"}]
-        with_bias = [step for step in steps if step.layer.keys.keys() & _BIAS_PARTS.keys()]
+        with_weight = [step for step in steps if step.layer.keys.keys() - BIAS_PARTS.keys() - set(NUMBER_PARTS)]
+        with_bias = [step for step in steps if step.layer.keys.keys() & BIAS_PARTS.keys()]
         if with_weight:
             weight = self._live("weight")
             first = "weight" not in self.originals
@@ -228,9 +230,6 @@ class _TouchedModule:
         return value.to(self.backup_device, copy=True)
 
 
-_BIAS_PARTS = {"diff_b": False, "b_norm": False, "lora_up.bias": True}  # part -> whether alpha / rank scales it
-
-
 def _merge_weight(original: Tensor, steps: list[MergeStep], out: Tensor) -> None:
     """Write `original` with all steps into `out`: computed in float32, low-rank ones in one product, cast once.
 
@@ -299,7 +298,7 @@ def _float_parts(step: MergeStep, device: torch.device, dtype: torch.dtype) -> d
     return {
         part: step.network.tensor(layer, part).to(device, dtype)
         for part in layer.keys
-        if part not in ("alpha", "scale") and part not in _BIAS_PARTS
+        if part not in NUMBER_PARTS and part not in BIAS_PARTS
     }
 
 
@@ -308,7 +307,7 @@ def _how(step: MergeStep) -> LayerStrength:
     return LayerStrength(
         strength=step.strength,
         scale=network.scale(layer, step.reference),
-        alpha=network.value(layer, "alpha") if layer.family == "oft" and "alpha" in layer.keys else 0.0,
+        alpha=network.value(layer, "alpha") if layer.algorithm.alpha_is_limit and "alpha" in layer.keys else 0.0,
         dyn=step.dyn,
         reference=step.reference,
         peft=layer.peft,
@@ -316,7 +315,7 @@ def _how(step: MergeStep) -> LayerStrength:
 
 
 def _bias_change(step: MergeStep, device: torch.device) -> Tensor:
-    part, scaled = next((part, scaled) for part, scaled in _BIAS_PARTS.items() if part in step.layer.keys)
+    part, scaled = next((part, scaled) for part, scaled in BIAS_PARTS.items() if part in step.layer.keys)
     factor = step.strength * (step.network.scale(step.layer, step.reference) if scaled else 1.0)
     return factor * step.network.tensor(step.layer, part).to(device, torch.float32).flatten()
 

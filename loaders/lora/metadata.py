@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ..hashes import file_sha256, tensor_data_sha256
@@ -39,12 +39,23 @@ def network_trigger_words(metadata: Mapping[str, str]) -> list[str]:
         counts: Counter[str] = Counter()
         for tags in table.values():
             counts.update({str(tag).strip(): int(count) for tag, count in tags.items()})
-    except (ValueError, AttributeError, TypeError):
+    except (ValueError, AttributeError, TypeError, RecursionError, OverflowError):
         return []  # metadata is for people; a broken note does not make a broken network
     return [tag for tag, _ in counts.most_common(10) if tag]
 
 
-def network_base(metadata: Mapping[str, str], layers: Mapping[str, NetworkLayer]) -> str:
+def rank_stabilised(metadata: Mapping[str, str]) -> bool:
+    """Whether LyCORIS trained the network with `rs_lora`, by `ss_network_args`."""
+    try:
+        args = json.loads(metadata.get("ss_network_args", "") or "{}")
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(args, dict) and str(args.get("rs_lora", "")).lower() in ("true", "1")
+
+
+def network_base(
+    metadata: Mapping[str, str], layers: Mapping[str, NetworkLayer], unknown_keys: Iterable[str] = ()
+) -> str:
     """One of "SD1", "SD2", "SDXL", "SD3", "Flux" and "unknown": by the metadata's word, else by names and widths."""
     told = f"{metadata.get('ss_base_model_version', '')} {metadata.get('modelspec.architecture', '')}".lower()
     for mark, base in _TOLD_BASES:
@@ -52,8 +63,9 @@ def network_base(metadata: Mapping[str, str], layers: Mapping[str, NetworkLayer]
             return base
     if metadata.get("ss_v2") == "True":
         return "SD2"
+    names = [*layers, *unknown_keys]
     for mark, base in _LAYER_BASES:
-        if any(mark in name for name in layers):
+        if any(mark in name for name in names):
             return base
     for name, layer in layers.items():
         if re.search(r"attn2[._]to_[kv]$", name) and "lora_down.weight" in layer.shapes:
@@ -76,7 +88,12 @@ _TOLD_BASES = (
 _LAYER_BASES = (
     ("single_transformer_blocks", "Flux"),
     ("double_blocks", "Flux"),
+    ("single_blocks", "Flux"),
     ("joint_blocks", "SD3"),
+    ("attn.add_k_proj", "SD3"),
+    ("attn_add_k_proj", "SD3"),
+    ("lora_te3_", "SD3"),
+    ("text_encoder_3.", "SD3"),
     ("lora_te2_", "SDXL"),
     ("text_encoder_2.", "SDXL"),
     ("label_emb", "SDXL"),

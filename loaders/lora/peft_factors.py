@@ -10,13 +10,14 @@ None has a rank over min(out, in * kh * kw): above it, the change itself and an 
 weight by its present value (IA3, GLoRA, OFT), norms and biases cannot be held by a tuner that answers to strengths.
 """
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .families import LayerStrength, dora_on_input, low_rank_factors, weight_delta
+from .families.dora import dora_on_input
+from .families.family import LayerStrength, thin_pair
+from .families.table import NUMBER_PARTS, weight_delta
 from .keys import NetworkLayer
 from .plan import MergeStep
 
@@ -39,8 +40,8 @@ def adapter_refusal(layer: NetworkLayer, module: nn.Module) -> str:
     """Why no PEFT tuner computes this layer exactly at any strength; empty if one does."""
     if not isinstance(module, nn.Linear | nn.Conv2d):
         return f"PEFT has no tuner for a {type(module).__name__}"
-    if layer.family in _NO_TUNER:
-        return _NO_TUNER[layer.family]
+    if layer.algorithm.no_tuner:
+        return layer.algorithm.no_tuner
     if "diff_b" in layer.keys:
         return "it changes the layer's bias, which no PEFT tuner does"
     if "lora_up.bias" in layer.keys and module.bias is None:
@@ -59,10 +60,12 @@ def adapter_factors(step: MergeStep, shape: torch.Size) -> AdapterFactors:
     """
     parts = adapter_parts(step)
     how = LayerStrength(1.0, 1.0, dyn=step.dyn, reference=True)
-    family, most = step.layer.family, min(shape[0], shape[1:].numel())
-    up, down = (None, None) if "bias" in parts or family not in _LOW_RANK else _LOW_RANK[family](parts, shape, how)
-    if down is None or (family != "lora" and len(down) > most):
-        up, down = _thin_pair(weight_delta(family, parts, torch.zeros(shape), how).flatten(1))
+    family, most = step.layer.algorithm, min(shape[0], shape[1:].numel())
+    rank = family.pair_rank(step.layer.shapes)
+    if rank is None or "bias" in parts or (rank > most and family.name != "lora"):
+        up, down = thin_pair(weight_delta(family.name, parts, torch.zeros(shape), how).flatten(1))
+    else:
+        up, down = family.pair(parts, tuple(shape), how)
     if down.shape[1] != shape[1:].numel():  # four channels of an inpainting UNet's nine
         down = nn.functional.pad(down, (0, shape[1:].numel() - down.shape[1]))
     magnitude, bias = parts.get("dora_scale"), parts.get("lora_up.bias")
@@ -78,7 +81,7 @@ def adapter_factors(step: MergeStep, shape: torch.Size) -> AdapterFactors:
 def adapter_parts(step: MergeStep) -> dict[str, Tensor]:
     """The tensors of a layer in float32, without the numbers of its scale."""
     layer = step.layer
-    return {part: step.network.tensor(layer, part).float() for part in layer.keys if part not in ("alpha", "scale")}
+    return {part: step.network.tensor(layer, part).float() for part in layer.keys if part not in NUMBER_PARTS}
 
 
 def joined_factors(parts: list[tuple[AdapterFactors, float]]) -> AdapterFactors:
@@ -91,53 +94,3 @@ def joined_factors(parts: list[tuple[AdapterFactors, float]]) -> AdapterFactors:
         1.0,
         bias=torch.stack(biases).sum(0) if biases else None,
     )
-
-
-def _lora_pair(parts: Mapping[str, Tensor], shape: torch.Size, how: LayerStrength) -> tuple[Tensor, Tensor]:
-    return low_rank_factors(parts, how)
-
-
-def _loha_pair(parts: Mapping[str, Tensor], shape: torch.Size, how: LayerStrength) -> tuple[Tensor, Tensor]:
-    ups, downs = [], []
-    for half in ("1", "2"):
-        a, b, core = parts[f"hada_w{half}_a"], parts[f"hada_w{half}_b"], parts.get(f"hada_t{half}")
-        ups.append(a if core is None else a.T)
-        downs.append(b.flatten(1) if core is None else torch.einsum("pq..., qi -> pi...", core, b).flatten(1))
-    up = torch.einsum("op, oq -> opq", *ups).flatten(1)
-    return up, torch.einsum("pi, qi -> pqi", *downs).flatten(0, 1)
-
-
-def _lokr_pair(parts: Mapping[str, Tensor], shape: torch.Size, how: LayerStrength) -> tuple[Tensor, Tensor]:
-    if "lokr_w1" in parts:
-        up1, down1 = _thin_pair(parts["lokr_w1"])
-    else:
-        up1, down1 = parts["lokr_w1_a"], parts["lokr_w1_b"]
-    kernel = shape[2:] if len(shape) > 2 else torch.Size([1, 1])
-    if "lokr_w2" in parts:
-        up2, down2 = _thin_pair(parts["lokr_w2"].flatten(1))
-    elif "lokr_t2" in parts:
-        up2 = parts["lokr_w2_a"].T
-        down2 = torch.einsum("pq..., qi -> pi...", parts["lokr_t2"], parts["lokr_w2_b"]).flatten(1)
-    else:
-        up2, down2 = parts["lokr_w2_a"], parts["lokr_w2_b"].flatten(1)
-    up = torch.einsum("ap, bq -> abpq", up1, up2).flatten(2).flatten(0, 1)
-    down = torch.einsum("pc, qdkl -> pqcdkl", down1, down2.reshape(len(down2), -1, *kernel))
-    return up, down.flatten(2).flatten(0, 1)
-
-
-def _thin_pair(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """A matrix as a product of itself and an identity, on the side that makes the inner size the smaller."""
-    rows, columns = matrix.shape
-    if rows <= columns:
-        return torch.eye(rows), matrix
-    return matrix, torch.eye(columns)
-
-
-_LOW_RANK = {"lora": _lora_pair, "loha": _loha_pair, "lokr": _lokr_pair}
-
-_NO_TUNER = {
-    "norm": "it changes a norm, for which PEFT has no tuner",
-    "ia3": "IA3 scales the present weight, and PEFT's cannot be given a strength",
-    "glora": "GLoRA changes the weight by its present value, and PEFT has no such tuner",
-    "oft": "OFT turns the outputs, and PEFT's turns the inputs",
-}

@@ -9,7 +9,8 @@ from huggingface_hub import hf_hub_download
 from torch import Tensor
 
 from ..weight_files import NetworkError, WeightFile
-from .keys import layer_family, split_network_key
+from .families.table import layer_family
+from .keys import split_network_key
 from .peft_adapters import attach_network, check_exact, free_adapter_name
 from .peft_factors import adapter_factors
 from .peft_inject import module_paths

@@ -10,7 +10,8 @@ from torch import nn
 from ..utils import LOGGER, near_names
 from ..weight_files import NetworkError
 from .block_weights import block_strengths
-from .keys import NetworkLayer, layer_misfit, webui_limit
+from .families.table import empty_part
+from .keys import NetworkLayer, layer_prefix
 from .read import Network
 from .targets import LayerTarget, PipeLayers
 
@@ -102,9 +103,9 @@ def _use_steps(
     targets = {name: layers.target(name, file_base=file_base) for name in network.layers}
     report.unknown += [name for name, target in targets.items() if target is None]
     placed = {name: target for name, target in targets.items() if target is not None}
-    if network.layers and not placed:
-        raise NetworkError(_other_base(layers, network))
-    from_lycoris = network.metadata.get("ss_network_module", "").startswith("lycoris")
+    foreign = _foreign(layers, network, targets)
+    if network.layers and (not placed or (strict and foreign)):
+        raise NetworkError(foreign if placed else _other_base(layers, network))
     whole_attention = _fused_groups(layers, placed, file_base)
     found: dict[ModuleKey, MergeStep] = {}
     for name, target in placed.items():
@@ -114,23 +115,51 @@ def _use_steps(
         why = "" if reference else target.passed_over or _unfused(layers, target, whole_attention, file_base)
         if not why and layer.webui_refuses and not reference:
             raise NetworkError(_refused(network, layer))
-        on_input = layer.family != "ia3" or network.value(layer, "on_input") != 0
-        why = why or ("" if reference else webui_limit(layer, weight, on_input))
-        misfit = "" if why else layer_misfit(layer, weight, on_input)
+        why = why or _without_effect(layer)
+        switches = {} if why else network.switches(layer)
+        why = why or ("" if reference else layer.webui_limit(weight, switches))
+        misfit = "" if why else layer.misfit(weight, switches)
         strength = _strength(use, layers.block(target), target.component)
         if why or (strength == 0 and not misfit):
-            report.passed_over[name] = why or "its strength is 0"
+            report.passed_over[name] = _NO_STRENGTH if strength == 0 else why
         elif misfit:
             report.errors[name] = misfit
         else:
             # named twice in one file, in two spellings: the later counts, as in the webui
-            # LyCORIS knows no `dyn`; the webui keeps the first components of its files, too
-            dyn = None if reference and from_lycoris else use.dyn
-            found[key] = MergeStep(network, layer, strength, dyn, reference)
+            found[key] = MergeStep(network, layer, strength, _dyn(use, reference), reference)
             report.applied.append(name)
     if report.errors and (strict or not (report.applied or report.passed_over)):
         raise NetworkError(_misfits(layers, network, report))
+    if strict and semantics != "webui" and not report.applied:
+        _check_some_effect(network, report)
     return list(found.items())
+
+
+def _without_effect(layer: NetworkLayer) -> str:
+    empty = empty_part(layer.shapes)
+    return f"`{empty}` is empty (a rank of 0), so it changes nothing" if empty else ""
+
+
+def _dyn(use: NetworkUse, reference: bool) -> int | None:
+    """LyCORIS knows no `dyn`; the webui keeps the first components of its files, too."""
+    from_lycoris = use.network.metadata.get("ss_network_module", "").startswith("lycoris")
+    return None if reference and from_lycoris else use.dyn
+
+
+def _check_some_effect(network: Network, report: NetworkReport) -> None:
+    """Raises NetworkError for a network of which nothing is applied, but for strengths of 0."""
+    whys = [why for why in report.passed_over.values() if why != _NO_STRENGTH]
+    if not whys:
+        return
+    advice = (
+        'Use `lora_backend="reference"` (`semantics="reference"`), which applies it as its own library does.'
+        if "webui" in whys[0]
+        else "Get another copy, or export it again from its trainer."
+    )
+    raise NetworkError(
+        f"`{network.path}`: none of its {len(network.layers)} layers is applied: {whys[0]}. The picture would be the "
+        f"one without it. {advice}"
+    )
 
 
 def _network_use(use: tuple) -> NetworkUse:
@@ -174,6 +203,38 @@ def _unfused(layers: PipeLayers, target: LayerTarget, whole: set[ModuleKey], fil
     return "the webui applies this encoder's q, k, v and out all four or not at all"
 
 
+def _foreign(layers: PipeLayers, network: Network, targets: Mapping[str, LayerTarget | None]) -> str:
+    """Why a file is for another base model although some of its layers have a place here; empty if it is not."""
+    base, unknown = network.base, [name for name, target in targets.items() if target is None]
+    here = "this model is another" if layers.base is None else f"this model is {layers.base}"
+    if base in ("SD3", "Flux"):
+        return (
+            f"`{network.path}` is a network for {base}, and {here}: only parts of it, as of a text encoder that both "
+            f"have, could be applied. Load it on a {base} pipeline, or take this model's version of it."
+        )
+    other = base == "SDXL" if layers.base is None else base not in ("unknown", layers.base)
+    if other and unknown:
+        return (
+            f"`{network.path}` is a network for {base}, and {here}: {len(unknown)} of its {len(targets)} layers "
+            f"(`{unknown[0]}` ...) have no place here. Load it on {base}, or take this model's version of it."
+        )
+    unet = [name for name in targets if _is_denoiser(name)]
+    lost = len(unet) + sum(map(_is_denoiser, network.unknown_keys))
+    if lost and "unet" in layers.components and not any(targets.get(name) for name in unet):
+        return (
+            f"`{network.path}`: none of the layers that it has for a denoiser (`{[*unet, *network.unknown_keys][0]}` "
+            f"...) has a place in this {layers.base or 'model'}, only text encoders' have: the file was made for "
+            "another architecture. Load it on that."
+        )
+    return ""
+
+
+def _is_denoiser(name: str) -> bool:
+    """Whether a layer or a key belongs to what removes the noise, and not to a text encoder."""
+    row = layer_prefix(name)
+    return name.startswith(_TRANSFORMERS) if row is None else row.component == "unet"
+
+
 def _other_base(layers: PipeLayers, network: Network) -> str:
     names = list(network.layers)
     guess = "" if network.base == "unknown" else f" ({network.base})"
@@ -204,7 +265,7 @@ def _refused(network: Network, layer: NetworkLayer) -> str:
 
 
 def _warn(report: NetworkReport) -> None:
-    quiet = all(why == "its strength is 0" for why in report.passed_over.values())
+    quiet = all(why == _NO_STRENGTH for why in report.passed_over.values())
     if report.unknown or report.errors or not quiet:
         LOGGER.warning("%s", report)
 
@@ -232,3 +293,7 @@ def weight_store(module: nn.Module) -> Mapping | None:
         if getattr(each, "offload", False) and store is not None:
             return store
     return None
+
+
+_NO_STRENGTH = "its strength is 0"
+_TRANSFORMERS = ("transformer.", "lora_transformer_", "diffusion_model.", "base_model.model.transformer_blocks.")

@@ -11,14 +11,17 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..weight_files import NetworkError, WeightFile, WeightFileError
-from .keys import NetworkLayer, embedding_name, layer_family, layer_flaw, split_network_key
-from .metadata import network_base, network_hash, network_trigger_words, network_version_label
+from .adapter_config import AdapterConfig
+from .families.table import NUMBER_PARTS, layer_family
+from .keys import NetworkLayer, embedding_name, split_network_key
+from .metadata import network_base, network_hash, network_trigger_words, network_version_label, rank_stabilised
 from .sources import open_network
 
 
@@ -36,6 +39,7 @@ class Network:
         self.layers = layers  # by the file's own names, in the file's order
         self.unknown_keys = unknown_keys  # keys that are part of no layer
         self.values_checked = False  # whether NaN and Inf have been looked for in the whole file
+        self._rank_stabilised = rank_stabilised(self.metadata)
         self._hash: str | None = None
 
     def tensor(self, layer: NetworkLayer, part: str) -> Tensor:
@@ -45,32 +49,41 @@ class Network:
             value = self.file.tensor(key)
         except WeightFileError as error:
             raise NetworkError(str(error)) from error
-        if not self.values_checked:
+        _check_plain(self.path, key, value)
+        if not self.values_checked and part not in NUMBER_PARTS:
             _check_finite(self.path, key, value)
         return value
 
     def value(self, layer: NetworkLayer, part: str) -> float:
-        """A part that is one number."""
-        return float(self.tensor(layer, part).flatten()[0])
+        """A part that is one number. Raises NetworkError when it is NaN or infinite."""
+        number = float(self.tensor(layer, part).flatten()[0])
+        if not math.isfinite(number):
+            raise NetworkError(
+                f"`{self.path}`: `{layer.keys[part]}` is NaN or infinite, and the layer's strength comes of it. "
+                "The file was written wrongly; get another copy, or export it again from its trainer."
+            )
+        return number
+
+    def switches(self, layer: NetworkLayer) -> dict[str, bool]:
+        """The parts of a layer that are yes or no, by name."""
+        return {part: self.value(layer, part) != 0 for part in layer.algorithm.switches}
 
     def scale(self, layer: NetworkLayer, reference: bool = False) -> float:
         """`scale` if the layer has that part, else alpha / rank; 1 without alpha, and for families without a rank.
 
-        reference: by LyCORIS, whose GLoRA has a rank; in the webui it has none.
+        reference: by LyCORIS, whose GLoRA has a rank and whose `rs_lora` counts; in the webui neither.
         """
         if "scale" in layer.keys:
             return self.value(layer, "scale")
-        rank = layer.rank
-        if layer.family == "glora" and reference:
-            rank = min(layer.shapes["a1.weight"][:2])
-        if "alpha" in layer.keys and rank is not None:
-            return self.value(layer, "alpha") / rank
+        from_alpha = layer.algorithm.alpha_scale(layer.shapes, reference, self._rank_stabilised)
+        if "alpha" in layer.keys and from_alpha is not None:
+            return from_alpha(self.value(layer, "alpha"))
         return 1.0 if layer.scale is None else layer.scale
 
     @property
     def base(self) -> str:
         """One of "SD1", "SD2", "SDXL", "SD3", "Flux" and "unknown": by the metadata, else by names and widths."""
-        return network_base(self.metadata, self.layers)
+        return network_base(self.metadata, self.layers, self.unknown_keys)
 
     @property
     def version_label(self) -> str:
@@ -116,7 +129,13 @@ class Network:
             split = embedding_name(key)
             if split and split[0]:
                 value = self.file.tensor(key)
+                _check_plain(self.path, key, value)
                 _check_finite(self.path, key, value)
+                if not value.ndim:
+                    raise NetworkError(
+                        f"`{self.path}`: `{key}` is a single number, and an embedding is a table of vectors. The file "
+                        "was written wrongly; get another copy."
+                    )
                 found[split[0]][split[1]] = value.float().reshape(-1, value.shape[-1])
         return {name: _embedding_parts(parts) for name, parts in found.items()}
 
@@ -150,7 +169,7 @@ def read_network(path: str | Path, *, check_values: bool | None = None) -> Netwo
     check_values: look for NaN and Inf in the whole file now; by default in files up to half a GiB. Otherwise, each
     layer's values are looked at when it is applied.
     Raises NetworkError (file, key, meaning, advice): missing, truncated, not a weight file, a pickle that would run
-    code, no tensors, a layer with parts of no known family, factors that disagree, absurd ranks, NaN or Inf.
+    code, no tensors, a layer with parts of no known family, factors that disagree, NaN or Inf.
     """
     file, configs = open_network(path)
     layers, unknown = sort_network_keys(file, configs)
@@ -163,15 +182,27 @@ def read_network(path: str | Path, *, check_values: bool | None = None) -> Netwo
         for layer in layers.values():
             for part in layer.keys:
                 network.tensor(layer, part)
+            network.scale(layer)
         network.values_checked = True
     return network
 
 
-def sort_network_keys(file: WeightFile, configs: Mapping[str, dict]) -> tuple[dict[str, NetworkLayer], list[str]]:
+def sort_network_keys(
+    file: WeightFile, configs: Mapping[str, AdapterConfig]
+) -> tuple[dict[str, NetworkLayer], list[str]]:
+    """The layers of a file by name, in its order, and the keys that are part of none.
+
+    Raises NetworkError for a layer with parts of no known family, with factors that disagree, or with a part twice.
+    """
     parts: dict[str, dict[str, str]] = defaultdict(dict)
     for key in file.keys():
         if not embedding_name(key):
             name, part = split_network_key(key)
+            if part in parts[name]:
+                raise NetworkError(
+                    f"`{file.path}`: `{parts[name][part]}` and `{key}` are the same part of layer `{name}`, as if two "
+                    "adapters were in one file. Save each of them to a file of its own."
+                )
             parts[name][part] = key
     layers: dict[str, NetworkLayer] = {}
     unknown: list[str] = []
@@ -184,33 +215,40 @@ def sort_network_keys(file: WeightFile, configs: Mapping[str, dict]) -> tuple[di
             continue
         shapes = {part: file.shape(key) for part, key in keys.items()}
         layer = NetworkLayer(name, family[0], keys, shapes, webui_refuses=family[1])
-        flaw = layer_flaw(layer) if _NAMED_LIKE_A_LAYER.match(name) else ""
+        flaw = layer.flaw()
+        if flaw and not _NAMED_LIKE_A_LAYER.match(name):
+            unknown += keys.values()
+            continue
         if flaw:
             raise NetworkError(
                 f"`{file.path}`: layer `{name}` is malformed: {flaw}. The file was written wrongly or damaged; "
                 "get another copy, or export it again from its trainer."
             )
-        scale = _configured_scale(layer, configs)
-        layers[name] = layer if scale is None else NetworkLayer(name, family[0], keys, shapes, scale, family[1])
+        layers[name] = replace(layer, scale=_configured_scale(layer, configs))
     return layers, unknown
 
 
-def _configured_scale(layer: NetworkLayer, configs: Mapping[str, dict]) -> float | None:
-    """alpha / r by PEFT's configuration, patterns included (peft/utils/other.py, `get_pattern_key`)."""
+def _configured_scale(layer: NetworkLayer, configs: Mapping[str, AdapterConfig]) -> float | None:
+    """alpha / r by PEFT's configuration of the layer's component; None where there is none, or the file has alpha."""
     component, _, path = layer.name.partition(".")
     config = configs.get(component) or configs.get("")
-    if not path or not config or "alpha" in layer.keys:
+    if not path or config is None or "alpha" in layer.keys:
         return None
+    return config.scale(path, layer.rank)
 
-    def wanted(name: str, usual: float) -> float:
-        for pattern, value in (config.get(f"{name}_pattern") or {}).items():
-            if re.match(rf"(.*\.)?({pattern})$", path):
-                return value
-        return usual
 
-    rank = float(wanted("rank", config.get("r") or layer.rank or 1))
-    alpha = float(wanted("alpha", config.get("lora_alpha", config.get("alpha", rank))))
-    return alpha / (rank**0.5 if config.get("use_rslora") else rank)
+def _check_plain(path: Path, key: str, value: Tensor) -> None:
+    """Raise NetworkError for what is no plain table of numbers, or claims more numbers than it stores."""
+    plain = type(value) in (Tensor, nn.Parameter) and value.layout == torch.strided and value.device.type == "cpu"
+    kind = "sparse, quantised or without data" if not plain or value.is_quantized else ""
+    kind = kind or ("complex" if value.is_complex() else "")
+    if not kind and value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        kind = f"{value.numel()} numbers long in name only: one repeated"
+    if kind:
+        raise NetworkError(
+            f"`{path}`: tensor `{key}` is {kind}, which no trainer writes into a network. The file is damaged or made "
+            "to do harm; get another copy."
+        )
 
 
 def _check_finite(path: Path, key: str, value: Tensor) -> None:

@@ -18,6 +18,7 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidat
 from torch import Tensor
 
 from ..weight_files import NetworkError, WeightFile, WeightFileError, open_weights
+from .adapter_config import AdapterConfig
 
 
 NETWORK_SUFFIXES = (".safetensors", ".pt", ".ckpt", ".bin", ".pth")
@@ -29,7 +30,7 @@ _COMPONENT_FOLDERS = ("unet", "text_encoder", "text_encoder_2")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(/.+)?")
 
 
-def open_network(path: str | Path) -> tuple[WeightFile, dict[str, dict]]:
+def open_network(path: str | Path) -> tuple[WeightFile, dict[str, AdapterConfig]]:
     """The tensors, and PEFT's configuration by component ("unet", "text_encoder", "text_encoder_2"; "" for any).
 
     Raises NetworkError for what is not there, cannot be read, or holds an adapter that is no LoRA, LoHa or LoKr.
@@ -78,7 +79,7 @@ class _JoinedWeights(WeightFile):
             file.close()
 
 
-def _open_folder(folder: Path) -> tuple[WeightFile, dict[str, dict]]:
+def _open_folder(folder: Path) -> tuple[WeightFile, dict[str, AdapterConfig]]:
     if (folder / "adapter_config.json").is_file():
         file = open_weights(_peft_weights(folder))
         return file, {"": _peft_config(folder / "adapter_config.json")}
@@ -92,7 +93,7 @@ def _open_folder(folder: Path) -> tuple[WeightFile, dict[str, dict]]:
     return file, _file_configs(file)
 
 
-def _file_configs(file: WeightFile) -> dict[str, dict]:
+def _file_configs(file: WeightFile) -> dict[str, AdapterConfig]:
     """The configuration in diffusers' header, or beside a file in PEFT's own layout."""
     if any(key.startswith("base_model.model.") for key in file.keys()):
         config = file.path.with_name("adapter_config.json")
@@ -104,8 +105,8 @@ def _file_configs(file: WeightFile) -> dict[str, dict]:
         return {"": _peft_config(config)}
     raw = file.metadata.get("lora_adapter_metadata")
     try:
-        table = json.loads(raw) if raw else {}
-    except ValueError:
+        table = (json.loads(raw) if raw else None) or {}
+    except (ValueError, RecursionError):
         table = None
     if not isinstance(table, dict):
         raise NetworkError(
@@ -116,13 +117,13 @@ def _file_configs(file: WeightFile) -> dict[str, dict]:
     for key, value in table.items():
         component, _, name = str(key).partition(".")
         configs.setdefault(component, {})[name] = value
-    return configs
+    return {component: AdapterConfig(file.path, config) for component, config in configs.items()}
 
 
-def _peft_config(path: Path) -> dict:
+def _peft_config(path: Path) -> AdapterConfig:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise NetworkError(f"`{path}` cannot be read as JSON ({error}). Fetch the adapter's folder again.") from error
     kind = config.get("peft_type", "LORA") if isinstance(config, dict) else None
     if kind not in _PEFT_FAMILIES:
@@ -130,7 +131,7 @@ def _peft_config(path: Path) -> dict:
             f"`{path}` describes a PEFT adapter of type {kind}, which has no counterpart among network files "
             f"({', '.join(_PEFT_FAMILIES)} have). Load it with PEFT itself, and merge it there."
         )
-    return config
+    return AdapterConfig(path, config)
 
 
 def _peft_weights(folder: Path) -> Path:
@@ -148,8 +149,8 @@ def _only_network_file(names: list[str], place: str) -> str:
     for name in _DIFFUSERS_FILES:
         if name in names:
             return name
-    files = [name for name in names if name.endswith(NETWORK_SUFFIXES)]
-    files = [name for name in files if name.endswith(".safetensors")] or files
+    files = [name for name in names if name.lower().endswith(NETWORK_SUFFIXES)]
+    files = [name for name in files if name.lower().endswith(".safetensors")] or files
     if len(files) != 1:
         listed = ", ".join(files[:8]) or "none"
         raise NetworkError(
@@ -165,7 +166,7 @@ def _local_place(path: str | Path) -> Path:
     if place.exists() or isinstance(path, Path) or not _HUB_ID.fullmatch(text):
         return place
     repo, inner = "/".join(text.split("/")[:2]), "/".join(text.split("/")[2:])
-    if Path(text.split("/")[0]).is_dir() or (not inner and text.endswith(NETWORK_SUFFIXES)):
+    if Path(text.split("/")[0]).is_dir() or (not inner and text.lower().endswith(NETWORK_SUFFIXES)):
         return place
     try:
         names = [inner] if inner else list_repo_files(repo)

@@ -8,6 +8,7 @@
     oft_unet_input_blocks_1_1_proj_in                        kohya's OFT, UNet only
     lycoris_down_blocks_0_attentions_0_proj_in               LyCORIS' own prefix
     unet.down_blocks.0.attentions.0.proj_in                  diffusers and PEFT
+    unet.input_blocks.1.1.proj_in                            OneTrainer and ComfyUI, once its prefix is read
 
 The webui reads fewer names than the files have. Nothing is dropped here: a target that the webui leaves out says why,
 and the caller decides.
@@ -18,6 +19,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from torch import nn
+
+from .keys import LayerPrefix, layer_prefix
 
 
 class LayerTarget(NamedTuple):
@@ -54,10 +57,8 @@ class PipeLayers:
         """
         if "." in layer:
             return self._dotted_target(layer)
-        for prefix, component in _PREFIXES:
-            if layer.startswith(prefix):
-                return self._prefixed_target(prefix, component, layer[len(prefix) :], self.base or file_base or "SD1")
-        return None
+        row = layer_prefix(layer)
+        return None if row is None else self._prefixed_target(row, layer, self.base or file_base or "SD1")
 
     def is_fused(self, target: LayerTarget, file_base: str | None = None) -> bool:
         """Whether the webui holds this attention projection in one fused matrix, to be had all four or not at all."""
@@ -99,23 +100,28 @@ class PipeLayers:
     def _dotted_target(self, layer: str) -> LayerTarget | None:
         component, _, path = layer.partition(".")
         path = path if component == "unet" else _text_path(path)
-        if (component, path) not in self.modules:
+        if (component, path) not in self.modules:  # the original names, with dots
+            path = self._names.get(component, {}).get(path.replace(".", "_"), ("", False))[0]
+        if not path:
             return None
-        return LayerTarget(component, path, "the webui does not read diffusers' and PEFT's layout", True)
+        return LayerTarget(
+            component, path, "the webui does not read layouts with dots (diffusers', PEFT's, ...)", True
+        )
 
-    def _prefixed_target(self, prefix: str, component: str, name: str, base: str) -> LayerTarget | None:
-        if prefix == "lora_te_" and base == "SDXL":
+    def _prefixed_target(self, row: LayerPrefix, layer: str, base: str) -> LayerTarget | None:
+        name, component = layer[len(row.text) :], row.component
+        if row.text == "lora_te_" and base == "SDXL":
             return None
-        if prefix == "lycoris_":
+        if not component:
             component = "text_encoder" if name.startswith("text_model_") else "unet"
         if name not in self._names.get(component, {}):
             return None
         path, diffusers_spelling = self._names[component][name]
-        if prefix.startswith("lycoris_"):
+        if not row.webui:
             return LayerTarget(component, path, "the webui does not read the prefix `lycoris_`", True)
         if component == "unet":
-            return LayerTarget(component, path, self._unet_passed_over(prefix, path, diffusers_spelling, base))
-        return LayerTarget(component, path, _text_passed_over(prefix, component, path, base))
+            return LayerTarget(component, path, self._unet_passed_over(row.text, path, diffusers_spelling, base))
+        return LayerTarget(component, path, _text_passed_over(row.text, component, path, base))
 
     def _unet_passed_over(self, prefix: str, path: str, diffusers_spelling: bool, base: str) -> str:
         if not diffusers_spelling:
@@ -216,20 +222,6 @@ def _text_passed_over(prefix: str, component: str, path: str, base: str) -> str:
 
 
 _NETWORK_COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
-
-# prefix in the file -> component; the first that fits
-_PREFIXES = (
-    ("lora_unet_", "unet"),
-    ("oft_unet_", "unet"),
-    ("lora_te1_", "text_encoder"),
-    ("lora_te2_", "text_encoder_2"),
-    ("lora_te_", "text_encoder"),
-    ("lycoris_unet_", "unet"),
-    ("lycoris_te1_", "text_encoder"),
-    ("lycoris_te2_", "text_encoder_2"),
-    ("lycoris_te_", "text_encoder"),
-    ("lycoris_", ""),
-)
 
 _SAMPLER_PATH = re.compile(r"(down|up)_blocks\.(\d+)\.(?:down|up)samplers\.0\.conv")
 _BLOCK_PATH = re.compile(r"(down_blocks|mid_block|up_blocks)(\.\d+)?\.(resnets|attentions)\.(\d+)\.(.+)")
