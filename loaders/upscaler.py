@@ -22,7 +22,7 @@ from .data_files import PACKAGE_FILES, package_file
 from .downloads import PublishedFile, fetch_published
 from .realesrgan_backend import realesrgan_network
 from .upscaler_model import UpscalerNetwork, read_upscaler_state, upscaler_network
-from .utils import LOGGER
+from .utils import LOGGER, NameFromText
 from .weight_files import WeightFileError
 
 
@@ -171,12 +171,18 @@ def load_upscaler(
     `save_pretrained`); a Hub id "org/name", the same way.
     backend: "spandrel", or "realesrgan" for that package's own networks (extra `[realesrgan]`).
     folders: where to look for the labels' files before downloading them. hub: cache_dir, token, revision,
-    local_files_only. Raises WeightFileError (a ValueError) for what cannot be found or is no upscaler.
+    local_files_only. Raises WeightFileError (a ValueError) for what cannot be found or is no upscaler, and for the
+    name out of a picture's text (NameFromText) that is no label.
     """
     if source in UPSCALER_LABELS:
         path = _label_file(str(source), folders, bool(hub.get("local_files_only")), progress)
         label = str(source)
     else:
+        if isinstance(source, NameFromText):
+            raise WeightFileError(
+                f"{str(source)!r} is an upscaler that a picture's text names. It is none of those known here, and "
+                "names out of texts are not opened or downloaded. Load its file with `load_upscaler`, and give that."
+            )
         path = _upscaler_path(source, weight_name, hub)
         label = path.name
         if path.is_dir():

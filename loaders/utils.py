@@ -17,6 +17,11 @@ from types import ModuleType
 LOGGER = logging.getLogger("diffusers.webui")
 
 
+class NameFromText(str):
+    """A file's name that came out of somebody's text: known labels and the user's own folders are searched for it, but
+    it is never opened as a path nor asked for on the Hub. Equal to the plain name."""
+
+
 def require(module: str, *, extra: str, feature: str) -> ModuleType:
     """Import an optional package, or say how to get it.
 

@@ -64,6 +64,9 @@ class Gaussian:
         assert sigma.ndim == 0 and sigma.device == x.device
         return x / (1 + sigma**2)
 
+    def sides(self, x: torch.Tensor, sigma: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self(x, sigma), 0.5 * x / (1 + sigma**2)
+
     def eps(self, x: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         self.calls += 1
         assert t.ndim == 0 and t.is_floating_point()

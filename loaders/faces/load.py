@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..data_files import package_file
 from ..downloads import PublishedFile, fetch_published
+from ..utils import NameFromText
 from ..weight_files import WeightFile, WeightFileError, open_weights
 from .mtcnn import FaceDetector
 from .parsenet import FaceParser
@@ -97,6 +98,11 @@ def _load_face_part(
     kinds: tuple[type[ModelMixin], ...],
     from_file: Callable[[Path], ModelMixin],
 ) -> ModelMixin:
+    if isinstance(source, NameFromText) and source not in names:
+        raise WeightFileError(
+            f"{str(source)!r} is a face restorer that a picture's text names. It is none of those known here "
+            f"({', '.join(names)}), and names out of texts are not opened or downloaded. Give one of these instead."
+        )
     text, path = str(source), Path(source).expanduser()
     if path.is_dir():
         if (path / "config.json").is_file():

@@ -1,5 +1,6 @@
 """`info`: what a picture says about how it was made."""
 
+import contextlib
 import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -44,7 +45,7 @@ def info_command(pictures: Sequence[str], model: Path | None, raw: bool, as_json
             failed = True
             continue
         if raw and not as_json:
-            click.echo(found["text"])
+            click.echo(found["raw"].get("parameters", found["text"]) if found["tool"] == "webui" else found["text"])
         else:
             print_result(found, as_json, _print_picture)
         failed = failed or not found["tool"]
@@ -57,10 +58,11 @@ def _describe_picture(source: str | Path, digest: str | None) -> dict[str, Any]:
     found: dict[str, Any] = {"path": str(source), "tool": text.tool, "text": str(text), "notes": list(text.notes)}
     if text:
         fields = parse_infotext(text)
-        found |= {"fields": fields, "arguments": call_arguments(fields)}
-        found["report"] = call_report(fields, model_hash=digest)
-    if text.tool not in ("", "webui"):
-        found["raw"] = dict(text.raw)
+        found |= {"fields": fields, "report": call_report(fields, model_hash=digest)}
+        found["notes"] = [note for note in found["notes"] if note not in found["report"]]
+        with contextlib.suppress(ValueError):  # a picture of another family of models: the report says so
+            found["arguments"] = call_arguments(fields)
+    found["raw"] = dict(text.raw)
     return found
 
 

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 import click
 
-from ..infotext.files import PICTURE_FORMATS, PictureText, read_infotext
+from ..infotext.files import PICTURE_FORMATS, read_infotext
 from ..infotext.read import parse_infotext
 from ..infotext.styles import PromptStyle, apply_styles, read_styles
+from ..infotext.tidy import PictureText, tidy_infotext
 from ..infotext.to_call import call_arguments, call_report
 from .common import add_options
 
@@ -90,7 +91,7 @@ def call_from(text: PictureText, name: str, styles: Path | None = None, model: s
         raise ValueError(f"`{name}` holds no parameters{why}")
     known = None if styles is None else read_styles(styles)
     fields = parse_infotext(text, styles=known)
-    notes = [f"{text.tool}: {note}." for note in text.notes]
+    notes = [f"{text.tool}: {note.rstrip('.')}." for note in text.notes]
     file, digest = None if model is None else Path(model).expanduser(), None
     if file is not None and file.is_file() and "Model hash" in fields:
         from ...loaders.hashes import model_hash
@@ -99,6 +100,7 @@ def call_from(text: PictureText, name: str, styles: Path | None = None, model: s
     lines = call_report(fields, styles=known, model_hash=digest)
     if file is not None and fields.get("Model") in (file.name, file.stem) and digest is None:
         lines = [line for line in lines if not line.startswith("Model: ")]  # of the same name; no hash to compare
+    notes = [note for note in notes if not any(line in note for line in lines)]  # a program's line is in both
     return SourceCall(name, call_arguments(fields, styles=known), notes + lines)
 
 
@@ -118,8 +120,7 @@ def source_calls(
     One source that cannot be read is an error; of several, it is reported and the others go on.
     """
     if prompt is not None and is_parameters_text(prompt):
-        text = PictureText(prompt)
-        return [call_from(text, "the text given as the prompt", styles, model)], []
+        return [call_from(tidy_infotext(prompt), "the text given as the prompt", styles, model)], []
     listed = expand_sources(sources)
     calls, problems = [], []
     for source in listed:

@@ -5,6 +5,7 @@ from importlib import import_module
 
 _HOME = {
     "parse_infotext": ".read",
+    "tidy_infotext": ".tidy",
     "infotext_version": ".read",
     "unquote_field": ".read",
     "call_arguments": ".to_call",

@@ -1,19 +1,26 @@
-"""Where two vocabularies meet: labels of a parameters text, and arguments of the pipelines' calls."""
+"""Where two vocabularies meet: labels of a parameters text, and arguments of the pipelines' calls. One row a field."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 
-class CallField(NamedTuple):
-    """What a field means for a call."""
+class TextField(NamedTuple):
+    """What a field means for a call, or what a reader is told about it."""
 
-    argument: str  # `webui_options.<name>` for a setting
-    read: Callable[[str], Any]  # from the field's text; ValueError where it cannot
+    label: str
+    argument: str = ""  # `webui_options.<name>` for a setting; "" where no argument gives it
+    read: Callable[[str], Any] = str  # from the field's text; ValueError where it cannot
     absent: Any = None  # the value that leaving the argument out means too
+    part: str = "call"  # "call", "hires" or "img2img": the pass it belongs to; "needed": told; "quiet": nothing
+    note: str = ""  # of "needed": what is told, `{}` being the value
+    idle: tuple[str, ...] = ()  # of "needed": values that mean that nothing is needed
+    others: tuple[str, ...] = ()  # the same field as other programs and people call it, in lower case
 
 
 INPAINT_AREAS = {"Whole picture": "whole", "Only masked": "masked"}
 MASK_MODES = {"Inpaint masked": False, "Inpaint not masked": True}
+LARGEST_SIDE, LARGEST_STEPS, LARGEST_SEED = 65_535, 10_000, 2**64 - 1
 
 
 def read_infotext_int(text: str) -> int:
@@ -29,127 +36,205 @@ def read_infotext_bool(text: str) -> bool:
     return text not in ("False", "")
 
 
-def _read_skipped_layers(text: str) -> int:
-    """diffusers counts the layers that are skipped, the webui from the last layer on, which is its 1."""
-    return max(read_infotext_int(text), 1) - 1
-
-
-def _read_noise_source(text: str) -> str:
-    return _read_choice({"GPU": "gpu", "CPU": "cpu", "NV": "nv"}, text)
-
-
-def _read_inpaint_area(text: str) -> str:
-    return _read_choice(INPAINT_AREAS, text)
-
-
-def _read_mask_mode(text: str) -> bool:
-    return _read_choice(MASK_MODES, text)
-
-
-def _read_choice(choices: Mapping[str, Any], text: str) -> Any:
-    if text not in choices:
+def _read_number(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
         raise ValueError(text)
-    return choices[text]
+    return number
 
 
-# Label in the text -> what it is in a call. Order is the order of writing. Fields that make one argument together
-# (sampler and schedule, hires fix, seed resize) are read in infotext.py.
-CALL_FIELDS = {
-    "Prompt": CallField("prompt", str),
-    "Negative prompt": CallField("negative_prompt", str),
-    "Steps": CallField("num_inference_steps", read_infotext_int),
-    "CFG scale": CallField("guidance_scale", float),
-    "Seed": CallField("seed", read_infotext_int),
-    "Face restoration": CallField("restore_faces", str),
-    "Size-1": CallField("width", read_infotext_int),
-    "Size-2": CallField("height", read_infotext_int),
-    "Variation seed": CallField("subseed", read_infotext_int),
-    "Variation seed strength": CallField("subseed_strength", float, 0.0),
-    "Clip skip": CallField("clip_skip", _read_skipped_layers, 0),
-    "ENSD": CallField("webui_options.eta_noise_seed_delta", read_infotext_int, 0),
-    "RNG": CallField("noise_source", _read_noise_source, "gpu"),
-    "Tiling": CallField("tiling", read_infotext_bool, False),
-    "Emphasis": CallField("webui_options.emphasis", str, "Original"),
-    "Eta": CallField("webui_options.eta_ancestral", float, 1.0),
-    "Eta DDIM": CallField("webui_options.eta_ddim", float, 0.0),
-    "Sigma churn": CallField("webui_options.s_churn", float, 0.0),
-    "Sigma tmin": CallField("webui_options.s_tmin", float, 0.0),
-    "Sigma tmax": CallField("webui_options.s_tmax", float, 0.0),
-    "Sigma noise": CallField("webui_options.s_noise", float, 1.0),
-    "Schedule min sigma": CallField("webui_options.sigma_min", float, 0.0),
-    "Schedule max sigma": CallField("webui_options.sigma_max", float, 0.0),
-    "Schedule rho": CallField("webui_options.rho", float, 0.0),
-    "Beta schedule alpha": CallField("webui_options.beta_dist_alpha", float, 0.6),
-    "Beta schedule beta": CallField("webui_options.beta_dist_beta", float, 0.6),
-    "Discard penultimate sigma": CallField(
-        "webui_options.always_discard_next_to_last_sigma", read_infotext_bool, False
+def _read_within(low: int, high: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        number = read_infotext_int(text)
+        if not low <= number <= high:
+            raise ValueError(text)
+        return number
+
+    return read
+
+
+def _read_skipped_layers(text: str) -> int:
+    """diffusers counts the layers that are skipped, the webui from the last layer on, which is its 1. -2 is 2."""
+    return max(abs(read_infotext_int(text)), 1) - 1
+
+
+def _read_choice(choices: Mapping[str, Any]) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        if text not in choices:
+            raise ValueError(text)
+        return choices[text]
+
+    return read
+
+
+def _among(*choices: str) -> Callable[[str], str]:
+    return _read_choice({choice: choice for choice in choices})
+
+
+def _read_restorer(text: str) -> str | None:
+    return None if text in ("None", "False", "") else text
+
+
+_PIXELS, _STEPS, _SEED = _read_within(1, LARGEST_SIDE), _read_within(1, LARGEST_STEPS), _read_within(-1, LARGEST_SEED)
+_RNG = {"GPU": "gpu", "CPU": "cpu", "NV": "nv", "cuda": "gpu", "cpu": "cpu"}
+_MERGING = "token merging at {} is not done here; it changes pictures a little"
+
+# Order is the order of writing. Fields that make one argument together (sampler and schedule, the sizes of a hires
+# pass, seed resize) are read in to_call.py.
+FIELDS = (
+    TextField("Prompt", "prompt"),
+    TextField("Negative prompt", "negative_prompt"),
+    TextField("Steps", "num_inference_steps", _STEPS, others=("sampling steps", "num inference steps")),
+    TextField("CFG scale", "guidance_scale", _read_number, others=("cfg", "guidance scale", "cfg_scale", "cfgscale")),
+    TextField("Seed", "seed", _SEED, others=("noise seed",)),
+    TextField("Face restoration", "restore_faces", _read_restorer),
+    TextField("Size-1", "width", _PIXELS, others=("width", "image size-1", "resolution-1")),
+    TextField("Size-2", "height", _PIXELS, others=("height", "image size-2", "resolution-2")),
+    TextField("Variation seed", "subseed", _SEED),
+    TextField("Variation seed strength", "subseed_strength", _read_number, 0.0),
+    TextField("Clip skip", "clip_skip", _read_skipped_layers, 0, others=("clip_skip", "clipskip", "clip")),
+    TextField("ENSD", "webui_options.eta_noise_seed_delta", read_infotext_int, 0),
+    TextField("RNG", "noise_source", _read_choice(_RNG), "gpu"),
+    TextField("Tiling", "tiling", read_infotext_bool, False),
+    TextField("Emphasis", "webui_options.emphasis", _among("None", "Ignore", "Original", "No norm"), "Original"),
+    TextField("Eta", "webui_options.eta_ancestral", _read_number, 1.0),
+    TextField("Eta DDIM", "webui_options.eta_ddim", _read_number, 0.0),
+    TextField("Sigma churn", "webui_options.s_churn", _read_number, 0.0),
+    TextField("Sigma tmin", "webui_options.s_tmin", _read_number, 0.0),
+    TextField("Sigma tmax", "webui_options.s_tmax", _read_number, 0.0),
+    TextField("Sigma noise", "webui_options.s_noise", _read_number, 1.0),
+    TextField("Schedule min sigma", "webui_options.sigma_min", _read_number, 0.0),
+    TextField("Schedule max sigma", "webui_options.sigma_max", _read_number, 0.0),
+    TextField("Schedule rho", "webui_options.rho", _read_number, 0.0),
+    TextField("Beta schedule alpha", "webui_options.beta_dist_alpha", _read_number, 0.6),
+    TextField("Beta schedule beta", "webui_options.beta_dist_beta", _read_number, 0.6),
+    TextField(
+        "Discard penultimate sigma", "webui_options.always_discard_next_to_last_sigma", read_infotext_bool, False
     ),
-    "SGM noise multiplier": CallField("webui_options.sgm_noise_multiplier", read_infotext_bool, False),
-    "Pad conds": CallField("webui_options.pad_cond_uncond", read_infotext_bool, False),
-    "Pad conds v0": CallField("webui_options.pad_cond_uncond_v0", read_infotext_bool, False),
-    "NGMS": CallField("webui_options.s_min_uncond", float, 0.0),
-    "NGMS all steps": CallField("webui_options.s_min_uncond_all", read_infotext_bool, False),
-    "Skip Early CFG": CallField("webui_options.skip_early_cond", float, 0.0),
-    "Noise Schedule": CallField("webui_options.sd_noise_schedule", str, "Default"),
-    "Downcast alphas_cumprod": CallField("webui_options.use_downcasted_alpha_bar", read_infotext_bool, False),
-    "Old prompt editing timelines": CallField("webui_options.use_old_scheduling", read_infotext_bool, False),
-    "Refiner switch at": CallField("refiner_switch_at", float),
-    "Refiner switch by sampling steps": CallField(
-        "webui_options.refiner_switch_by_sample_steps", read_infotext_bool, False
+    TextField("SGM noise multiplier", "webui_options.sgm_noise_multiplier", read_infotext_bool, False),
+    TextField("Pad conds", "webui_options.pad_cond_uncond", read_infotext_bool, False),
+    TextField("Pad conds v0", "webui_options.pad_cond_uncond_v0", read_infotext_bool, False),
+    TextField("NGMS", "webui_options.s_min_uncond", _read_number, 0.0),
+    TextField("NGMS all steps", "webui_options.s_min_uncond_all", read_infotext_bool, False),
+    TextField("Skip Early CFG", "webui_options.skip_early_cond", _read_number, 0.0),
+    TextField("Noise Schedule", "webui_options.sd_noise_schedule", _among("Default", "Zero Terminal SNR"), "Default"),
+    TextField("Downcast alphas_cumprod", "webui_options.use_downcasted_alpha_bar", read_infotext_bool, False),
+    TextField("Old prompt editing timelines", "webui_options.use_old_scheduling", read_infotext_bool, False),
+    TextField("Refiner switch at", "refiner_switch_at", _read_number),
+    TextField(
+        "Refiner switch by sampling steps", "webui_options.refiner_switch_by_sample_steps", read_infotext_bool, False
     ),
-    "Hires refiner": CallField("webui_options.hires_fix_refiner_pass", str, "second pass"),
-}
-HIRES_FIELDS = {
-    "Denoising strength": CallField("hires_strength", float),
-    "Hires prompt": CallField("hires_prompt", str, ""),
-    "Hires negative prompt": CallField("hires_negative_prompt", str, ""),
-    "Hires upscale": CallField("hires_scale", float),
-    "Hires steps": CallField("hires_steps", read_infotext_int, 0),
-    "Hires upscaler": CallField("hires_upscaler", str),
-}
-IMG2IMG_FIELDS = {
-    "Denoising strength": CallField("strength", float),
-    "Mask mode": CallField("invert_mask", _read_mask_mode, False),
-    "Mask blur": CallField("mask_blur", read_infotext_int),
-    "Inpaint area": CallField("inpaint_area", _read_inpaint_area, "whole"),
-    "Masked area padding": CallField("masked_padding", read_infotext_int, 32),
-    "Masked content": CallField("masked_content", str, "original"),
-    "Noise multiplier": CallField("webui_options.initial_noise_multiplier", float, 1.0),
-    "Extra noise": CallField("webui_options.img2img_extra_noise", float, 0.0),
-    "Conditional mask weight": CallField("webui_options.inpainting_mask_weight", float, 1.0),
-}
-# Fields that say what else a picture was made of: (what the reader is told, values that mean nothing is needed).
-NEEDED_FIELDS = {
-    "Model": ("it was drawn with the checkpoint `{}`; load that one", ()),
-    "VAE": ("it was decoded with the VAE `{}`; load that one as `vae`", ("Automatic", "None")),
-    "Lora hashes": ("it needs these LoRA files, by name and hash: {}", ()),
-    "TI hashes": ("it needs these textual inversions, by name and hash: {}", ()),
-    "Refiner": ("it was finished by the refiner `{}`; give its UNet as the component `refiner`", ()),
-    "Styles array": (
-        "the styles {} were taken out of its prompts; pass the same `styles` to merge them again",
-        ("[]",),
+    TextField(
+        "Hires refiner",
+        "webui_options.hires_fix_refiner_pass",
+        _among("first pass", "second pass", "both passes"),
+        "second pass",
     ),
-    "Hires checkpoint": (
-        "its hires pass was drawn by `{}`; both passes are drawn by one here",
-        ("Use same checkpoint",),
+    TextField(
+        "CFG rescale",
+        "guidance_rescale",
+        _read_number,
+        0.0,
+        others=("cfg rescale phi", "cfg_rescale", "cfg rescale multiplier", "guidance rescale", "rescale cfg"),
     ),
-    "Token merging ratio": ("token merging at {} is not done here; it changes pictures a little", ("0", "0.0")),
-    "Token merging ratio hr": ("token merging at {} is not done here; it changes pictures a little", ("0", "0.0")),
-    "Image CFG scale": ("image guidance at {} belongs to models that edit pictures; there is none here", ()),
-    "FP8 weight": ("weights were held in FP8 ({}); here they are as loaded", ("Disable",)),
-    "VAE Encoder": ("pictures were encoded by `{}` instead of the VAE; here the VAE does it", ("Full",)),
-    "VAE Decoder": ("the picture was decoded by `{}` instead of the VAE; here the VAE does it", ("Full",)),
-    "Hypernet": ("it was drawn with the hypernetwork `{}`; there are none here", ()),
-    "Init image hash": ("it was drawn over another picture (hash {}), which the text does not hold", ()),
-}
-# Said by others, or of no consequence for the picture.
-QUIET_FIELDS = (
-    "Version",
-    "User",
-    "Model hash",
-    "VAE hash",
-    "Cache FP16 weight for LoRA",
-    "Hypernet strength",
-    "First pass size-1",
-    "First pass size-2",
+    # the hires pass
+    TextField("Denoising strength", "hires_strength", _read_number, part="hires"),
+    TextField("Hires prompt", "hires_prompt", absent="", part="hires"),
+    TextField("Hires negative prompt", "hires_negative_prompt", absent="", part="hires"),
+    TextField("Hires upscale", "hires_scale", _read_number, part="hires"),
+    TextField("Hires steps", "hires_steps", _read_within(0, LARGEST_STEPS), 0, part="hires"),
+    TextField("Hires upscaler", "hires_upscaler", part="hires"),
+    # drawing over a picture
+    TextField("Denoising strength", "strength", _read_number, part="img2img"),
+    TextField("Mask mode", "invert_mask", _read_choice(MASK_MODES), False, part="img2img"),
+    TextField("Mask blur", "mask_blur", read_infotext_int, part="img2img"),
+    TextField("Inpaint area", "inpaint_area", _read_choice(INPAINT_AREAS), "whole", part="img2img"),
+    TextField("Masked area padding", "masked_padding", read_infotext_int, 32, part="img2img"),
+    TextField("Masked content", "masked_content", absent="original", part="img2img"),
+    TextField("Noise multiplier", "webui_options.initial_noise_multiplier", _read_number, 1.0, part="img2img"),
+    TextField("Extra noise", "webui_options.img2img_extra_noise", _read_number, 0.0, part="img2img"),
+    TextField("Conditional mask weight", "webui_options.inpainting_mask_weight", _read_number, 1.0, part="img2img"),
+    # what else the picture was made of
+    TextField("Model", part="needed", note="it was drawn with the checkpoint `{}`; load that one"),
+    TextField(
+        "VAE",
+        part="needed",
+        note="it was decoded with the VAE `{}`; load that one as `vae`",
+        idle=("Automatic", "None", "Default (model)", "default", "baked VAE", "Baked VAE"),
+    ),
+    TextField("Lora hashes", part="needed", note="it needs these LoRA files, by name and hash: {}"),
+    TextField("TI hashes", part="needed", note="it needs these textual inversions, by name and hash: {}"),
+    TextField(
+        "Used embeddings",
+        part="needed",
+        note="it needs these textual inversions: {}",
+        others=("embeddings", "used embeddings"),
+    ),
+    TextField(
+        "Refiner",
+        part="needed",
+        note="it was finished by the refiner `{}`; give its UNet as the component `refiner`",
+        idle=("None", "False"),
+    ),
+    TextField(
+        "Styles array",
+        part="needed",
+        note="the styles {} were taken out of its prompts; pass the same `styles` to merge them again",
+        idle=("[]",),
+    ),
+    TextField(
+        "Hires checkpoint",
+        part="needed",
+        note="its hires pass was drawn by `{}`; both passes are drawn by one here",
+        idle=("Use same checkpoint",),
+    ),
+    TextField("Token merging ratio", part="needed", note=_MERGING, idle=("0", "0.0")),
+    TextField("Token merging ratio hr", part="needed", note=_MERGING, idle=("0", "0.0")),
+    TextField(
+        "Image CFG scale",
+        part="needed",
+        note="image guidance at {} belongs to models that edit pictures; there is none here",
+        idle=("1.5", "0", "0.0", "1", "1.0"),  # values that are written though nothing reads them
+    ),
+    TextField(
+        "FP8 weight",
+        part="needed",
+        note="weights were held in FP8 ({}); here they are as loaded",
+        idle=("Disable", "False"),
+    ),
+    TextField(
+        "VAE Encoder",
+        part="needed",
+        note="pictures were encoded by `{}` instead of the VAE; here the VAE does it",
+        idle=("Full",),
+    ),
+    TextField(
+        "VAE Decoder",
+        part="needed",
+        note="the picture was decoded by `{}` instead of the VAE; here the VAE does it",
+        idle=("Full",),
+    ),
+    TextField(
+        "Hypernet", part="needed", note="it was drawn with the hypernetwork `{}`; there are none here", idle=("None",)
+    ),
+    # said by others, or of no consequence for the picture
+    *(
+        TextField(label, part="quiet")
+        for label in (
+            "Version",
+            "User",
+            "Model hash",
+            "VAE hash",
+            "Cache FP16 weight for LoRA",
+            "Hypernet strength",
+            "Hypernet hash",
+            "First pass size-1",
+            "First pass size-2",
+        )
+    ),
 )
+CALL_FIELDS = {field.label: field for field in FIELDS if field.part == "call"}
+HIRES_FIELDS = {field.label: field for field in FIELDS if field.part == "hires"}
+IMG2IMG_FIELDS = {field.label: field for field in FIELDS if field.part == "img2img"}
+NEEDED_FIELDS = {field.label: field for field in FIELDS if field.part == "needed"}
+QUIET_FIELDS = tuple(field.label for field in FIELDS if field.part == "quiet")

@@ -14,11 +14,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, PngImagePlugin
 
 from ...loaders.utils import aside_file, atomic_write, flush_to_disk
+from .embedded import COMMENT_UNICODE, EXIF_FOLDER, PARAMETERS_CHUNK, USER_COMMENT, embedded_texts
 from .filenames import next_picture_number, picture_name
-from .other_programs import ToolText, read_tool_text
+from .other_programs import read_tool_text
+from .tidy import PictureText, tidy_infotext
 
 
 PICTURE_FORMATS = {
@@ -29,28 +31,6 @@ PICTURE_FORMATS = {
     ".avif": "AVIF",
     ".gif": "GIF",
 }
-PARAMETERS_CHUNK = "parameters"
-_EXIF_FOLDER, _USER_COMMENT = 0x8769, 0x9286
-_COMMENT_UNICODE = b"UNICODE\0"
-_COMMENT_CODES = {b"ASCII\0\0\0": "utf-8", b"\0" * 8: "utf-8", b"JIS\0\0\0\0\0": "iso2022_jp"}
-
-
-class PictureText(str):
-    """A picture's text in the webui's words; "" where it has none.
-
-    tool: the program that wrote it ("webui", "ComfyUI", "InvokeAI", "NovelAI"), "" for none. notes: what could not be
-    read, or means something else there. raw: the other program's own data, by its name in the file.
-    """
-
-    tool: str = ""
-    notes: tuple[str, ...] = ()
-    raw: Mapping[str, str] = {}
-
-    @classmethod
-    def of(cls, found: ToolText) -> "PictureText":
-        text = cls(found.text)
-        text.tool, text.notes, text.raw = found.tool, found.notes, found.raw
-        return text
 
 
 def save_picture(
@@ -117,21 +97,30 @@ def read_infotext(path: str | Path) -> PictureText:
     where the picture has no text. Raises ValueError for a file that is no picture.
     """
     path = Path(path)
-    if path.suffix.lower() in (".txt", ".text"):
-        text = PictureText(path.read_text(encoding="utf-8-sig").strip())
-        text.tool = "webui" if text else ""
-        return text
+    if path.suffix.lower() in (".txt", ".text", ".json"):
+        return tidy_infotext(_file_text(path))
+    texts = embedded_texts(path)
+    found = read_tool_text(texts)
+    if found.tool != "webui":
+        return PictureText.of(found)
+    text = tidy_infotext(found.text)
+    behind = [texts[name] for name in ("postprocessing", "extras") if name in texts]
+    text.notes += tuple(f"the finished picture was changed ({what}); here it is as drawn" for what in behind)
+    return text
+
+
+def _file_text(path: Path) -> str:
+    """A text file in UTF-8, UTF-16 with its mark, or what Windows wrote before."""
     try:
-        with Image.open(path) as picture:
-            texts = {name: _as_text(value) for name, value in _picture_texts(picture).items()}
-            comment = _user_comment(picture)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise ValueError(f"`{path}` does not exist. Check the spelling and the folder.") from error
-        raise ValueError(f"`{path}` cannot be read as a picture ({error}). Give a picture, or a .txt file.") from error
-    if comment:
-        texts.setdefault(PARAMETERS_CHUNK, comment)
-    return PictureText.of(read_tool_text(texts))
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise ValueError(f"`{path}` does not exist. Check the spelling and the folder.") from error
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return content.decode("utf-16", "replace").strip()
+    try:
+        return content.decode("utf-8-sig").strip()
+    except UnicodeDecodeError:
+        return content.decode("cp1252", "replace").strip()
 
 
 def write_whole_text(path: Path, text: str) -> None:
@@ -210,33 +199,5 @@ def _text_options(kind: str, infotext: str | None, texts: Mapping[str, str]) -> 
         return {"comment": infotext.encode("utf-8")}
     exif = Image.Exif()
     exif.endian = ">"
-    exif.get_ifd(_EXIF_FOLDER)[_USER_COMMENT] = _COMMENT_UNICODE + infotext.encode("utf-16-be", "surrogatepass")
+    exif.get_ifd(EXIF_FOLDER)[USER_COMMENT] = COMMENT_UNICODE + infotext.encode("utf-16-be", "surrogatepass")
     return {"exif": exif.tobytes()}
-
-
-def _picture_texts(picture: Image.Image) -> dict[str, Any]:
-    """Text chunks by name; those behind a PNG's pixels too."""
-    if isinstance(picture, PngImagePlugin.PngImageFile):
-        return dict(picture.text)
-    comment = picture.info.get("comment") if picture.format == "GIF" else None
-    return {PARAMETERS_CHUNK: comment} if comment else {}
-
-
-def _user_comment(picture: Image.Image) -> str:
-    value = picture.getexif().get_ifd(_EXIF_FOLDER).get(_USER_COMMENT)
-    if not isinstance(value, bytes):
-        return str(value or "")
-    code, text = value[:8], value[8:]
-    if code == _COMMENT_UNICODE:
-        return _utf16_text(text)
-    return text.decode(_COMMENT_CODES[code], "replace").strip("\0") if code in _COMMENT_CODES else _as_text(value)
-
-
-def _utf16_text(text: bytes) -> str:
-    """High byte first, as the webui writes it; or the other way round, as others do, where that reads more Latin."""
-    readings = [text.decode(order, "replace").strip("\0") for order in ("utf-16-be", "utf-16-le")]
-    return max(readings, key=lambda reading: sum(" " <= sign <= "~" for sign in reading))
-
-
-def _as_text(value: Any) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

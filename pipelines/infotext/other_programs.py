@@ -1,10 +1,12 @@
 """Texts of other programs in pictures, in the webui's words.
 
-program     told by                                          read
-webui       "parameters"                                     as it is
-ComfyUI     "prompt" (a graph of nodes), "workflow"          the sampler node and what leads to it
-InvokeAI    "invokeai_metadata", "sd-metadata", "Dream"      all the usual fields
-NovelAI     "Software: NovelAI", "Comment"                   all the usual fields
+program               told by                                        read
+webui                 "parameters"                                   as it is
+ComfyUI               "prompt" (a graph of nodes), "workflow"        the sampler node and what leads to it
+InvokeAI              "invokeai_metadata", "sd-metadata", "Dream"    all the usual fields
+NovelAI               "Software: NovelAI", "Comment"                 all the usual fields
+Fooocus               JSON with "metadata_scheme" or "full_prompt"   what was really drawn: styles and expansion in
+SwarmUI, Draw Things, Easy Diffusion, Civitai, the webui's API       JSON of one level, by its usual keys
 
 What is read says how such a picture was made. The same arguments draw another picture here: noise and weights of the
 prompt are another program's.
@@ -15,6 +17,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from .comfy import comfy_settings, file_stem
+from .programs import PROGRAMS, program_line
 from .write import format_infotext
 
 
@@ -27,212 +31,356 @@ class ToolText(NamedTuple):
     raw: Mapping[str, str] = {}
 
 
-_K_SAMPLER_NAMES = {
-    "euler": "Euler",
-    "euler_a": "Euler a",
-    "euler_ancestral": "Euler a",
-    "heun": "Heun",
-    "lms": "LMS",
-    "dpm_2": "DPM2",
-    "dpm_2_ancestral": "DPM2 a",
-    "dpm_fast": "DPM fast",
-    "dpm_adaptive": "DPM adaptive",
-    "dpmpp_2s": "DPM++ 2S a",
-    "dpmpp_2s_ancestral": "DPM++ 2S a",
-    "dpmpp_sde": "DPM++ SDE",
-    "dpmpp_2m": "DPM++ 2M",
-    "dpmpp_2m_sde": "DPM++ 2M SDE",
-    "dpmpp_3m_sde": "DPM++ 3M SDE",
-    "ddim": "DDIM",
-    "ddim_v3": "DDIM",
-    "plms": "PLMS",
-    "uni_pc": "UniPC",
-    "unipc": "UniPC",
-    "lcm": "LCM",
-    "restart": "Restart",
-}
-_K_SCHEDULE_NAMES = {
-    "karras": "Karras",
-    "exponential": "Exponential",
-    "polyexponential": "Polyexponential",
-    "sgm_uniform": "SGM Uniform",
-    "simple": "Simple",
-    "normal": "Normal",
-    "ddim_uniform": "DDIM",
-    "beta": "Beta",
-    "kl_optimal": "KL Optimal",
-}
-_OTHER_NOISE = "its noise and prompt weights are its own, so the same arguments draw another picture here"
+Found = tuple[dict[str, Any], tuple[str, ...]]
+_BAD_JSON = (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError)
 
 
 def read_tool_text(texts: Mapping[str, str]) -> ToolText:
-    """What the texts of a picture, by their names in the file, say; and which program wrote them."""
+    """What the texts of a picture, by their names in the file, say; and which program wrote them.
+
+    Of the webui's it is the text as it is, which `tidy_infotext` then reads.
+    """
     for mark, tool, read in _TOOL_MARKS:
         if mark not in texts or (tool == "NovelAI" and "NovelAI" not in texts[mark]):
             continue
+        if tool == "webui":
+            return ToolText(texts[mark], tool)
         try:
             settings, notes = read(texts)
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            settings, notes = {}, (f"`{mark}` is not as {tool} writes it ({error})",)
-        text = settings if isinstance(settings, str) else _written_settings(settings)
-        return ToolText(text, tool, notes, {} if tool == "webui" else dict(texts))
+        except _BAD_JSON as error:
+            settings, notes = {}, (f"`{mark}` is not as {tool} writes it ({type(error).__name__}: {str(error)[:80]})",)
+        return _tool_text(tool, settings, notes, texts)
     return ToolText("", "", (), dict(texts))
 
 
+def read_json_text(text: str) -> ToolText | None:
+    """A text that is JSON of some program; None for any other text.
+
+    >>> read_json_text('{"c": "a kite", "uc": "blurry", "steps": 4, "seed": 7}').tool
+    'Draw Things'
+    """
+    stripped = text.strip()
+    if stripped[:1] not in ("{", "[") or stripped[-1:] not in ("}", "]"):
+        return None
+    try:
+        data = json.loads(stripped)
+    except RecursionError:
+        return ToolText("", "another program", ("its JSON is nested too deep to be read",), {"parameters": text})
+    except ValueError:
+        return None
+    if isinstance(data, list) and data and isinstance(data[0], Mapping):
+        data = data[0]
+    if not isinstance(data, Mapping):
+        return None
+    tool = next((tool for tool, tells in _JSON_MARKS if tells(data)), "")
+    if not tool:
+        return ToolText("", "another program", ("its JSON has none of the usual keys",), {"parameters": text})
+    if tool == "webui":
+        infotexts = data.get("infotexts") or [_written_settings(_flat_settings(data))]
+        return ToolText(str(infotexts[0]), tool, (), {"parameters": text})
+    try:
+        settings, notes = _JSON_READERS.get(tool, _read_flat)(data)
+    except _BAD_JSON as error:
+        settings, notes = {}, (f"it is not as {tool} writes it ({type(error).__name__}: {str(error)[:80]})",)
+    return _tool_text(tool, settings, notes, {"parameters": text})
+
+
+def _tool_text(tool: str, settings: dict[str, Any], notes: tuple[str, ...], raw: Mapping[str, str]) -> ToolText:
+    program = next((program for program in PROGRAMS if program.name == tool), None)
+    if program is not None and settings:
+        settings = {"opt_randn_source": program.noise or None, "version": tool, **settings}
+        notes = (program_line(program), *notes)
+    return ToolText(_written_settings(settings), tool, notes, dict(raw))
+
+
 def _written_settings(settings: Mapping[str, Any]) -> str:
-    known = {name: value for name, value in settings.items() if value not in (None, "", {})}
-    return format_infotext({**known, "version": None}) if known else ""
+    known = {name: _scalar(value) for name, value in settings.items() if value not in (None, "", {}, [])}
+    known |= {"extra": settings.get("extra") or {}}
+    if known.get("model_name"):
+        known["model_name"] = file_stem(known["model_name"])
+    for name in ("seed", "subseed"):
+        if not re.fullmatch(r"-?\d{1,30}", str(known.get(name, "0"))):
+            del known[name]
+        elif name in known:
+            known[name] = int(known[name])
+    sides = known.get("width"), known.get("height")
+    if not all(str(side).isdecimal() for side in sides):
+        known.pop("width", None)
+    return format_infotext({"version": None, **known}) if len(known) > 1 else ""
 
 
-def _read_webui(texts: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:
-    return texts["parameters"], ()
+def _scalar(value: Any) -> Any:
+    """A value as a field has it: the first of a list, no tables."""
+    while isinstance(value, list) and value:
+        value = value[0]
+    return value if isinstance(value, (str, int, float)) else None
 
 
-# --- ComfyUI: a graph of nodes, {"3": {"class_type": "KSampler", "inputs": {"seed": 1, "model": ["4", 0]}}}
+# --- JSON of one level: the same things under many names
+
+_FLAT_KEYS = {
+    "prompt": ("prompt", "positiveprompt", "c", "inputs"),
+    "negative_prompt": ("negativeprompt", "uc", "negative"),
+    "steps": ("steps", "numinferencesteps", "samplingsteps"),
+    "sampler_name": ("sampler", "samplername", "samplerindex", "samplingmethod"),
+    "scheduler": ("scheduler", "scheduletype", "schedule", "noiseschedule"),
+    "cfg_scale": ("cfgscale", "guidancescale", "scale", "cfg"),
+    "seed": ("seed", "noiseseed"),
+    "width": ("width",),
+    "height": ("height",),
+    "model_name": ("model", "modelname", "basemodel", "usestablediffusionmodel", "sdmodelname", "checkpoint"),
+    "model_hash": ("modelhash", "basemodelhash", "sdmodelhash"),
+    "vae_name": ("vae", "usevaemodel"),
+    "clip_skip": ("clipskip",),
+    "denoising_strength": ("denoisingstrength", "strength", "promptstrength", "denoise"),
+    "subseed": ("variationseed", "subseed"),
+    "subseed_strength": ("variationseedstrength", "subseedstrength"),
+}
+_FLAT_LABELS = ("Hires upscale", "Hires upscaler", "Hires steps", "Hires resize", "ENSD", "RNG", "Version")
 
 
-def _read_comfy(texts: Mapping[str, str]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    graph = json.loads(texts["prompt"])
-    nodes = {str(key): node for key, node in graph.items() if isinstance(node, dict) and "inputs" in node}
-    samplers = [node for node in nodes.values() if {"sampler_name", "steps"} & set(node["inputs"])]
-    if not samplers:
-        return {}, (f"its graph of {len(nodes)} nodes has no sampler of a known kind",)
-    notes = [_OTHER_NOISE]
-    if len(samplers) > 1:
-        notes.append(f"its graph has {len(samplers)} samplers; the text is about the first")
-    inputs = {name: _comfy_value(nodes, value) for name, value in samplers[0]["inputs"].items()}
-    size = _comfy_inputs(nodes, samplers[0]["inputs"].get("latent_image"), "width")
-    loader = _comfy_inputs(nodes, samplers[0]["inputs"].get("model"), "ckpt_name")
-    sampler, schedule = str(inputs.get("sampler_name", "")), str(inputs.get("scheduler", ""))
-    settings = {
-        "prompt": _comfy_text(nodes, samplers[0]["inputs"].get("positive")),
-        "negative_prompt": _comfy_text(nodes, samplers[0]["inputs"].get("negative")),
-        "steps": inputs.get("steps"),
-        "sampler_name": _K_SAMPLER_NAMES.get(sampler, sampler),
-        "scheduler": _K_SCHEDULE_NAMES.get(schedule, schedule),
-        "cfg_scale": inputs.get("cfg"),
-        "seed": inputs.get("seed", inputs.get("noise_seed")),
-        "width": size.get("width"),
-        "height": size.get("height"),
-        "model_name": re.sub(r"^.*[/\\]|\.\w+$", "", str(loader.get("ckpt_name", ""))),
-        "opt_randn_source": "CPU",
-    }
-    denoise = inputs.get("denoise")
-    if denoise not in (None, 1, 1.0):
-        settings["denoising_strength"] = denoise
-    return settings, tuple(notes)
-
-
-def _comfy_value(nodes: Mapping[str, Any], value: Any) -> Any:
-    """An input's value: itself, or what the node that it is linked to holds under a usual name."""
-    if not _is_comfy_link(value):
-        return value
-    inputs = nodes.get(str(value[0]), {"inputs": {}})["inputs"]
-    return next((inputs[n] for n in ("seed", "value", "noise_seed", "text", "string") if n in inputs), None)
-
-
-def _comfy_inputs(nodes: Mapping[str, Any], link: Any, wanted: str, seen: frozenset[str] = frozenset()) -> dict:
-    """The inputs of the nearest node up the links that has the wanted one as a value."""
-    if not _is_comfy_link(link) or str(link[0]) in seen or str(link[0]) not in nodes:
-        return {}
-    inputs = nodes[str(link[0])]["inputs"]
-    if wanted in inputs and not _is_comfy_link(inputs[wanted]):
-        return inputs
-    for value in inputs.values():
-        if found := _comfy_inputs(nodes, value, wanted, seen | {str(link[0])}):
-            return found
-    return {}
-
-
-def _comfy_text(nodes: Mapping[str, Any], link: Any) -> str:
-    for name in ("text", "text_g", "string", "value"):
-        value = _comfy_inputs(nodes, link, name).get(name)
-        if isinstance(value, str):
-            return value
-    return ""
-
-
-def _is_comfy_link(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and isinstance(value[1], int)
-
-
-# --- InvokeAI: flat JSON since 3.0, {"image": {...}} before, a command line in the beginning
-
-
-def _read_invoke(texts: Mapping[str, str]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    if "invokeai_metadata" in texts:
-        data = json.loads(texts["invokeai_metadata"])
-    elif "sd-metadata" in texts:
-        whole = json.loads(texts["sd-metadata"])
-        data = {**whole, **whole.get("image", {})}
+def _flat_settings(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of `format_infotext` from the usual keys, whatever their case and dashes."""
+    plain = {re.sub(r"[^a-z0-9]", "", str(key).lower()): value for key, value in data.items()}
+    settings: dict[str, Any] = {}
+    for name, keys in _FLAT_KEYS.items():
+        value = next((plain[key] for key in keys if plain.get(key) not in (None, "", [], {})), None)
+        if isinstance(value, Mapping):
+            value = value.get("name", value.get("model_name", value.get("label")))
+        if value is not None and not isinstance(value, bool):
+            settings[name] = value
+    size = re.findall(r"\d+", str(plain.get("size") or plain.get("resolution") or ""))
+    if "width" not in settings and len(size) == 2:
+        settings["width"], settings["height"] = map(int, size) if len(size[0] + size[1]) < 40 else (None, None)
+    if str(settings.get("clip_skip", "1")).lstrip("-").isdecimal():
+        settings["clip_skip"] = abs(int(str(settings.get("clip_skip", "1"))[:6]))
     else:
-        return _read_dream(texts["Dream"])
-    model, prompt = data.get("model") or {}, data.get("positive_prompt", data.get("prompt", ""))
+        settings.pop("clip_skip")
+    settings["extra"] = {
+        label: data[label] for label in _FLAT_LABELS if isinstance(data.get(label), (str, int, float))
+    }
+    return settings
+
+
+def _read_flat(data: Mapping[str, Any]) -> Found:
+    settings = _flat_settings(data)
+    strength = _scalar(settings.get("denoising_strength"))
+    if isinstance(strength, (int, float)) and strength >= 1 or not data.get("init_image", True):
+        settings.pop("denoising_strength")
+    loras = data.get("lora") or data.get("loras") or []
+    return _with_loras(settings, loras, data.get("loraweights") or data.get("lora_alpha") or []), ()
+
+
+def _with_loras(settings: dict[str, Any], loras: Any, weights: Any = ()) -> dict[str, Any]:
+    """Networks as tags behind the prompt: entries are names, {name, weight}, [name, weight] or {model: {name}}."""
+    tags = []
+    for index, entry in enumerate(loras if isinstance(loras, list) else []):
+        name, weight = entry, weights[index] if isinstance(weights, list) and index < len(weights) else 1
+        if isinstance(entry, Mapping):
+            model = entry.get("lora") or entry.get("model") or entry.get("name") or entry.get("file")
+            name = model.get("name", model.get("model_name")) if isinstance(model, Mapping) else model
+            weight = entry.get("weight", 1)
+        elif isinstance(entry, list) and len(entry) > 1:
+            name, weight = entry[:2]
+        if isinstance(name, str) and name not in ("", "None") and not isinstance(weight, (list, Mapping)):
+            tags.append(f"<lora:{file_stem(name)}:{weight}>")
+    prompt = _scalar(settings.get("prompt")) or ""
+    return {**settings, "prompt": f"{prompt}{''.join(tag for tag in tags if tag not in str(prompt))}"}
+
+
+# --- the programs
+
+
+def _read_comfy(texts: Mapping[str, str]) -> Found:
+    return comfy_settings(json.loads(texts["prompt"]))
+
+
+def _read_comfy_json(data: Mapping[str, Any]) -> Found:
+    graph = data.get("prompt", data)
+    if "nodes" in data and "links" in data:
+        return {}, ("only its workflow is there, not the graph that was run",)
+    return comfy_settings(json.loads(graph) if isinstance(graph, str) else graph)
+
+
+def _read_invoke(texts: Mapping[str, str]) -> Found:
+    """Flat JSON since 3.0, {"image": {...}} before, a command line in the beginning."""
+    if "invokeai_metadata" in texts:
+        return _read_invoke_json(json.loads(texts["invokeai_metadata"]))
+    if "sd-metadata" in texts:
+        whole = json.loads(texts["sd-metadata"])
+        return _read_invoke_json({"model": whole.get("model_weights"), **whole, **whole.get("image", {})})
+    return _read_dream(texts.get("Dream") or texts["dream"])
+
+
+def _read_invoke_json(data: Mapping[str, Any]) -> Found:
+    prompt, model = data.get("positive_prompt", data.get("prompt", "")), data.get("model") or {}
     if isinstance(prompt, list):
         prompt = prompt[0].get("prompt", "") if prompt else ""
-    sampler = str(data.get("scheduler", data.get("sampler", "")))
-    stem, has_karras = re.sub(r"_k(arras)?$|^k_", "", sampler), sampler.endswith("_k")
-    settings = {
-        "prompt": prompt,
-        "negative_prompt": data.get("negative_prompt"),
-        "steps": data.get("steps"),
-        "sampler_name": _K_SAMPLER_NAMES.get(stem, sampler),
-        "scheduler": "Karras" if has_karras else None,
-        "cfg_scale": data.get("cfg_scale"),
-        "seed": data.get("seed"),
-        "width": data.get("width"),
-        "height": data.get("height"),
-        "model_name": model.get("name", model.get("model_name")) if isinstance(model, dict) else model,
-        "denoising_strength": data.get("strength"),
-        "opt_randn_source": "CPU",
-    }
-    return settings, (_OTHER_NOISE,)
+    settings = _flat_settings({**data, "prompt": prompt, "sampler": data.get("scheduler", data.get("sampler", ""))})
+    for name in ("scheduler", "clip_skip"):
+        settings.pop(name, None)
+    settings["clip_skip"] = (data.get("clip_skip") or 0) + 1
+    if data.get("vae"):
+        settings["vae_name"] = data["vae"].get("name", data["vae"].get("model_name"))
+    base = model.get("base", model.get("base_model")) if isinstance(model, Mapping) else None
+    settings["extra"] = {"Base model": base} if base else {}
+    if data.get("cfg_rescale_multiplier"):
+        settings["extra"]["CFG rescale"] = data["cfg_rescale_multiplier"]
+    if data.get("app_version"):
+        settings["version"] = f"InvokeAI {data['app_version']}"
+    if "generation_mode" in data and "img2img" not in str(data["generation_mode"]) and not data.get("init_image"):
+        settings.pop("denoising_strength", None)
+    notes = []
+    if data.get("hrf_enabled") or data.get("hrf_strength"):
+        notes.append("its high resolution fix enlarged the picture and drew over it, which is not done here")
+    if data.get("controlnets") or data.get("control_layers"):
+        notes.append("it was drawn with ControlNets, which need their images")
+    return _with_loras(settings, data.get("loras")), tuple(notes)
 
 
-def _read_dream(line: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+def _read_dream(line: str) -> Found:
     """`"a cat" -s 50 -S 1234 -W 512 -H 512 -C 7.5 -A k_lms`"""
     prompt = re.match(r'\s*"((?:\\.|[^"\\])*)"', line)
     found = dict(re.findall(r"\s-([sSWHCA])\s*(\S+)", line[prompt.end() if prompt else 0 :]))
-    sampler = found.get("A", "")
     return {
         "prompt": prompt[1] if prompt else line.partition(" -")[0],
         "steps": found.get("s"),
-        "sampler_name": _K_SAMPLER_NAMES.get(sampler.removeprefix("k_"), sampler),
+        "sampler_name": found.get("A"),
         "cfg_scale": found.get("C"),
-        "seed": int(found["S"]) if found.get("S", "").isdecimal() else None,
+        "seed": found.get("S"),
         "width": found.get("W"),
         "height": found.get("H"),
-    }, (_OTHER_NOISE,)
+    }, ()
 
 
-# --- NovelAI: the prompt in "Description", the rest as JSON in "Comment"
-
-
-def _read_novel(texts: Mapping[str, str]) -> tuple[dict[str, Any], tuple[str, ...]]:
+def _read_novel(texts: Mapping[str, str]) -> Found:
+    """The prompt in "Description", the rest as JSON in "Comment"."""
     data = json.loads(texts.get("Comment", "{}"))
-    sampler, schedule = str(data.get("sampler", "")), str(data.get("noise_schedule", ""))
-    settings = {
-        "prompt": texts.get("Description") or data.get("prompt", ""),
-        "negative_prompt": data.get("uc"),
-        "steps": data.get("steps"),
-        "sampler_name": _K_SAMPLER_NAMES.get(sampler.removeprefix("k_"), sampler),
-        "scheduler": _K_SCHEDULE_NAMES.get(schedule),
-        "cfg_scale": data.get("scale"),
-        "seed": data.get("seed"),
-        "width": data.get("width"),
-        "height": data.get("height"),
-        "denoising_strength": data.get("strength") if data.get("request_type") == "Img2ImgRequest" else None,
-        "model_name": texts.get("Source"),
-    }
-    return settings, (_OTHER_NOISE, "its {brackets} weigh by 1.05, not 1.1, and mean nothing here")
+    return _read_novel_json(
+        {**data, "prompt": texts.get("Description") or data.get("prompt", ""), "model": texts.get("Source")}
+    )
 
 
-_TOOL_MARKS: tuple[tuple[str, str, Callable[[Mapping[str, str]], tuple[Any, tuple[str, ...]]]], ...] = (
+def _read_novel_json(data: Mapping[str, Any]) -> Found:
+    if isinstance(data.get("Comment"), str):
+        return _read_novel({name: str(value) for name, value in data.items()})
+    settings = _flat_settings(data)
+    settings["extra"] = {"CFG rescale": data["cfg_rescale"]} if data.get("cfg_rescale") else {}
+    if data.get("request_type") != "Img2ImgRequest" and not data.get("image"):
+        settings.pop("denoising_strength", None)
+    return settings, ("its {brackets} weigh by 1.05, not 1.1, and mean nothing here",)
+
+
+def _read_fooocus(data: Mapping[str, Any]) -> Found:
+    settings = _flat_settings(data)
+    for name, key in (("prompt", "full_prompt"), ("negative_prompt", "full_negative_prompt")):
+        if isinstance(data.get(key), list) and data[key]:
+            settings[name] = ", ".join(str(part) for part in data[key] if part)
+    performance = str(data.get("performance", "")).lower()
+    settings.setdefault("steps", _FOOOCUS_STEPS.get(performance))
+    if str(data.get("vae", "Default")).startswith("Default"):
+        settings.pop("vae_name", None)
+    if "fooocus" in str(data.get("version", "")).lower():
+        settings["version"] = data["version"]
+    if str(data.get("refiner_model", "None")) not in ("None", ""):
+        settings["extra"]["Refiner"] = file_stem(data["refiner_model"])
+        settings["extra"]["Refiner switch at"] = data.get("refiner_switch")
+    combined = [
+        str(value).rpartition(" : ")[::2] for key, value in data.items() if str(key).startswith("lora_combined")
+    ]
+    return _with_loras(settings, data.get("loras") or [list(pair) for pair in combined]), ()
+
+
+_FOOOCUS_STEPS = {"quality": 60, "speed": 30, "extreme speed": 8, "lightning": 4, "hyper-sd": 4}
+
+
+def _read_swarm(data: Mapping[str, Any]) -> Found:
+    image = data.get("sui_image_params", data)
+    settings, notes = _read_flat(image)
+    return {**settings, "version": f"SwarmUI {image.get('swarm_version', '')}".strip()}, notes
+
+
+def _read_easy(data: Mapping[str, Any]) -> Found:
+    settings, notes = _read_flat(data)
+    if not data.get("init_image"):
+        settings.pop("denoising_strength", None)
+    names = data.get("use_lora_model")
+    weights = data.get("lora_alpha")
+    names, weights = ([part] if not isinstance(part, list) else part for part in (names, weights))
+    return _with_loras(settings, [name for name in names if name], weights), notes
+
+
+def _read_civitai(data: Mapping[str, Any]) -> Found:
+    """What Civitai's site and generator give for a picture."""
+    inner = data.get("meta")
+    meta: Mapping[str, Any] = inner if isinstance(inner, Mapping) else data
+    settings = _flat_settings(meta)
+    for label in ("Size", "Model", "Model hash", "Clip skip", "Denoising strength"):
+        if label in meta and label not in ("Size",):
+            settings[label.lower().replace(" ", "_").replace("model", "model_name", label == "Model")] = meta[label]
+    resources = meta.get("civitaiResources") or meta.get("resources")
+    if resources:
+        settings["extra"]["Civitai resources"] = json.dumps(resources, ensure_ascii=False)
+    return settings, ()
+
+
+def _is_fooocus(data: Mapping[str, Any]) -> bool:
+    return "full_prompt" in data or "fooocus" in f"{data.get('metadata_scheme')} {data.get('version')}".lower()
+
+
+def _is_invoke(data: Mapping[str, Any]) -> bool:
+    return ("app_version" in data and "scheduler" in data) or "generation_mode" in data
+
+
+def _is_novel(data: Mapping[str, Any]) -> bool:
+    return "NovelAI" in str(data.get("Software", "")) or ("uc" in data and "scale" in data and "c" not in data)
+
+
+def _is_civitai(data: Mapping[str, Any]) -> bool:
+    meta = data.get("meta")
+    return bool(
+        {"cfgScale", "negativePrompt", "civitaiResources"} & {*data, *(meta if isinstance(meta, dict) else ())}
+    )
+
+
+def _is_comfy(data: Mapping[str, Any]) -> bool:
+    graph = data.get("prompt", data)
+    nodes = graph.values() if isinstance(graph, Mapping) else data.values()
+    return {"nodes", "links"} <= set(data) or any(isinstance(n, Mapping) and "class_type" in n for n in nodes)
+
+
+_JSON_MARKS: tuple[tuple[str, Callable[[Mapping[str, Any]], bool]], ...] = (
+    ("webui", lambda data: isinstance(data.get("infotexts"), list) and bool(data["infotexts"])),
+    ("SwarmUI", lambda data: "sui_image_params" in data or "swarm_version" in data),
+    ("Fooocus", _is_fooocus),
+    ("InvokeAI", _is_invoke),
+    ("NovelAI", _is_novel),
+    ("Draw Things", lambda data: "c" in data and ("uc" in data or "v2" in data)),
+    ("Easy Diffusion", lambda data: "use_stable_diffusion_model" in data or "used_random_seed" in data),
+    ("Civitai's generator", _is_civitai),
+    ("ComfyUI", _is_comfy),
+    ("webui", lambda data: "prompt" in data and bool({"steps", "cfg_scale", "sampler_name", "seed"} & set(data))),
+)
+_JSON_READERS: dict[str, Callable[[Mapping[str, Any]], Found]] = {
+    "ComfyUI": _read_comfy_json,
+    "InvokeAI": _read_invoke_json,
+    "NovelAI": _read_novel_json,
+    "Fooocus": _read_fooocus,
+    "SwarmUI": _read_swarm,
+    "Easy Diffusion": _read_easy,
+    "Civitai's generator": _read_civitai,
+}
+
+
+_TOOL_MARKS: tuple[tuple[str, str, Callable[[Mapping[str, str]], Found]], ...] = (
     ("invokeai_metadata", "InvokeAI", _read_invoke),
     ("sd-metadata", "InvokeAI", _read_invoke),
     ("Dream", "InvokeAI", _read_invoke),
+    ("dream", "InvokeAI", _read_invoke),
     ("Software", "NovelAI", _read_novel),
-    ("parameters", "webui", _read_webui),
+    ("parameters", "webui", lambda texts: ({}, ())),
+    ("use_stable_diffusion_model", "Easy Diffusion", _read_easy),
+    ("generation_data", "webui", lambda texts: ({}, ())),
     ("prompt", "ComfyUI", _read_comfy),
     ("workflow", "ComfyUI", lambda texts: ({}, ("only its workflow is there, not the graph that was run",))),
 )

@@ -133,7 +133,7 @@ def _reading_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
 def _split_infotext(text: str) -> tuple[str, str, str]:
     """Prompt, negative prompt, and the line of fields ("" where the last line has fewer than three)."""
     *lines, last = text.strip().split("\n")
-    if sum(1 for _ in _line_fields(last)) < 3:
+    if sum(1 for _ in line_fields(last)) < 3:
         lines, last = [*lines, last], ""
     parts: list[list[str]] = [[], []]
     side = 0
@@ -146,7 +146,7 @@ def _split_infotext(text: str) -> tuple[str, str, str]:
     return "\n".join(parts[0]), "\n".join(parts[1]), last
 
 
-def _line_fields(line: str) -> Iterator[tuple[str, str]]:
+def line_fields(line: str) -> Iterator[tuple[str, str]]:
     """Names and values as written. Each character is looked at a few times at most, however long the line."""
     position = 0
     while (colon := line.find(":", position)) >= 0:
@@ -161,7 +161,7 @@ def _line_fields(line: str) -> Iterator[tuple[str, str]]:
 
 
 def _readable_fields(line: str) -> Iterator[tuple[str, Any]]:
-    for key, written in _line_fields(line):
+    for key, written in line_fields(line):
         if not written:
             LOGGER.warning("Parameters text: field %r is empty and left out.", key)
             continue

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .fields import CALL_FIELDS, HIRES_FIELDS, IMG2IMG_FIELDS, INPAINT_AREAS, MASK_MODES, CallField
+from .fields import CALL_FIELDS, HIRES_FIELDS, IMG2IMG_FIELDS, INPAINT_AREAS, MASK_MODES, TextField
 
 
 def call_settings(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def _option_extra(arguments: Mapping[str, Any], options: Mapping[str, Any]) -> d
     return extra
 
 
-def _reads_absent(field: CallField, value: Any) -> bool:
+def _reads_absent(field: TextField, value: Any) -> bool:
     return value is None or field.read(str(value)) == field.absent
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..conditioning import Conditioning, TimedCond, cond_at_call
 from .discrete_schedule import NoiseTable
-from .latent_mask import LatentMask
+from .latent_mask import LatentMask, nearest_cells
 
 
 @dataclass(frozen=True)
@@ -97,12 +97,16 @@ class GuidedDenoiser:
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """The guided estimate of x0. x: (b, c, h, w) = x0 + sigma * noise, float32; sigma: no dimensions."""
+        return self.sides(x, sigma)[0]
+
+    def sides(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """The guided estimate of x0, with the mask, and the negative prompt's, without."""
         self._maybe_refine(lambda: self._nearest(sigma))
         sigma = sigma.to(x.device)
         t = self._sigma_to_t(sigma)
         c_in = 1 / (sigma**2 + 1) ** 0.5
-        x0, _ = self._guided(x * c_in, t, sigma, lambda out, rows: self._x0(out, x[rows], sigma, t))
-        return x0 if self.mask is None else self.mask.blend(x0, sigma)
+        x0, negative = self._guided(x * c_in, t, sigma, lambda out, rows: self._x0(out, x[rows], sigma, t))
+        return x0 if self.mask is None else self.mask.at(x.shape[-2:]).blend(x0, sigma), negative
 
     def eps(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """The guided noise, and the negative side's. x: (b, c, h, w) = sqrt(ac) x0 + sqrt(1 - ac) noise; t: 0..999."""
@@ -243,7 +247,8 @@ class GuidedDenoiser:
         model, guidance, dtype = self.model, self.guidance, self._dtype
         images = [image for rows, _ in sides for image in rows.images]
         if guidance.extra_channels is not None:
-            x_in = torch.cat([x_in, guidance.extra_channels.to(x_in)], dim=1)
+            beside = nearest_cells(guidance.extra_channels.to(x_in), x_in.shape[-2:])
+            x_in = torch.cat([x_in, beside], dim=1)
         added: dict[str, Any] = {}
         if model.time_ids is not None:
             added["text_embeds"] = torch.cat([rows.pooled for rows, _ in sides]).to(dtype)

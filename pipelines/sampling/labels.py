@@ -29,7 +29,7 @@ class SamplerRow:
     loop: str  # k-diffusion's name of it, where it has one
     aliases: tuple[str, ...] = ()  # short names that the webui knows
     schedule: str | None = None  # what "Automatic" means; None: evenly spaced timesteps
-    takes: tuple[str, ...] = ()  # keyword arguments of the loop, filled from options
+    takes: tuple[str, ...] = ()  # keyword arguments of the loop, filled from options or from the model's table
     fixed: tuple[tuple[str, Any], ...] = ()  # keyword arguments of the loop that are part of the name
     kind: str = "sigmas"  # "sigmas": the loop gets a schedule; "range": its two ends; "timesteps": whole timesteps
     second_order: bool = False  # counted as two denoiser calls per step
@@ -37,7 +37,7 @@ class SamplerRow:
     brownian: bool = False  # step noise comes from Brownian paths
     lcm: bool = False  # denoiser and schedule of a consistency model: 50 noise levels
     uses_ensd: bool = False  # its infotext names the option eta_noise_seed_delta
-    eta_option: str = "eta_ancestral"  # what `eta` is where the call names none
+    eta_option: str = "eta_ancestral"  # what `eta` is where the call names none; "": the loop's own default
     guidance_divisor: float = 1.0  # the guidance scale is divided by this
     also: tuple[str, ...] = ()  # other programs' names, and diffusers' classes
     recorded: bool = True
@@ -49,7 +49,7 @@ class SamplerRow:
 
     @property
     def spellings(self) -> tuple[str, ...]:
-        return (self.label, self.loop, *self.aliases, *self.also)
+        return (self.label, *(() if self.fixed else (self.loop,)), *self.aliases, *self.also)
 
 
 @dataclass(frozen=True)
@@ -180,6 +180,24 @@ SAMPLER_ROWS = (
     SamplerRow("UniPC", "unipc", ("unipc",), takes=UNIPC, kind="timesteps",
                also=("uni_pc", "UniPCMultistepScheduler")),
     SamplerRow("LCM", "lcm", ("k_lcm",), lcm=True, also=("LCMScheduler",)),
+    # Of the forks
+    SamplerRow("IPNDM", "ipndm", recorded=False, also=("IPNDMScheduler",)),
+    SamplerRow("IPNDM_V", "ipndm_v", recorded=False),
+    SamplerRow("DEIS", "deis", recorded=False, also=("DEISMultistepScheduler", "deis_multistep")),
+    SamplerRow("DDPM", "ddpm", recorded=False, also=("DDPMScheduler",)),
+    SamplerRow("TCD", "tcd", schedule="SGM Uniform", takes=("table", "eta"), eta_option="", recorded=False,
+               also=("TCDScheduler",)),
+    SamplerRow("SA-Solver", "sa_solver", takes=("table",), recorded=False, also=("SASolverScheduler",)),
+    SamplerRow("ER SDE", "er_sde", recorded=False, also=("er_sde_solver",)),
+    SamplerRow("Gradient Estimation", "gradient_estimation", recorded=False),
+    SamplerRow("Euler Dy", "euler_dy", takes=CHURN, recorded=False),
+    SamplerRow("Euler SMEA Dy", "euler_smea_dy", takes=CHURN, recorded=False),
+    SamplerRow("Euler CFG++", "euler_cfgpp", recorded=False, also=("euler_cfg_pp",)),
+    SamplerRow("Euler a CFG++", "euler_ancestral_cfgpp", takes=("eta",), recorded=False,
+               also=("euler_ancestral_cfg_pp", "euler_a_cfg_pp")),
+    SamplerRow("DPM++ 2M CFG++", "dpmpp_2m_cfgpp", schedule="Karras", recorded=False, also=("dpmpp_2m_cfg_pp",)),
+    SamplerRow("UniPC BH2", "unipc", takes=UNIPC, fixed=(("variant", "bh2"),), kind="timesteps", recorded=False,
+               also=("uni_pc_bh2",)),
 )
 SCHEDULE_ROWS = (
     ScheduleRow("Uniform", "uniform", also=("discrete", "native")),
@@ -188,10 +206,15 @@ SCHEDULE_ROWS = (
     ScheduleRow("Polyexponential", "polyexponential"),
     ScheduleRow("SGM Uniform", "sgm_uniform", ("SGMUniform",)),
     ScheduleRow("KL Optimal", "kl_optimal"),
-    ScheduleRow("Align Your Steps", "align_your_steps", also=("AYS",)),
+    ScheduleRow("Align Your Steps", "align_your_steps", also=("AYS", "Align Your Steps 11")),
     ScheduleRow("Simple", "simple"),
     ScheduleRow("Normal", "normal"),
     ScheduleRow("DDIM", "ddim", also=("ddim_uniform",)),
     ScheduleRow("Beta", "beta"),
+    # Of the forks
+    ScheduleRow("Turbo", "turbo", also=("trailing",), recorded=False),
+    ScheduleRow("Cosine", "cosine", recorded=False),
+    ScheduleRow("Laplace", "laplace", recorded=False),
+    ScheduleRow("Linear Quadratic", "linear_quadratic", recorded=False),
 )
 # fmt: on

@@ -1,9 +1,10 @@
 """Inpainting in latents: what is kept and what is drawn anew, cell by cell; hard, or by degrees (soft inpainting)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 
 @dataclass(frozen=True)
@@ -13,6 +14,13 @@ class LatentMask:
     init: Tensor  # the clean latent
     keep: Tensor
     change: Tensor
+
+    def at(self, size: tuple[int, int]) -> "LatentMask":
+        """The same for latents of another (h, w), which Euler SMEA Dy looks at."""
+        if self.init.shape[-2:] == size:
+            return self
+        init, keep, change = (nearest_cells(each, size) for each in (self.init, self.keep, self.change))
+        return replace(self, init=init, keep=keep, change=change)
 
     def blend(self, drawn: Tensor, level: Tensor) -> Tensor:
         """What a step sees: `drawn` (b, c, h, w), and the clean latent where that is kept. level: sigma, or the
@@ -56,3 +64,11 @@ class SoftLatentMask(LatentMask):
     def finished(self, latents: Tensor) -> Tensor:
         """The latents as they are: the overlay decides what of the picture is kept."""
         return latents
+
+
+def nearest_cells(values: Tensor, size: tuple[int, int]) -> Tensor:
+    """(…, c, h, w) values at another size (h, w), each the nearest; (…, 1, 1) stays."""
+    if values.shape[-2:] in (size, (1, 1)):
+        return values
+    batch = values if values.ndim == 4 else values[None]
+    return interpolate(batch, size=size, mode="nearest-exact")

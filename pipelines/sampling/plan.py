@@ -49,7 +49,7 @@ class SamplingPlan:
             return None
         if self.sampler.label == "DPM fast":
             return self.range[2] // 3 + 1
-        return len(self.run) if self.sampler.label == "UniPC" else max(len(self.run) - 1, 0)
+        return len(self.run) if self.sampler.loop == "unipc" else max(len(self.run) - 1, 0)
 
     @property
     def range(self) -> tuple[float, float, int]:
@@ -93,7 +93,7 @@ def plan_sampling(
         levels = pass_sigmas(sampler, schedule, steps, table, chosen, is_sdxl=is_sdxl)
         run = levels if t_enc is None else levels[steps - t_enc - 1 :]
     known = {
-        "eta": chosen[sampler.eta_option] if eta is None else eta,
+        "eta": chosen.get(sampler.eta_option) if eta is None else eta,
         "s_churn": chosen["s_churn"],
         "s_tmin": chosen["s_tmin"],
         "s_tmax": chosen["s_tmax"] or float("inf"),
@@ -104,6 +104,7 @@ def plan_sampling(
         "skip_type": chosen["uni_pc_skip_type"],
         "order": chosen["uni_pc_order"],
         "lower_order_final": chosen["uni_pc_lower_order_final"],
+        "table": table,
     }
     return SamplingPlan(
         sampler=sampler,
@@ -113,7 +114,7 @@ def plan_sampling(
         levels=levels,
         run=run,
         t_enc=t_enc,
-        arguments={name: known[name] for name in sampler.takes} | dict(sampler.fixed),
+        arguments={name: known[name] for name in sampler.takes if known[name] is not None} | dict(sampler.fixed),
         sgm_noise=bool(chosen["sgm_noise_multiplier"]),
         extra_noise=float(chosen["img2img_extra_noise"]),
     )

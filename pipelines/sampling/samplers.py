@@ -5,8 +5,11 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from .cfgpp_samplers import CFGPP_LOOPS
 from .dpm_solver import DPM_SOLVER_LOOPS
+from .euler_dy_samplers import EULER_DY_LOOPS
 from .labels import SAMPLER_ROWS, SamplerRow, find_sampler_row, resolve_names
+from .multistep_samplers import MULTISTEP_LOOPS
 from .ode_samplers import ODE_LOOPS
 from .sde_samplers import SDE_LOOPS
 from .timestep_samplers import TIMESTEP_LOOPS
@@ -18,6 +21,9 @@ SAMPLER_LOOPS: tuple[Callable[..., Tensor], ...] = (
     *SDE_LOOPS,
     *DPM_SOLVER_LOOPS,
     *TIMESTEP_LOOPS,
+    *MULTISTEP_LOOPS,
+    *EULER_DY_LOOPS,
+    *CFGPP_LOOPS,
     sample_unipc,
 )
 

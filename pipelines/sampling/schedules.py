@@ -17,6 +17,9 @@ from .labels import SCHEDULE_ROWS, ScheduleRow
 AYS_SD = (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029)
 AYS_SDXL = (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029)
 
+LAPLACE_SCALE = 0.5
+LINEAR_QUADRATIC_THRESHOLD = 0.025
+
 
 @dataclass(frozen=True)
 class ScheduleInputs:
@@ -128,6 +131,50 @@ def _timestep_ramp(inputs: ScheduleInputs, points: int) -> Tensor:
     return torch.linspace(t_max, t_min, points)
 
 
+def get_sigmas_turbo(inputs: ScheduleInputs) -> Tensor:
+    """Timesteps counted from the last one down in even strides, as SDXL Turbo is released: diffusers' "trailing"."""
+    rows = len(inputs.table.sigmas)
+    places = np.arange(rows, 0, -rows / inputs.steps).round().astype(np.int64) - 1
+    return end_at_zero(inputs.table.sigmas[torch.from_numpy(places)])
+
+
+def get_sigmas_cosine(inputs: ScheduleInputs) -> Tensor:
+    """Even times of the cosine schedule, sigma = tan((t + s) / (1 + s) pi / 2), between the two ends; its offset s
+    then has no effect. Nichol & Dhariwal (2021), arXiv:2102.09672, equation 17."""
+    return end_at_zero(torch.linspace(math.atan(inputs.sigma_max), math.atan(inputs.sigma_min), inputs.steps).tan())
+
+
+def get_sigmas_laplace(inputs: ScheduleInputs) -> Tensor:
+    """Even quantiles of ln(SNR) ~ Laplace(0, 1/2) between the two ends.
+
+    Hang & Gu (2024), arXiv:2407.03297, table 1.
+    """
+
+    def quantile(sigma: float) -> float:
+        distance = 2 * math.log(sigma) / LAPLACE_SCALE
+        return 0.5 * math.exp(distance) if distance < 0 else 1 - 0.5 * math.exp(-distance)
+
+    ramp = np.linspace(quantile(inputs.sigma_max), quantile(inputs.sigma_min), inputs.steps)
+    inner = ramp[1:-1]
+    log_snr = LAPLACE_SCALE * np.sign(0.5 - inner) * -np.log1p(-2 * np.abs(0.5 - inner))
+    sigmas = [inputs.sigma_max, *np.exp(-log_snr / 2), inputs.sigma_min][: inputs.steps]
+    return end_at_zero(torch.tensor(sigmas))
+
+
+def get_sigmas_linear_quadratic(inputs: ScheduleInputs) -> Tensor:
+    """Even steps down to 0.975 of sigma_max, then a parabola to 0. Polyak et al. (2024), "Movie Gen",
+    arXiv:2410.13720, section 3.4.2, in units of sigma_max, as diffusers' `linear_quadratic_schedule` (Apache-2.0)."""
+    linear = inputs.steps // 2
+    if not linear:
+        return end_at_zero(torch.tensor([inputs.sigma_max]))
+    curved = inputs.steps - linear
+    excess = linear - LINEAR_QUADRATIC_THRESHOLD * inputs.steps
+    a, b = excess / (linear * curved**2), LINEAR_QUADRATIC_THRESHOLD / linear - 2 * excess / curved**2
+    i = np.arange(inputs.steps)
+    done = np.where(i < linear, i * LINEAR_QUADRATIC_THRESHOLD / linear, a * i**2 + b * i + a * linear**2)
+    return end_at_zero(torch.from_numpy((1 - done) * inputs.sigma_max).float())
+
+
 SIGMA_FUNCTIONS = (
     get_sigmas_uniform,
     get_sigmas_karras,
@@ -140,6 +187,10 @@ SIGMA_FUNCTIONS = (
     get_sigmas_normal,
     get_sigmas_ddim,
     get_sigmas_beta,
+    get_sigmas_turbo,
+    get_sigmas_cosine,
+    get_sigmas_laplace,
+    get_sigmas_linear_quadratic,
 )
 
 

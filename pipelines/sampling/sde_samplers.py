@@ -6,7 +6,11 @@ After k-diffusion 0.1.1, sampling.py (MIT), unless a loop says otherwise. The pr
 import torch
 from torch import Tensor
 
+from .discrete_schedule import NoiseTable
 from .loops import DenoiserFn, NoiseFn, StepFn, ancestral_step, keep_latents, to_d
+
+
+TCD_SLACK = 1e-3  # timesteps of a sigma from the table are whole but for rounding
 
 
 def sample_euler_ancestral(
@@ -215,6 +219,45 @@ def sample_lcm(
     return x
 
 
+def sample_ddpm(
+    denoiser: DenoiserFn, x: Tensor, sigmas: Tensor, *, noise: NoiseFn, on_step: StepFn = keep_latents
+) -> Tensor:
+    """Ancestral sampling of DDPM: Ho et al. (2020), arXiv:2006.11239, algorithm 2, between any two noise levels.
+
+    With the small of its two variances that is `sample_euler_ancestral` at eta = 1, whatever eta is asked for; so is
+    diffusers' DDPMScheduler (Apache-2.0).
+    """
+    return sample_euler_ancestral(denoiser, x, sigmas, noise=noise, on_step=on_step)
+
+
+def sample_tcd(
+    denoiser: DenoiserFn,
+    x: Tensor,
+    sigmas: Tensor,
+    *,
+    noise: NoiseFn,
+    on_step: StepFn = keep_latents,
+    table: NoiseTable,
+    eta: float = 0.3,
+) -> Tensor:
+    """Trajectory consistency: back to timestep (1 - eta) t of the next level, then noise up to it.
+
+    Zheng et al. (2024), arXiv:2402.19159, algorithm 4 (eta is its gamma), after diffusers' TCDScheduler (Apache-2.0).
+    """
+    for i in range(len(sigmas) - 1):
+        denoised = denoiser(x, sigmas[i])
+        if sigmas[i + 1] == 0:
+            x = denoised
+        else:
+            t = (1 - eta) * table.sigma_to_t(sigmas[i + 1])
+            sigma_s = torch.minimum(table.sigmas[int(t + TCD_SLACK)], sigmas[i + 1])
+            x = denoised + to_d(x, sigmas[i], denoised) * sigma_s
+            if eta:
+                x = x + noise(sigmas[i], sigmas[i + 1]) * (sigmas[i + 1] ** 2 - sigma_s**2).sqrt()
+        x = on_step(i, x)
+    return x
+
+
 SDE_LOOPS = (
     sample_euler_ancestral,
     sample_dpm_2_ancestral,
@@ -224,4 +267,6 @@ SDE_LOOPS = (
     sample_dpmpp_2m_sde_heun,
     sample_dpmpp_3m_sde,
     sample_lcm,
+    sample_ddpm,
+    sample_tcd,
 )

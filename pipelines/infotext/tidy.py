@@ -1,0 +1,380 @@
+"""Any pasted parameters text in the layout that the webui writes: prompt, negative prompt, one line of fields.
+
+found                                                        becomes
+"parameters", "PNG Info", "Prompt:" before the prompt        dropped
+fields over several lines, or one a line                     one line
+prompt, Negative prompt: and Steps: in one line              three
+Template: / Negative Template: / Time taken: lines           dropped
+Used embeddings:, Postprocess …, resources behind            fields
+a code fence, `>` of a forum, &lt;lora:x:1&gt;               their content
+Hashes: {...}, Civitai resources: [...]                      the same, quoted, so that commas do not cut them
+JSON of another program                                      the fields that it means
+"""
+
+import html
+import json
+import re
+from collections.abc import Iterator, Mapping
+
+from .fields import FIELDS
+from .other_programs import ToolText, read_json_text
+from .programs import program_of
+from .read import line_fields
+
+
+class PictureText(str):
+    """A picture's text in the webui's words; "" where it has none.
+
+    tool: the program that wrote it ("webui", "ComfyUI", "InvokeAI", "NovelAI", …), "" for none. notes: what could not
+    be read, or means something else there. raw: the text as it was, or the other program's data, by its name in the
+    file; empty where nothing was changed.
+    """
+
+    tool: str = ""
+    notes: tuple[str, ...] = ()
+    raw: Mapping[str, str] = {}
+
+    @classmethod
+    def of(cls, found: ToolText) -> "PictureText":
+        text = cls(found.text)
+        text.tool, text.notes, text.raw = found.tool, found.notes, found.raw
+        return text
+
+
+_OWN_LABELS = {name.lower() for field in FIELDS for name in (field.label, *field.others)}
+_MORE_LABELS = (
+    r"sampler|sampler [\w ]+|schedule type|scheduler|size|image size|resolution|hires [\w ]+|controlnet[ -]?\d*[\w ]*|"
+    r"\[?adetailer [\w ,/]+|civitai (resources|metadata)|created date|hashes|ti hashes|lora hashes|version|app|"
+    r"backend|pipeline|operations|script|[xyz] (type|values)|postprocess [\w ]+|module \d+|distilled cfg scale|"
+    r"diffusion in low bits|dynamic thresholding enabled|mimic [\w ]+|rp [\w ]+|regional prompter|tiled diffusion.*|"
+    r"pag [\w ]+|freeu[\w ]*|first pass size|seed resize from|init image hash|ultimate sd upscale [\w ]+|"
+    r"sd upscale [\w ]+|addnet [\w ]+|model hash|vae hash|refiner[\w ]*|strength|seed mode|guidance|sharpness|"
+    r"performance|stable diffusion model|vae model|sampling method|base ?model|soft inpainting [\w ]+|tiling|ensd|eta|"
+    r"wildcard prompt"
+)
+_LABEL_AT_START = re.compile(
+    rf"\s*(?P<label>{_MORE_LABELS}|{'|'.join(sorted(map(re.escape, _OWN_LABELS), key=len, reverse=True))})\s*:", re.I
+)
+_LABEL_INSIDE = re.compile(rf"[,;] ?(?:{_LABEL_AT_START.pattern.replace('(?P<label>', '(?:')})", re.I)
+_CORE_LABELS = re.compile(
+    r"(?i)\b(sampler|sampling method|cfg scale|cfg|guidance scale|seed|size|width|model hash|model|scheduler|"
+    r"schedule type|clip skip|denoising strength|vae|version)\s*:"
+)
+_STEPS_FIELD = re.compile(r"\bSteps\s*:\s*\d+|^[ \t]*(?i:(?:sampling )?steps)\s*:\s*\d+", re.M)
+_STEPS_INSIDE_LABEL = re.compile(
+    r"(?i)(hires|adetailer|separate|sampling|all|second pass|refiner|by|ad|inference)\s+$"
+)
+_NEGATIVE = re.compile(r"(?i)(?<![\w])(?:negative[ _]prompt|neg(?:ative)?)\s*:[ \t]*")
+_HEADINGS = re.compile(
+    r"(?i)\W*(parameters|png ?info|generation (data|parameters|info(rmation)?)|prompt|positive prompt|copy( all)?|"
+    r"copied|txt2img|img2img|info(text)?|other metadata|metadata|show (more|less)|edit|remix|view more|image|save)\W*"
+)
+_TAIL_HEADINGS = re.compile(r"(?i)\W*(extras|postprocessing|other metadata|resources used|copy( all)?|show less)\W*")
+_PROMPT_LABEL = re.compile(r"(?i)(positive )?prompt\s*:\s*")
+_TEMPLATES = re.compile(r"(?i)\s*(negative )?(template|wildcard prompt|dynamic prompt)\s*:")
+_REMARKS = re.compile(
+    r"(?i)\s*(time taken|torch active|sys vram|a: [\d.]+ (gb|mb)|saved:|download|vram|took |active/reserved|"
+    r"prompt executed|gpu|execution|memory|generated (with|by|in)|[-=_*~]{3,}|\[?see more)"
+)
+
+
+def tidy_infotext(text: str) -> PictureText:
+    """Any pasted text as the webui would have written it; itself where it is so already.
+
+    The prompts are kept as they are, but for what clearly is none of them. `.tool` names the program that wrote it,
+    `.notes` what was left out. JSON of other programs is read as far as it goes.
+
+    >>> str(tidy_infotext("parameters\\na kite Negative prompt: blurry Steps: 4, Sampler: Euler a,\\nSeed: 7"))
+    'a kite\\nNegative prompt: blurry\\nSteps: 4, Sampler: Euler a, Seed: 7'
+    """
+    plain = _without_wrapping(text)
+    if (found := read_json_text(plain)) is not None:
+        return PictureText.of(found)
+    start = _fields_start(plain)
+    if start is None:
+        prompt, negative, _ = _prompts(plain)
+        return _as_picture_text(
+            text, _joined(prompt, negative, "") if plain != text or _is_mended(plain) else plain, ()
+        )
+    head, fields, tail, notes = _parted(plain, start)
+    prompt, negative, above = _prompts(head)
+    tail_fields, negative_behind, more_notes = _read_tail(fields, tail)
+    line = _quoted_values(_plain_spaces(", ".join(part for part in (tail_fields, above) if part)))
+    return _as_picture_text(text, _joined(prompt, negative or negative_behind, line), (*notes, *more_notes))
+
+
+def _as_picture_text(given: str, tidied: str, notes: tuple[str, ...]) -> PictureText:
+    """What was found, with the program's name; the text that was given where nothing but blanks differs."""
+    kept = given if [x.strip() for x in given.strip().split("\n")] == tidied.split("\n") else tidied
+    program = program_of(dict(line_fields(tidied.rsplit("\n", 1)[-1])))
+    tool = "" if not kept.strip() else program.name if program else "webui"
+    return PictureText.of(ToolText(kept, tool, notes, {} if kept == given else {"parameters": given}))
+
+
+def _joined(prompt: str, negative: str, line: str) -> str:
+    parts = (prompt, f"Negative prompt: {negative}" if negative else "", line)
+    return "\n".join(part for part in parts if part)
+
+
+# --- what is around a text
+
+
+def _without_wrapping(text: str) -> str:
+    """Without line ends of other systems, code fences, marks of forums, HTML and JSON around it."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n").lstrip("\ufeff")
+    if re.fullmatch(r'\s*"(?:[^"\\]|\\.)*"\s*', text) and "\\n" in text:
+        try:
+            text = str(json.loads(text))
+        except ValueError:
+            pass
+    if "\n" not in text.strip() and re.search(r"\\n(Negative prompt|Steps):", text):
+        text = text.replace("\\n", "\n")
+    if fenced := re.search(r"^```[\w-]*\n(.*?)^```", f"{text}\n", re.S | re.M):
+        if "Steps" in fenced[1] or fenced.start() == 0 or "{" in fenced[1][:2]:
+            text = fenced[1]
+    lines = text.split("\n")
+    if len(lines) > 1 and all(line.lstrip().startswith(">") for line in lines if line.strip()):
+        text = "\n".join(re.sub(r"^\s*> ?", "", line) for line in lines)
+    if re.search(r"(?i)<(br|p|div)\s*/?>", text):
+        text = re.sub(
+            r"(?i)</?(p|div|span|pre|code|b|i|strong|em)(\s[^<>]*)?>",
+            "",
+            re.sub(r"(?i)<br\s*/?>|</p>|</div>", "\n", text),
+        )
+    if re.search(r"&(lt|gt|amp|quot|nbsp|#\d+|#x[0-9a-f]+);", text):
+        text = html.unescape(text)
+    if re.search(r"(?i)\*\*(steps|negative prompt|prompt|seed)", text):
+        text = re.sub(r"\*\*([\w /.-]+?)(:?)\*\*(:?)", r"\1\2\3", text)
+    if "Steps:" not in text and re.search(r"Steps\s*：", text):
+        at = re.search(r"Steps\s*：", text)
+        if at:
+            head, tail = text[: at.start()], text[at.start() :]
+            text = head.replace("Negative prompt：", "Negative prompt: ") + tail.replace("：", ": ").replace(
+                "，", ", "
+            )
+    return text
+
+
+def _plain_spaces(line: str) -> str:
+    """The line of fields with blanks that are blanks, and without what is no sign at all."""
+    line = re.sub(r"[\u200b\u200e\u200f\u2060\ufeff]", "", line)
+    line = re.sub(r"[\u00a0\u3000\u202f\t]", " ", line).strip()
+    line = re.sub(r"(?<=[\w\"])\.$", "", line)
+    return re.sub(r"[\s,;]+$", "", line)
+
+
+def _is_mended(text: str) -> bool:
+    first = text.strip().split("\n")[0]
+    return bool(_HEADINGS.fullmatch(first) or _PROMPT_LABEL.match(first) or _NEGATIVE.search(text))
+
+
+# --- where the fields begin
+
+
+def _fields_start(text: str) -> int | None:
+    """Where the fields begin: at the first `Steps: N` with other fields around it, else at a line of fields."""
+    found = [
+        m
+        for m in _STEPS_FIELD.finditer(text)
+        if not _STEPS_INSIDE_LABEL.search(text[max(m.start() - 20, 0) : m.start()])
+    ]
+    starts = [match.start() + len(match[0]) - len(match[0].lstrip()) for match in found]
+    for start, following in zip(starts, [*starts[1:], len(text)]):
+        begin = _run_above(text, start)
+        block = text[begin : min(following, start + 4000)]
+        if len({label.lower() for label in _CORE_LABELS.findall(block)}) >= 2:
+            return begin
+    for match in re.finditer(r"^.*$", text, re.M):
+        if _LABEL_AT_START.match(match[0]) and not _NEGATIVE.match(match[0].lstrip()):
+            block = text[match.start() : match.start() + 2000]
+            labels = {label.lower() for label in _CORE_LABELS.findall(match[0])}
+            if len(labels) >= 3 or (len({x.lower() for x in _CORE_LABELS.findall(block)}) >= 4 and labels):
+                return match.start()
+    return None
+
+
+def _run_above(text: str, start: int) -> int:
+    """The start of the lines of fields right above a line of fields."""
+    if start and text[start - 1] != "\n":
+        line_start = text.rfind("\n", 0, start) + 1
+        if not (_LABEL_AT_START.match(text, line_start) and len(_CORE_LABELS.findall(text[line_start:start]))):
+            return start
+        start = line_start
+    while start > 0:
+        previous = text.rfind("\n", 0, start - 1) + 1
+        line = text[previous:start]
+        if not _LABEL_AT_START.match(line) or _NEGATIVE.match(line.lstrip()) or _PROMPT_LABEL.match(line.lstrip()):
+            break
+        start = previous
+    return start
+
+
+def _parted(text: str, start: int) -> tuple[str, str, list[str], tuple[str, ...]]:
+    """What is before the fields, their first line, and the lines behind it up to the next text."""
+    head, rest = text[:start], text[start:]
+    others = [m for m in re.finditer(r"^[ \t]*Steps: ?(\d+),", rest, re.M) if m.start() > 0]
+    notes: tuple[str, ...] = ()
+    first, *tail = rest.split("\n")
+    if others:
+        told = ", ".join(f"Steps: {match[1]}" for match in others[:3])
+        notes = (f"the text holds {len(others) + 1} sets of fields; the first is read, not that of {told}",)
+        tail = rest[: others[0].start()].split("\n")[1:]
+        tail = tail[: next((i for i, line in enumerate(tail) if _NEGATIVE.match(line.lstrip())), len(tail))]
+        while tail and not (_LABEL_AT_START.match(tail[-1]) or not tail[-1].strip() or _REMARKS.match(tail[-1])):
+            tail.pop()
+    return head, first, tail, notes
+
+
+# --- what is before the fields
+
+
+def _prompts(head: str) -> tuple[str, str, str]:
+    """Prompt and negative prompt, and fields that stand above them."""
+    lines = head.split("\n")
+    above: list[str] = []
+    marked = [
+        i
+        for i, line in enumerate(lines)
+        if _PROMPT_LABEL.match(line.strip()) or re.fullmatch(r"(?i)\s*prompt\s*", line)
+    ]
+    if marked and all(_is_around(line) for line in lines[: marked[0]]):
+        above = [line.strip() for line in lines[: marked[0]] if _LABEL_AT_START.match(line)]
+        lines = lines[marked[0] :]
+    sides: list[list[str]] = [[], []]
+    side, template = 0, False
+    for raw in lines:
+        line = raw.strip()
+        if _TEMPLATES.match(line) and (sides[0] or side):
+            template = True
+            continue
+        if not any(sides[side]) and side == 0 and _HEADINGS.fullmatch(line):
+            continue
+        if re.fullmatch(r"(?i)negative prompt", line):
+            side, template = 1, False
+            continue
+        if not any(sides[0]) and side == 0:
+            line = _PROMPT_LABEL.sub("", line, count=1) if _PROMPT_LABEL.match(line) else line
+        if negative := _negative_mark(line, side):
+            before, after = line[: negative.start()].rstrip(), line[negative.end() :]
+            if before and not template:
+                sides[side].append(before)
+            side, template, line = 1, False, after.strip()
+        elif side == 0 and re.match(r"-\S", line) and any(sides[0]) and raw is lines[-1 if lines[-1].strip() else -2]:
+            side, line = 1, line[1:].strip()  # Draw Things writes the negative prompt behind a dash
+        if template or (side == 1 and _HEADINGS.fullmatch(line)):
+            continue
+        sides[side].append(line)
+    prompt, negative_prompt = ("\n".join(part).strip("\n") for part in sides)
+    return prompt, negative_prompt, ", ".join(above)
+
+
+def _negative_mark(line: str, side: int) -> re.Match[str] | None:
+    """Where a line has "Negative prompt:", at its start in any case, elsewhere as the webui writes it."""
+    if found := _NEGATIVE.match(line):
+        return found if found[0][:9].lower() in ("negative ", "negative_") or side == 0 else None
+    return re.search(r"Negative prompt:[ \t]*", line) if side == 0 else None
+
+
+def _is_around(line: str) -> bool:
+    return not line.strip() or len(line) < 60 or bool(_LABEL_AT_START.match(line) or _HEADINGS.fullmatch(line))
+
+
+# --- what is behind the first line of fields
+
+
+def _read_tail(first: str, tail: list[str]) -> tuple[str, str, tuple[str, ...]]:
+    """The whole line of fields, a negative prompt that stands behind it, and notes on what is no field."""
+    line, negative, template, gap = _cut_remark(first), "", False, False
+    left_out: list[str] = []
+    for raw in tail:
+        text = raw.strip()
+        label = _LABEL_AT_START.match(text)
+        if not text:
+            gap = True
+        elif _is_open(line) and not gap:
+            line = f"{line.rstrip()} {text}"
+        elif mark := _NEGATIVE.match(text):
+            negative, template = text[mark.end() :], False
+        elif _TEMPLATES.match(text):
+            template = True
+        elif label and not (template and not label["label"].lower().startswith(("civitai", "steps", "used"))):
+            template = False
+            line = f"{line.rstrip(' ,')}, {_with_quotes(text, label)}"
+        elif template or _TAIL_HEADINGS.fullmatch(text) or _REMARKS.match(text):
+            continue
+        elif not gap and not left_out and _LABEL_INSIDE.search(text) and not re.match(r"[\w ]{2,30}:", text):
+            line = f"{line.rstrip()} {text}"
+        elif not gap and not left_out and line.rstrip().endswith(","):
+            line = f"{line.rstrip()} {text}"
+        else:
+            left_out.append(text)
+    notes: tuple[str, ...] = ()
+    if left_out:
+        shown = left_out[0] if len(left_out[0]) <= 80 else f"{left_out[0][:80]}…"
+        notes = (f"what stands behind the fields is left out ({len(left_out)} line(s), `{shown}`)",)
+    return line, negative, notes
+
+
+def _cut_remark(line: str) -> str:
+    """A first line of fields without a remark of the page in the same line."""
+    return re.split(r"\s+(?=Time taken: )", line)[0]
+
+
+def _is_open(line: str) -> bool:
+    """Whether a line of fields ends inside a value: a quote or a bracket that is not closed, or behind a comma."""
+    if line.rstrip().endswith(","):
+        return True
+    quotes = len(re.findall(r'(?<!\\)"', line))
+    brackets = sum(line.count(sign) for sign in "[{") - sum(line.count(sign) for sign in "]}")
+    return bool(quotes % 2) or (brackets > 0 and bool(re.search(r":\s*[\[{]", line)))
+
+
+def _with_quotes(text: str, label: re.Match[str]) -> str:
+    """A line of one field whose value has commas, quoted; others as they are."""
+    value = text[label.end() :].strip()
+    single = label["label"].lower() in ("used embeddings", "embeddings", "styles", "wildcard prompt")
+    if single and not value.startswith(('"', "[", "{")) and "," in value:
+        return f"{label['label']}: {json.dumps(value, ensure_ascii=False)}"
+    return text
+
+
+def _quoted_values(line: str) -> str:
+    """Values in brackets with commas inside, quoted: the webui's reading would cut them at the first comma."""
+    parts, position = [], 0
+    for start, end in _bracketed(line):
+        value = line[start:end]
+        if "," in value or ":" in value:
+            parts += [line[position:start], json.dumps(value, ensure_ascii=False)]
+            position = end
+    return "".join([*parts, line[position:]])
+
+
+def _bracketed(line: str) -> Iterator[tuple[int, int]]:
+    """Where the line has values that begin with a bracket and end with its other half before a comma or the end."""
+    position = 0
+    while match := re.compile(r'(?:^|,)\s*\[?\w[\w \-/]*:\s*(?=[\[{(])|"(?:\\.|[^"\\])*"').search(line, position):
+        position = match.end()
+        if match[0].startswith('"'):
+            continue
+        end = _closing(line, position)
+        if end is not None and re.match(r"\s*(,|$)", line[end:]):
+            yield position, end
+            position = end
+
+
+def _closing(line: str, start: int) -> int | None:
+    """The place behind the bracket that closes the one at `start`; quotes hide what is in them."""
+    pairs, stack, position = {"[": "]", "{": "}", "(": ")"}, [], start
+    while position < len(line):
+        sign = line[position]
+        if sign == '"' and (quoted := re.compile(r'"(?:\\.|[^"\\])*"').match(line, position)):
+            position = quoted.end()
+            continue
+        if sign in pairs:
+            stack.append(pairs[sign])
+        elif stack and sign == stack[-1]:
+            stack.pop()
+            if not stack:
+                return position + 1
+        position += 1
+    return None
