@@ -204,9 +204,7 @@ def _embedding_layout(path: Path, content: object) -> _EmbeddingContent:
     if not isinstance(content, Mapping) or not content:
         raise EmbeddingError(f"`{path.name}` holds no table of tensors, so no embedding. Check what it was made for.")
     if "string_to_param" in content and not isinstance(content["string_to_param"], Tensor):
-        terms = content["string_to_param"]
-        terms = dict(terms.items()) if hasattr(terms, "items") else {}
-        return _EmbeddingContent(_only_embedding(path, terms), content)
+        return _EmbeddingContent(_only_embedding(path, _terms(path, content["string_to_param"])), content)
     for first, second in (("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1")):
         if first in content and second in content:
             return _EmbeddingContent({"clip_l": content[first], "clip_g": content[second]})
@@ -218,6 +216,14 @@ def _embedding_layout(path: Path, content: object) -> _EmbeddingContent:
         f"`{path.name}` holds {keys}: neither `string_to_param`, nor `clip_l` and `clip_g`, nor one tensor, so it is "
         "no embedding. Check what it was made for: LoRA files are loaded as networks."
     )
+
+
+def _terms(path: Path, table: object) -> dict[object, object]:
+    """`string_to_param`, which is a table, or torch's ParameterDict with whatever the file put into it."""
+    try:
+        return dict(table.items()) if isinstance(table, Mapping | torch.nn.ParameterDict) else {}
+    except (AttributeError, KeyError, TypeError) as error:
+        raise EmbeddingError(f"`{path.name}`: `string_to_param` is damaged ({error!r}). Fetch it again.") from error
 
 
 def _only_embedding(path: Path, terms: Mapping) -> dict[str, object]:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from spandrel import ModelLoader, UnsupportedModelError, canonicalize_state_dict
 from torch import Tensor, nn
 
+from .pickles import check_sizes, inner_table, network_flaw
 from .weight_files import WeightFileError, open_weights, read_pickle, weight_file_kind
 
 
@@ -34,13 +35,19 @@ def read_upscaler_state(path: str | Path) -> dict[str, Tensor]:
             content: object = {key: file.tensor(key) for key in file.keys()}
     else:
         content = read_pickle(path)
-    state = canonicalize_state_dict(content) if isinstance(content, Mapping) else {}
-    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    content = inner_table(content)
+    table = content if isinstance(content, Mapping) else {}
+    tensors = {
+        key: value.detach() for key, value in table.items() if isinstance(key, str) and isinstance(value, Tensor)
+    }
     if not tensors:
         raise WeightFileError(
             f"`{path}` holds no table of tensors, so it is no upscaler. Check what the file was made for."
         )
-    return tensors
+    flaw = network_flaw(tensors)
+    if flaw:
+        raise WeightFileError(f"`{path}` is no upscaler: {flaw}. It is damaged; get another copy.")
+    return canonicalize_state_dict(tensors)
 
 
 def upscaler_network(state: Mapping[str, Tensor], name: str) -> UpscalerNetwork:
@@ -49,16 +56,17 @@ def upscaler_network(state: Mapping[str, Tensor], name: str) -> UpscalerNetwork:
     Raises WeightFileError when no architecture fits, or when the one that does is no upscaler of RGB pictures.
     """
     try:
+        check_sizes(state, lambda: ModelLoader().load_from_state_dict(dict(state)))
         found = ModelLoader(device="cpu").load_from_state_dict(dict(state))
     except UnsupportedModelError as error:
         raise WeightFileError(
             f"`{name}` fits no upscaler known to spandrel ({_some_keys(state)}). It is a file for something else, or "
             "of an architecture that is too new: check what it was made for, or update spandrel."
         ) from error
-    except (RuntimeError, KeyError, ValueError, IndexError, TypeError, AssertionError, ZeroDivisionError) as error:
+    except Exception as error:  # spandrel meets arbitrary tensors, and fails on them in as many ways
         raise WeightFileError(
-            f"`{name}` looks like an upscaler, but its tensors do not fit together ({_some_keys(state)}): {error}. "
-            "It is incomplete or made for something else; fetch it again."
+            f"`{name}` looks like an upscaler, but its tensors do not fit together ({_some_keys(state)}): "
+            f"{' '.join(str(error).split())[:400]}. It is incomplete or made for something else; fetch it again."
         ) from error
     if found.purpose not in ("SR", "Restoration"):
         raise WeightFileError(

@@ -6,22 +6,19 @@ anything else                    WeightFileError: the file, what it means, what 
 """
 
 import json
-import pickle
-import pickletools
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import IO
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from .pickles import content_flaw, inner_table, packed_flaw, pickle_beyond_tensors, unpicklable_classes
 
-_TENSOR_NAMES = ("torch.", "collections.", "numpy.", "_codecs.")
+
 _PICKLE_MAGIC = (b"PK\x03\x04", b"\x80")  # a zip archive of torch >= 1.6, or a bare pickle
 _HEADER_LIMIT = 100_000_000  # bytes of a .safetensors header, as in the safetensors library
 
@@ -130,14 +127,17 @@ def read_pickle(path: str | Path, *, mmap: bool = False) -> object:
             f"`{path}` is a .safetensors file, whatever its name, and a pickle was expected. "
             "Open it with `open_weights`."
         )
+    flaw = packed_flaw(path)
+    if flaw:
+        raise WeightFileError(f"`{path}` is packed as no program packs weights: {flaw}. It was not read.")
     # torch takes a path that ends in .safetensors for such a file, and maps only what it opens by its path.
     mapped = mmap and zipfile.is_zipfile(path) and path.suffix != ".safetensors"
     try:
         with path.open("rb") as stream, unpicklable_classes([torch.nn.ParameterDict]):
             source = str(path) if mapped else stream
-            return torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
+            content = torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # the reader meets arbitrary bytes, and fails on them in as many ways
-        reason = _pickle_beyond_tensors(path, error)
+        reason = pickle_beyond_tensors(path, error)
         if reason is not None:
             raise WeightFileError(
                 f"`{path}` is a pickle of more than tensors ({reason}): loading it would run code chosen by "
@@ -148,22 +148,10 @@ def read_pickle(path: str | Path, *, mmap: bool = False) -> object:
             f"`{path}` is truncated or damaged ({_first_line(error)}): a pickle begins in it, but cannot be read to "
             "its end. Fetch it again."
         ) from error
-
-
-@contextmanager
-def unpicklable_classes(classes: list[type]) -> Iterator[None]:
-    """These classes may stand in a pickle beside tensors, inside the block: torch's own allow-list."""
-    if hasattr(torch.serialization, "safe_globals"):  # torch 2.5
-        with torch.serialization.safe_globals(classes):
-            yield
-        return
-    before = torch.serialization.get_safe_globals()
-    torch.serialization.add_safe_globals(classes)
-    try:
-        yield
-    finally:
-        torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals(before)
+    flaw = content_flaw(content, path.stat().st_size)
+    if flaw:
+        raise WeightFileError(f"`{path}`: {flaw}: it is damaged, or made to exhaust memory. Get another copy.")
+    return content
 
 
 def _existing_file(path: str | Path) -> Path:
@@ -196,57 +184,17 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
 
 
-def _pickle_beyond_tensors(path: Path, error: Exception) -> str | None:
-    """What a pickle would call that torch's reader refuses, or None when it was stopped by damage. Runs nothing."""
-    if not isinstance(error, pickle.UnpicklingError):
-        return None
-    names, whole = _pickled_names(path)
-    outside = [name for name in names if not name.startswith(_TENSOR_NAMES)]
-    if outside:
-        return f"it calls {', '.join(outside[:3])}"
-    return f"it holds a {names[0]}" if whole and names and "nsupported" in str(error) else None
-
-
-def _pickled_names(path: Path) -> tuple[list[str], bool]:
-    """Classes and functions that a pickle names, as "module.name", and whether it was read to its end."""
-    names: list[str] = []
-    strings: list[str] = []
-    try:
-        with _pickle_stream(path) as stream:
-            for _ in range(5):  # before torch 1.6 the content is the fourth of five in a row
-                for code, argument, _position in pickletools.genops(stream):
-                    if code.name == "GLOBAL":
-                        names.append(str(argument).replace(" ", "."))
-                    elif code.name == "STACK_GLOBAL":
-                        names.append(".".join(strings[-2:]))
-                    elif isinstance(argument, str):
-                        strings.append(argument)
-    except Exception:  # arbitrary bytes again
-        return names, False
-    return names, True
-
-
-def _pickle_stream(path: Path) -> IO[bytes]:
-    if not zipfile.is_zipfile(path):
-        return path.open("rb")
-    archive = zipfile.ZipFile(path)
-    return archive.open(next(name for name in archive.namelist() if name.endswith("data.pkl")))
-
-
 class _LazyTensors(WeightFile):
     """A .safetensors file: the header is read, tensors are read when asked for."""
 
     def __init__(self, path: Path):
-        header = _read_safetensors_header(path)
-        super().__init__(path, _text_metadata(header.pop("__metadata__", None)))
-        self._entries: dict[str, Mapping[str, object]] = header
         try:
             self._handle: object = safe_open(str(path), framework="pt", device="cpu")
         except (SafetensorError, OSError, ValueError) as error:
-            raise WeightFileError(
-                f"`{path}` is truncated or damaged ({_first_line(error)}): its table of contents does not fit its "
-                "content. Fetch it again."
-            ) from error
+            raise WeightFileError(_safetensors_flaw(path, error)) from error
+        header = _safetensors_header(path)
+        super().__init__(path, _text_metadata(header.pop("__metadata__", None)))
+        self._entries: dict[str, Mapping[str, object]] = header
 
     def keys(self) -> list[str]:
         return list(self._entries)
@@ -286,17 +234,13 @@ class _PickledTensors(WeightFile):
 
     def __init__(self, path: Path):
         super().__init__(path, {})
-        content = read_pickle(path)
-        for name in ("state_dict", "params_ema", "params"):
-            if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
-                content = content[name]
-                break
+        content = inner_table(read_pickle(path))
         if not isinstance(content, Mapping):
             raise WeightFileError(
                 f"`{path}` holds one {type(content).__name__}, not a table of tensors by name. "
                 "It is some other kind of file: check what it was made for."
             )
-        tensors = {str(key): _as_tensor(value) for key, value in content.items()}
+        tensors = {key: _as_tensor(value) for key, value in content.items() if isinstance(key, str)}
         self._tensors = {key: value for key, value in tensors.items() if value is not None}
         if content and not self._tensors:
             raise WeightFileError(
@@ -328,7 +272,7 @@ class _PickledTensors(WeightFile):
 def _as_tensor(value: object) -> Tensor | None:
     if isinstance(value, Tensor):
         return value.detach()
-    if isinstance(value, float | int) and not isinstance(value, bool):
+    if isinstance(value, float | int) and not isinstance(value, bool) and abs(value) < 1e300:
         return torch.tensor(float(value))
     return None
 
@@ -343,27 +287,29 @@ def _read_or_explain(path: Path, key: str, read: Callable[[], Tensor]) -> Tensor
         ) from error
 
 
-def _read_safetensors_header(path: Path) -> dict:
-    """The header of a .safetensors file: eight bytes of length, then JSON. Its offsets are checked by safetensors."""
+def _safetensors_header(path: Path) -> dict:
+    """The header of a file that `safe_open` has accepted: eight bytes of length, then JSON.
+
+    Read here for the order of its keys, which older versions of safetensors do not tell.
+    """
+    with path.open("rb") as stream:
+        return json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+
+
+def _safetensors_flaw(path: Path, error: Exception) -> str:
+    """Why the library refuses a file, in three facts."""
     size = path.stat().st_size
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
-        if size < 8 or not 2 <= length <= size - 8:
-            raise WeightFileError(
-                f"`{path}` is truncated, or no .safetensors file: its first eight bytes promise a header of {length} "
-                f"bytes, and {max(size - 8, 0)} follow. Fetch it again."
-            )
-        head = stream.read(length)
-    try:
-        header = json.loads(head)
-    except (ValueError, RecursionError) as error:
-        raise WeightFileError(
-            f"`{path}` has a header that is no JSON ({_first_line(error)}): it is damaged, or no .safetensors file. "
-            "Fetch it again."
-        ) from error
-    if not isinstance(header, dict) or not all(isinstance(entry, dict) for entry in header.values()):
-        raise WeightFileError(f"`{path}` has a header that lists no tensors: no .safetensors file. Fetch it again.")
-    return header
+    if size < 8 or not 2 <= length <= size - 8:
+        return (
+            f"`{path}` is truncated, or no .safetensors file: its first eight bytes promise a header of {length} "
+            f"bytes, and {max(size - 8, 0)} follow. Fetch it again."
+        )
+    return (
+        f"`{path}` is truncated or damaged ({_first_line(error)}): its table of contents is not one, or does not fit "
+        "its content. Fetch it again."
+    )
 
 
 def _text_metadata(raw: object) -> dict[str, str]:

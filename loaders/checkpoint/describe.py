@@ -22,7 +22,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..weight_files import WeightFileError, open_weights, read_pickle, unpicklable_classes, weight_file_kind
+from ..pickles import inner_table, unpicklable_classes
+from ..weight_files import WeightFileError, open_weights, read_pickle, weight_file_kind
 from .names import LDM_UNET, TEXT_PLACES, CheckpointNames, checkpoint_names, unet_names
 
 
@@ -157,13 +158,13 @@ class _MappedPickle:
     def __init__(self, path: Path):
         with lightning_checkpoints():
             content = read_pickle(path, mmap=True)
+        self.path = path
         self.metadata: dict[str, str] = {}
-        while isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-            step = content.get("global_step")
-            self.metadata |= {"global_step": str(step)} if isinstance(step, int) else {}
-            content = content["state_dict"]
+        step = content.get("global_step") if isinstance(content, Mapping) else None
+        self.metadata |= {"global_step": str(step)} if isinstance(step, int) else {}
+        content = inner_table(content)
         tables = content if isinstance(content, Mapping) else {}
-        self._tensors = {key: value for key, value in tables.items() if isinstance(value, Tensor)}
+        self._tensors = {k: v.detach() for k, v in tables.items() if isinstance(k, str) and isinstance(v, Tensor)}
 
     def keys(self) -> list[str]:
         return list(self._tensors)
@@ -216,10 +217,16 @@ def _own_alphas_cumprod(table: _MappedPickle) -> Tensor | None:
 def _own_diffusion(table: _MappedPickle, base: str) -> tuple[str, tuple[tuple[float, ...], ...]]:
     """Whether an SDXL network was trained with another diffusion than SDXL, and the numbers that the file keeps."""
     names = {"playground-v2.5": ("edm_mean", "edm_std"), "cosxl": ("edm_vpred.sigma_min", "edm_vpred.sigma_max")}
-    for diffusion, keys in names.items():
+    for (diffusion, keys), wanted in zip(names.items(), (4, 1)):
         if base == "sdxl" and any(key in table.keys() for key in keys):
             found = {key: tuple(table.tensor(key).flatten().tolist()) for key in keys if key in table.keys()}
-            return diffusion, tuple(found.get(key, ()) for key in keys)
+            numbers = tuple(found.get(key, ()) for key in keys)
+            if any(len(row) not in (0, wanted) for row in numbers):
+                raise CheckpointError(
+                    f"`{table.path}`: `{keys[0]}` and `{keys[1]}` hold {[len(row) for row in numbers]} numbers, and "
+                    f"{wanted} each were expected: damaged, or of another kind. Fetch it again."
+                )
+            return diffusion, numbers
     return "", ()
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..data_files import package_file
 from ..downloads import PublishedFile, fetch_published
+from ..pickles import network_flaw
 from ..utils import NameFromText
 from ..weight_files import WeightFile, WeightFileError, open_weights
 from .mtcnn import FaceDetector
@@ -153,13 +154,16 @@ def _face_file_in(folder: Path, names: tuple[str, ...]) -> Path:
 def _restorer_from_file(path: Path) -> FaceRestorer:
     with open_weights(path) as file:
         keys = set(file.keys())
-        fits = [name for name, (_, _, _, marks) in FACE_ARCHITECTURES.items() if keys.issuperset(marks)]
+        fits = [name for name, kind in FACE_ARCHITECTURES.items() if keys.issuperset(kind.marks)]
         if not fits:
             raise WeightFileError(
                 f"`{path}` is no face restorer known here ({_guess_face_file(file)}). "
                 f"Use a file of {', '.join(FACE_ARCHITECTURES)}."
             )
-        weights = {key: file.tensor(key) for key in keys}
+        weights = {key: file.tensor(key) for key in file.keys()}
+    flaw = network_flaw(weights)
+    if flaw:
+        raise WeightFileError(f"`{path}` is no face restorer: {flaw}. It is damaged; get another copy.")
     return _fitted(path, fits[-1], lambda: face_restorer_from_weights(fits[-1], weights))
 
 
@@ -192,8 +196,10 @@ def _fitted(path: Path, name: str, build: Callable[[], ModelMixin]) -> ModelMixi
     """Build, or say that the file is a variant of `name` that does not fit."""
     try:
         return build()
-    except (RuntimeError, KeyError) as error:
-        lines = str(error).strip().splitlines()
+    except ImportError:
+        raise  # the extra that it needs is named
+    except Exception as error:  # architectures meet arbitrary tensors, and fail on them in as many ways
+        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise WeightFileError(
             f"`{path}` looks like {name}, but its tensors do not fit that net ({lines[-1].strip()[:160]}; "
             f"{max(len(lines) - 1, 1)} such). It is an unsupported version of it, or an incomplete file."

@@ -1,7 +1,7 @@
 """GFPGAN, RestoreFormer and CodeFormer as one component, on spandrel's architectures."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -10,29 +10,42 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ..pickles import check_sizes
 from ..utils import require
 from .mtcnn import without_dtypes
 
 
-# name -> (module, architecture class, extra that installs it, keys that only this net's files have)
+class FaceArchitecture(NamedTuple):
+    """All that is to be known of one kind of face net; a new kind is one more row of FACE_ARCHITECTURES."""
+
+    module: str  # where spandrel has it
+    class_name: str
+    marks: tuple[str, ...]  # keys that only this net's files have
+    run: Callable[[nn.Module, Tensor, float, dict[str, Tensor]], object]  # net, face, fidelity, noise -> face, ...
+    extra: str = ""  # of the pack, that installs it
+
+
 FACE_ARCHITECTURES = {
-    "GFPGAN": (
+    "GFPGAN": FaceArchitecture(
         "spandrel.architectures.GFPGAN",
         "GFPGAN",
-        "",
         ("toRGB.0.weight", "stylegan_decoder.style_mlp.1.weight"),
+        lambda net, face, fidelity, noise: functional_call(
+            net, noise, (face,), {"return_rgb": False, "randomize_noise": False}
+        ),
     ),
-    "RestoreFormer": (
+    "RestoreFormer": FaceArchitecture(
         "spandrel.architectures.RestoreFormer",
         "RestoreFormer",
-        "",
         ("quantize.embedding.weight", "encoder.conv_in.weight", "quant_conv.weight", "decoder.conv_out.weight"),
+        lambda net, face, fidelity, noise: net(face),
     ),
-    "CodeFormer": (
+    "CodeFormer": FaceArchitecture(
         "spandrel_extra_arches.architectures.CodeFormer",
         "CodeFormer",
-        "codeformer",
         ("position_emb", "idx_pred_layer.1.weight", "quantize.embedding.weight", "encoder.blocks.0.weight"),
+        lambda net, face, fidelity, noise: net(face, weight=fidelity),
+        extra="codeformer",
     ),
 }
 
@@ -61,17 +74,9 @@ class FaceRestorer(ModelMixin, ConfigMixin):
         fidelity: CodeFormer's weight, 0 strongest restoration .. 1 most faithful; the others have none. generator:
         for GFPGAN's noise; without one its file's own noise is used. Global random state is never touched.
         """
-        x = face.to(self.device, self.dtype)
-        name = self.config.architecture
-        if name == "CodeFormer":
-            y = self.net(x, weight=fidelity)
-        elif name == "GFPGAN":
-            y = functional_call(
-                self.net, self._noise(generator), (x,), {"return_rgb": False, "randomize_noise": False}
-            )
-        else:
-            y = self.net(x)
-        return (y[0] if isinstance(y, tuple | list) else y).float()
+        kind = FACE_ARCHITECTURES[self.config.architecture]
+        restored = kind.run(self.net, face.to(self.device, self.dtype), fidelity, self._noise(generator))
+        return (restored[0] if isinstance(restored, tuple | list) else restored).float()
 
     def to(self, *args: Any, **kwargs: Any) -> "FaceRestorer":
         """`ModelMixin.to`, but float16 is passed over."""
@@ -93,19 +98,23 @@ def face_net_class(architecture: str) -> type[nn.Module]:
     """spandrel's class of a face net. ValueError for an unknown name, ImportError where the extra is missing."""
     if architecture not in FACE_ARCHITECTURES:
         raise ValueError(f"`architecture` must be one of {', '.join(FACE_ARCHITECTURES)}; got {architecture!r}.")
-    module, name, extra, _ = FACE_ARCHITECTURES[architecture]
-    return getattr(require(module, extra=extra, feature=f"Restoring faces with {architecture}"), name)
+    return _from_spandrel(architecture, FACE_ARCHITECTURES[architecture].class_name)
 
 
 def face_restorer_from_weights(architecture: str, weights: Mapping[str, Tensor]) -> FaceRestorer:
     """A restorer with these weights, its parameters told from their shapes. Raises RuntimeError if they do not fit."""
-    module, name, extra, _ = FACE_ARCHITECTURES[architecture]
-    found = getattr(require(module, extra=extra, feature=f"Restoring faces with {architecture}"), f"{name}Arch")()
+    found = _from_spandrel(architecture, f"{FACE_ARCHITECTURES[architecture].class_name}Arch")()
+    check_sizes(weights, lambda: found.load(dict(weights)))
     net = found.load(dict(weights)).model
     with torch.device("meta"):
         restorer = FaceRestorer(architecture, _plain_values(net.hyperparameters))
     restorer.net = net.float()
     return restorer.eval()
+
+
+def _from_spandrel(architecture: str, name: str) -> Any:
+    kind = FACE_ARCHITECTURES[architecture]
+    return getattr(require(kind.module, extra=kind.extra, feature=f"Restoring faces with {architecture}"), name)
 
 
 def _plain_values(parameters: Mapping[str, object]) -> dict[str, object]:
