@@ -60,17 +60,19 @@ def near_names(name: object, known: Iterable[str], count: int = 4) -> list[str]:
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path, *, flush: bool = True) -> Iterator[Path]:
     """A file to write to that takes the place of `path` when the block ends, and is gone if it fails.
 
     What was written is on the disk before the name appears, so that neither a kill nor a power cut leaves half a file.
+    flush: False does not wait for the disk: then a power cut may.
 
     >>> with atomic_write(Path("notes.json")) as aside:
     ...     aside.write_text("{}", encoding="utf-8")
     """
     with aside_file(path) as aside:
         yield aside
-        flush_to_disk(aside)
+        if flush:
+            flush_to_disk(aside)
         aside.replace(path)
 
 

@@ -1,5 +1,6 @@
 """Jobs that several processes share, with some of them killed: none lost, none drawn twice, the same pixels."""
 
+import errno
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ from PIL import Image
 from webui_diffusers.pipelines.cli.batch import read_jobs
 from webui_diffusers.pipelines.cli.jobs import Job, JobFolder, make_jobs, run_jobs
 from webui_diffusers.pipelines.infotext import parse_infotext
-from webui_diffusers.pipelines.infotext.files import read_infotext
+from webui_diffusers.pipelines.infotext.files import read_infotext, save_picture
 
 
 # A worker process without any model: what it draws depends on the job alone, and takes a moment.
@@ -133,7 +134,157 @@ def test_a_kill_between_record_and_names_redraws_nothing(tmp_path: Path, monkeyp
     assert len(pixels(tmp_path)) == 1 and started(tmp_path) == {1: 1}
 
 
-# 2. Many processes, and kill -9
+# 2. What counts as done, and which names are free
+
+
+def several(count: int):
+    """A drawing of so many pictures."""
+    return lambda job: ([Image.new("RGB", (8, 8), (job.call["seed"], i, 0)) for i in range(count)], ["t"] * count)
+
+
+def by_count(job: Job):
+    return several(job.count)(job)
+
+
+def named(line: int, name: str, count: int) -> tuple[int, str, dict]:
+    return line, name, {"prompt": "a", "seed": line, "num_images_per_prompt": count}
+
+
+def test_no_picture_is_written_over_another_or_over_a_file_of_the_users(tmp_path: Path):
+    Image.new("RGB", (3, 3)).save(tmp_path / "y-1.png")
+    calls = [("x", 2), ("x-1", 1), ("X-3", 1), ("y", 2), ("z", 3)]
+    listed = [
+        (n, name, {"prompt": "a", "seed": n, "num_images_per_prompt": c}) for n, (name, c) in enumerate(calls, 1)
+    ]
+    for _ in range(2):
+        done = run_jobs(make_jobs(listed), JobFolder(tmp_path), by_count)
+    files = [[file["path"] for file in record["files"]] for record in done.results]
+    assert files == [
+        ["x-2.png", "x-4.png"],
+        ["x-1.png"],
+        ["X-3.png"],
+        ["y-2.png", "y-3.png"],
+        ["z-1.png", "z-2.png", "z-3.png"],
+    ]
+    assert len(pixels(tmp_path)) == 10 and Image.open(tmp_path / "y-1.png").size == (3, 3)
+
+
+def test_a_call_that_makes_more_pictures_than_it_said_takes_free_names(tmp_path: Path):
+    Image.new("RGB", (3, 3)).save(tmp_path / "x-2.png")
+    done = run_jobs(make_jobs([(1, "x", {"prompt": "a", "seed": 1})]), JobFolder(tmp_path), several(2))
+    assert [file["path"] for file in done.results[0]["files"]] == ["x-1.png", "x-2-2.png"]
+    assert Image.open(tmp_path / "x-2.png").size == (3, 3)
+
+
+def test_a_picture_that_is_gone_is_drawn_again_under_its_name(tmp_path: Path):
+    jobs = make_jobs(
+        [(1, "x", {"prompt": "a", "seed": 1, "num_images_per_prompt": 2}), (2, "y", {"prompt": "a", "seed": 2})]
+    )
+    run_jobs(jobs, JobFolder(tmp_path), by_count)
+    (tmp_path / "x-2.png").unlink()
+    run_jobs(jobs, JobFolder(tmp_path), by_count)
+    assert sorted(pixels(tmp_path)) == ["x-1.png", "x-2.png", "y.png"] and started(tmp_path) == {1: 2, 2: 1}
+
+
+def test_a_picture_that_somebody_edited_stays(tmp_path: Path):
+    jobs = jobs_of({"seed": 1})
+    (record,) = run_jobs(jobs, JobFolder(tmp_path), drawn).results
+    path = tmp_path / record["files"][0]["path"]
+    Image.new("RGB", (90, 90), "red").save(path)
+    run_jobs(jobs, JobFolder(tmp_path), drawn)
+    assert started(tmp_path) == {1: 1} and Image.open(path).size == (90, 90)
+    path.write_bytes(path.read_bytes()[:60])  # what a power cut leaves
+    run_jobs(jobs, JobFolder(tmp_path), drawn)
+    assert started(tmp_path) == {1: 2} and Image.open(path).size == (4, 4)
+
+
+def test_another_format_and_another_name_are_other_pictures(tmp_path: Path):
+    call = {"prompt": "a", "seed": 1}
+    run_jobs(make_jobs([(1, "x", call)]), JobFolder(tmp_path), drawn)
+    run_jobs(make_jobs([(1, "x", call)]), JobFolder(tmp_path, "webp"), drawn)
+    run_jobs(make_jobs([(1, "y", call)]), JobFolder(tmp_path), drawn)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["x.png", "x.webp", "y.png"]
+    run_jobs(make_jobs([(1, "x", call)]), JobFolder(tmp_path), drawn)
+    assert sorted(pixels(tmp_path)) == ["x.png", "y.png"] and started(tmp_path) == {1: 4}
+
+
+def test_a_job_that_was_changed_takes_the_place_of_what_it_made_before(tmp_path: Path):
+    for seed in (1, 2, 1):
+        done = run_jobs(make_jobs([(1, "x", {"prompt": "a", "seed": seed})]), JobFolder(tmp_path), drawn)
+        assert np.array(Image.open(tmp_path / "x.png"))[0, 0, 0] == seed
+    assert list(pixels(tmp_path)) == ["x.png"] and len(done.results) == 1
+
+
+def test_a_record_that_was_cut_short_costs_its_own_job_only(tmp_path: Path):
+    jobs = jobs_of({"seed": 1}, {"seed": 2}, {"seed": 3})
+    run_jobs(jobs, JobFolder(tmp_path), drawn)
+    for job, content in zip(jobs, ("", '{"files": [{"path": "../x", "waiting": "y", "infotext": ""}]}')):
+        (tmp_path / ".jobs" / f"{job.key}.json").write_text(content)
+    (tmp_path / ".jobs" / "stray.json").write_text("")
+    done = run_jobs(jobs, JobFolder(tmp_path), drawn)
+    assert len(done.results) == 3 and started(tmp_path) == {1: 2, 2: 2, 3: 1} and len(pixels(tmp_path)) == 3
+
+
+def test_lines_that_moved_are_reported_where_they_are(tmp_path: Path):
+    run_jobs(jobs_of({"seed": 1}, {"seed": 2}), JobFolder(tmp_path), drawn)
+    done = run_jobs(jobs_of({"seed": 2}, {"seed": 1}), JobFolder(tmp_path), drawn)
+    assert [record["line"] for record in done.results] == [1, 2]
+
+
+def test_a_failing_job_is_tried_once_a_run_whatever_the_clocks_say(tmp_path: Path):
+    tried = []
+
+    def fails(job: Job):
+        tried.append(job.line)
+        raise ValueError("bad")
+
+    for run in range(3):
+        os.utime(tmp_path, (run, run))
+        assert (
+            run_jobs(jobs_of({"seed": 1}, {"seed": 2}), JobFolder(tmp_path), fails).failed[1]["error"]
+            == "ValueError: bad"
+        )
+        for path in (tmp_path / ".jobs").glob("*.failed"):
+            os.utime(path, (9e9 * run, 9e9 * run))  # long ago, or to come
+    assert tried == [1, 2] * 3
+
+
+def test_a_full_disk_stops_the_run_and_the_next_one_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    jobs = jobs_of({"seed": 1}, {"seed": 2}, {"seed": 3})
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="line 2 could not be saved.*No space left"):
+        save = Image.Image.save
+
+        def full(self, fp, *args, **kwargs):
+            if self.getpixel((0, 0))[0] == 2:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            save(self, fp, *args, **kwargs)
+
+        patch.setattr(Image.Image, "save", full)
+        run_jobs(jobs, JobFolder(tmp_path), drawn)
+    assert len(pixels(tmp_path)) == 1 and not list(tmp_path.rglob("*.part"))
+    assert len(run_jobs(jobs, JobFolder(tmp_path), drawn).results) == 3 and started(tmp_path) == {1: 1, 2: 2, 3: 1}
+
+
+def test_the_cost_of_a_job_does_not_grow_with_their_number(tmp_path: Path):
+    """Counted in calls of the system, which a busy machine does not change."""
+
+    def opened(count: int) -> float:
+        calls = 0
+
+        def count_calls(event: str, _: object) -> None:
+            nonlocal calls
+            calls += counting and event in ("open", "os.listdir", "os.scandir", "os.rename", "os.remove")
+
+        jobs, counting = jobs_of(*({"seed": seed} for seed in range(count))), True
+        sys.addaudithook(count_calls)
+        run_jobs(jobs, JobFolder(tmp_path / str(count)), drawn)
+        counting = False
+        return calls / count
+
+    assert opened(400) < 1.2 * opened(40)
+
+
+# 3. Many processes, and kill -9
 
 
 def test_processes_that_are_killed_lose_nothing_and_draw_nothing_twice(tmp_path: Path):
@@ -204,7 +355,7 @@ def quiet() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
-# 3. Errors
+# 4. Errors
 
 
 @pytest.mark.parametrize(
@@ -215,6 +366,26 @@ def quiet() -> dict[str, str]:
         ('{"prompt": "x", "sampelr": "Euler"}', "Did you mean 'sampler'"),
         ('{"prompt": "x", "webui_options": {"s_chrn": 1}}', "s_churn"),
         ('{"prompt": "x", "hires_size": "12"}', "640x960"),
+        (
+            '{"prompt": "x", "num_inference_steps": "20"}',
+            "must be a whole number from 1 on; got '20'",
+        ),
+        ('{"prompt": "x", "num_inference_steps": 2.5}', "`num_inference_steps`"),
+        ('{"prompt": "x", "guidance_scale": NaN}', "NaN is no number"),
+        ('{"prompt": "x", "guidance_scale": true}', "`guidance_scale` must be a number"),
+        ('{"prompt": "x", "width": -8}', "`width`"),
+        ('{"prompt": "x", "tiling": "yes"}', "`tiling` must be true or false"),
+        ('{"prompt": "x", "seed": [1, "2"]}', "`seed`"),
+        ('{"prompt": "x", "hires_size": [64]}', "`hires_size`"),
+        ('{"prompt": "x", "loras": {"ink": "much"}}', "`loras`"),
+        ('{"prompt": "x", "loras": ["ink"]}', "`loras`"),
+        ('{"prompt": "x", "sampler": 5}', "`sampler` must be a text"),
+        ('{"prompt": "x", "webui_options": {"s_churn": "much"}}', "`s_churn` must be a number"),
+        ('{"prompt": "x", "webui_options": []}', "`webui_options`"),
+        ('{"prompt": 5}', "`prompt`"),
+        ('{"prompt": "x", "seed": 1, "seed": 2}', "`seed` stands there twice"),
+        ('{"prompt": "x", "from": ["a.png"]}', "`from`"),
+        ('{"prompt": ' + "[" * 100_000, "nested too deeply"),
         ('{"prompt": "x", "name": ".."}', "file's name"),
         ('{"prompt": "x", "from": "none.png"}', "does not exist"),
     ],
@@ -225,6 +396,27 @@ def test_a_wrong_line_is_told_before_anything_is_drawn(tmp_path: Path, line: str
     with pytest.raises(ValueError, match="line 4") as error:
         read_jobs(path, {}, None)
     assert told in str(error.value)
+
+
+def test_values_of_json_have_the_form_that_the_call_wants(tmp_path: Path):
+    path = tmp_path / "jobs.jsonl"
+    given = {"prompt": "x\u2028y", "hires_size": [64, 0], "num_inference_steps": 20.0, "loras": [["ink", 1, 0.5]]}
+    path.write_text(json.dumps({**given, "width": None, "sampler": None}, ensure_ascii=False), encoding="utf-8")
+    (job,) = read_jobs(path, {"width": 64, "seed": 1}, None)
+    assert job.call["hires_size"] == (64, 0) and job.call["loras"] == [("ink", 1, 0.5)]
+    assert job.call["num_inference_steps"] == 20 and isinstance(job.call["num_inference_steps"], int)
+    assert job.call["prompt"] == "x\u2028y" and "width" not in job.call and job.call["sampler"] is None
+
+
+def test_a_folder_of_pictures_is_a_job_for_each(tmp_path: Path):
+    for name, seed in (("b.png", 2), ("a.png", 1), ("a.webp", 3)):
+        text = f"a cat\nSteps: 3, Sampler: Euler, Seed: {seed}, Size: 64x64"
+        save_picture(Image.new("RGB", (8, 8)), tmp_path / name, text)
+    jobs = read_jobs(tmp_path, {}, "m")
+    assert [(job.name, job.call["seed"]) for job in jobs] == [("a.png", 1), ("a.webp", 3), ("b", 2)]
+    save_picture(Image.new("RGB", (8, 8)), tmp_path / "bare.png")
+    with pytest.raises(ValueError, match="bare.png` holds no parameters"):
+        read_jobs(tmp_path, {}, "m")
 
 
 def test_lines_without_braces_are_prompts(tmp_path: Path):

@@ -14,7 +14,9 @@ from ..infotext.write import quote_field
 from .axes import NO_AXIS, Axis, read_axis
 from .batch import draw_jobs
 from .common import EXIT_FAILED, DrawCommand, is_main_process, json_option, print_result, report
-from .jobs import Job, JobFolder, make_jobs
+from .job_folder import JobFolder
+from .job_names import Job
+from .jobs import make_jobs
 from .models import model_options, read_setup
 from .options import CALL_OPTIONS, call_options, merge_call, read_call, with_usual_sampler
 from .outputs import format_option, out_option, quality_option

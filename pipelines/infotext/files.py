@@ -41,17 +41,19 @@ def save_picture(
     quality: int | None = None,
     lossless: bool = False,
     texts: Mapping[str, str] = {},
+    flush: bool = True,
 ) -> Path:
     """Write a picture with its text, in the format that the file's ending names. An existing file is replaced.
 
     quality: 1..100 for JPEG, WebP and AVIF; None is 95 (AVIF: 80). lossless: for WebP. texts: further text chunks of a
-    PNG by name; other formats have no place for them. The file appears whole or not at all. Raises ValueError for an
-    unknown ending, something that is no PIL picture, or a text that the format cannot hold (JPEG: 32,000 characters).
+    PNG by name; other formats have no place for them. The file appears whole or not at all, after a power cut too, or
+    with flush=False but then. Raises ValueError for an unknown ending, something that is no PIL picture, or a text
+    that the format cannot hold (JPEG: 32,000 characters).
 
     >>> save_picture(output.images[0], "fox.png", output.infotexts[0])
     """
     path = Path(path)
-    with atomic_write(path) as aside:
+    with atomic_write(path, flush=flush) as aside:
         _write_picture(picture, aside, path, infotext or "", quality, lossless, texts)
     return path
 
