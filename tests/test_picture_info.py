@@ -1,9 +1,12 @@
 """Texts in pictures: written, read back, and recognised when another program wrote them."""
 
+import gzip
 import json
 import os
+import struct
 import subprocess
 import sys
+import zlib
 from datetime import datetime
 from pathlib import Path
 
@@ -75,6 +78,82 @@ def test_a_user_comment_of_other_programs_is_read_too(tmp_path: Path):
         exif.get_ifd(0x8769)[0x9286] = comment
         picture().save(tmp_path / f"{number}.jpg", exif=exif.tobytes())
         assert read_infotext(tmp_path / f"{number}.jpg") == TEXT
+
+
+def test_a_png_whose_latin_chunk_holds_utf8_is_read_as_that(tmp_path: Path):
+    content = save_picture(picture(), tmp_path / "plain.png").read_bytes()
+    chunk = b"tEXtparameters\0" + TEXT.encode()
+    chunk = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    (tmp_path / "x.png").write_bytes(content[:33] + chunk + content[33:])
+    assert read_infotext(tmp_path / "x.png") == TEXT
+
+
+def hidden(text: str, channels: str, compressed: bool) -> Image.Image:
+    """A picture with a text in its lowest bits, column by column."""
+    content = gzip.compress(text.encode()) if compressed else text.encode()
+    kind = {"A": "png", "RGB": "rgb"}[channels]
+    signature = f"stealth_{kind}{'comp' if compressed else 'info'}".encode()
+    data = np.frombuffer(signature + struct.pack(">I", len(content) * 8) + content, np.uint8)
+    pixels = np.full((24, 96, 4), 254, np.uint8)
+    columns = pixels.transpose(1, 0, 2)[:, :, 3:] if channels == "A" else pixels.transpose(1, 0, 2)[:, :, :3]
+    values = columns.reshape(-1).copy()
+    values[: data.size * 8] |= np.unpackbits(data)
+    columns[:] = values.reshape(columns.shape)
+    return Image.fromarray(pixels if channels == "A" else pixels[:, :, :3])
+
+
+@pytest.mark.parametrize("channels, compressed", [("A", False), ("A", True), ("RGB", False), ("RGB", True)])
+def test_a_text_hidden_in_the_pixels_is_read(tmp_path: Path, channels: str, compressed: bool):
+    hidden(TEXT, channels, compressed).save(tmp_path / "x.png")
+    assert (read_infotext(tmp_path / "x.png"), read_infotext(tmp_path / "x.png").tool) == (TEXT, "webui")
+
+
+def test_novelais_hidden_texts_are_read_as_its_chunks(tmp_path: Path):
+    comment = json.dumps({"steps": 28, "seed": 9, "scale": 5.0, "sampler": "k_euler_ancestral", "uc": "bad"})
+    chunks = {"Description": "a girl", "Software": "NovelAI", "Comment": comment}
+    hidden(json.dumps(chunks), "A", True).save(tmp_path / "x.png")
+    found = read_infotext(tmp_path / "x.png")
+    assert found.tool == "NovelAI" and call_arguments(parse_infotext(found))["seed"] == 9
+
+
+@pytest.mark.parametrize("length", [0, 1, 2**31, 2**32 - 1])
+def test_a_hidden_text_whose_length_is_wrong_is_none(tmp_path: Path, length: int):
+    broken = np.array(hidden(TEXT, "A", True))
+    column = broken[:, :, 3].T.reshape(-1).copy()
+    column[120:152] = 254 | np.unpackbits(np.frombuffer(struct.pack(">I", length), np.uint8))
+    broken[:, :, 3] = column.reshape(broken.shape[1], broken.shape[0]).T
+    Image.fromarray(broken).save(tmp_path / "x.png")
+    assert read_infotext(tmp_path / "x.png") == ""
+
+
+def test_comfys_graph_in_a_webps_exif_is_read(tmp_path: Path):
+    exif = Image.Exif()
+    exif[0x0110] = "prompt:" + json.dumps(COMFY)
+    picture().save(tmp_path / "x.webp", exif=exif.tobytes())
+    found = read_infotext(tmp_path / "x.webp")
+    assert found.tool == "ComfyUI" and call_arguments(parse_infotext(found))["seed"] == 11
+
+
+def test_postprocessing_is_noted_beside_the_text(tmp_path: Path):
+    found = read_infotext(png(tmp_path / "x.png", parameters=TEXT, postprocessing="Postprocess upscale by: 2"))
+    assert found == TEXT and found.notes == (
+        "the finished picture was changed (Postprocess upscale by: 2); here it is as drawn",
+    )
+
+
+def test_a_header_of_too_many_pixels_is_refused(tmp_path: Path):
+    content = save_picture(picture(), tmp_path / "plain.png").read_bytes()
+    header = b"IHDR" + struct.pack(">II", 60_000, 60_000) + content[24:29]
+    (tmp_path / "x.png").write_bytes(content[:12] + header + struct.pack(">I", zlib.crc32(header)) + content[33:])
+    with pytest.raises(ValueError, match="cannot be read as a picture"):
+        read_infotext(tmp_path / "x.png")
+
+
+def test_a_text_file_of_windows_is_read(tmp_path: Path):
+    (tmp_path / "x.txt").write_bytes(TEXT.encode("utf-16"))
+    (tmp_path / "y.txt").write_bytes("a café\nSteps: 20, Sampler: Euler a, Seed: 7".encode("cp1252"))
+    assert read_infotext(tmp_path / "x.txt") == TEXT
+    assert read_infotext(tmp_path / "y.txt").startswith("a café\n")
 
 
 def test_a_text_file_is_read_as_it_is(tmp_path: Path):

@@ -40,11 +40,8 @@ def _control(fields: Mapping[str, str]) -> str:
     named = f" ({', '.join(dict.fromkeys(models))})" if models else ""
     if not models and all(value in ("False", "None", "") for value in fields.values()):
         return ""
-    images = "its control image" if len(units) == 1 else "their control images"
-    return (
-        f"ControlNet {', '.join(units)}{named} needs {images}, which the text does not hold; "
-        "give `control_units` with it"
-    )
+    images = "needs its control image" if len(units) == 1 else "need their control images"
+    return f"ControlNet {', '.join(units)}{named} {images}, which the text does not hold; give `control_units` with it"
 
 
 def _grid(fields: Mapping[str, str]) -> str:
@@ -66,7 +63,7 @@ def _freeu(fields: Mapping[str, str]) -> str:
         if len(stages) > 1:
             (b1, s1), (b2, s2) = stages[:2]
             return f"FreeU: call `pipe.enable_freeu(s1={s1}, s2={s2}, b1={b1}, b2={b2})` before drawing"
-        four = re.findall(r"\d+\.?\d*", fields.get("FreeU", ""))
+        four = re.findall(r"\d+\.?\d*", next(iter(fields.values())))
         if len(four) == 4:
             return "FreeU: call `pipe.enable_freeu(b1={}, b2={}, s1={}, s2={})` before drawing".format(*four)
         return "FreeU changed the U-Net's features; here `pipe.enable_freeu(s1=, s2=, b1=, b2=)` does"
@@ -85,7 +82,8 @@ def _resources(fields: Mapping[str, str]) -> str:
     told = []
     for entry in entries:
         if isinstance(entry, Mapping):
-            name = entry.get("modelName") or entry.get("name") or entry.get("modelVersionId") or entry.get("air")
+            name = entry.get("modelName") or entry.get("name") or entry.get("air")
+            name = name or f"number {entry.get('modelVersionId')}"
             weight = f" at {entry['weight']}" if entry.get("weight") is not None else ""
             version = f" {entry['modelVersionName']}" if entry.get("modelVersionName") else ""
             told.append(f"{entry.get('type', 'file')} `{name}{version}`{weight}")
@@ -235,11 +233,11 @@ _HARMLESS = re.compile(
     r"time( taken)?|created( date| by)?|civitai metadata|created|date|batch.*|index|comment|generator|app|backend|"
     r"operations|pipeline|parser|attention|metadata.*|workflow|draft|quantity|nsfw|basemodel|base ?model|disablepoi|"
     r"poi|priority|aspectratio|sourceimage|fluxmode|fluxultra.*|checkpoint|resources|extra|source|software|"
-    r"downcast.*|eta noise.*|hires (module|vae|schedule|checkpoint).*|module \d+|text encoders?|model ?hash.*|.* hash|"
+    r"downcast.*|eta noise.*|hires (module|vae).*|module \d+|text encoders?|model ?hash.*|.* hash|"
     r"guidance|rng ?device|device|gpu|cuda.*|torch.*|python|performance|sharpness|adm guidance|adaptive cfg|"
     r"overwrite.*|refiner swap.*|metadata scheme|lora weights|vae weights|sampler (options|order|sigma|spacing|range|"
     r"low order|beta.*|prediction.*|shift|solver.*|version|rescale.*|timesteps?)|sampler ?name|scheduler|schedule|"
-    r"image size.*|init ?img.*|resize (mode|scale|by|to).*|mask weight|hires (force|size.*|scale)|upscaler?.*|"
+    r"image size.*|init ?im(g|age).*|resize (mode|scale|by|to).*|mask weight|hires (force|size.*|scale)|upscaler?.*|"
     r"ml compute unit|strength|seed mode|noise schedule|sampling schedule|hypertile.*version|ensd version|"
     r"emphasis ?mode|prompt emphasis|comma.*|lora.*names?|model ?type|model ?name|width|height|size|app ?version|"
     r"generation ?mode|positive style prompt|negative style prompt|rand ?device|seamless.*|version.*|extension.*|"

@@ -155,12 +155,18 @@ FIELDS = (
     TextField("Extra noise", "webui_options.img2img_extra_noise", _read_number, 0.0, part="img2img"),
     TextField("Conditional mask weight", "webui_options.inpainting_mask_weight", _read_number, 1.0, part="img2img"),
     # what else the picture was made of
-    TextField("Model", part="needed", note="it was drawn with the checkpoint `{}`; load that one"),
+    TextField(
+        "Model",
+        part="needed",
+        note="it was drawn with the checkpoint `{}`; load that one",
+        others=("stable diffusion model", "checkpoint", "model name"),
+    ),
     TextField(
         "VAE",
         part="needed",
         note="it was decoded with the VAE `{}`; load that one as `vae`",
         idle=("Automatic", "None", "Default (model)", "default", "baked VAE", "Baked VAE"),
+        others=("vae model",),
     ),
     TextField("Lora hashes", part="needed", note="it needs these LoRA files, by name and hash: {}"),
     TextField("TI hashes", part="needed", note="it needs these textual inversions, by name and hash: {}"),
@@ -168,7 +174,7 @@ FIELDS = (
         "Used embeddings",
         part="needed",
         note="it needs these textual inversions: {}",
-        others=("embeddings", "used embeddings"),
+        others=("embeddings",),
     ),
     TextField(
         "Refiner",

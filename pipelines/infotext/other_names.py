@@ -55,7 +55,7 @@ def named_sampler(sampler: str | None, schedule: str | None) -> NamedSampler:
         name, combined = infotext_sampler(sampler, None)
         if sampler not in INFOTEXT_SAMPLERS:
             return NamedSampler(name, combined)
-        return NamedSampler(name, "Automatic" if chosen == INFOTEXT_SAMPLERS[name] else chosen)
+        return NamedSampler(name, "Automatic" if chosen and chosen == INFOTEXT_SAMPLERS[name] else chosen)
     options = {"uni_pc_variant": "bh2"} if plain_name(sampler).startswith("unipcbh2") else {}
     for name, own in _readings(sampler):
         try:

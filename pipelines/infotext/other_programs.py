@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from .comfy import comfy_settings, file_stem
 from .programs import PROGRAMS, program_line
-from .write import format_infotext
+from .write import quote_field
 
 
 class ToolText(NamedTuple):
@@ -76,7 +76,7 @@ def read_json_text(text: str) -> ToolText | None:
     if not tool:
         return ToolText("", "another program", ("its JSON has none of the usual keys",), {"parameters": text})
     if tool == "webui":
-        infotexts = data.get("infotexts") or [_written_settings(_flat_settings(data))]
+        infotexts = data.get("infotexts") or [_written_settings(_api_settings(data))]
         return ToolText(str(infotexts[0]), tool, (), {"parameters": text})
     try:
         settings, notes = _JSON_READERS.get(tool, _read_flat)(data)
@@ -88,25 +88,52 @@ def read_json_text(text: str) -> ToolText | None:
 def _tool_text(tool: str, settings: dict[str, Any], notes: tuple[str, ...], raw: Mapping[str, str]) -> ToolText:
     program = next((program for program in PROGRAMS if program.name == tool), None)
     if program is not None and settings:
-        settings = {"opt_randn_source": program.noise or None, "version": tool, **settings}
+        settings = {"noise": program.noise, "version": tool, **settings}
         notes = (program_line(program), *notes)
     return ToolText(_written_settings(settings), tool, notes, dict(raw))
 
 
+# Setting -> field, in the webui's order.
+_LABELS = {
+    "steps": "Steps",
+    "sampler_name": "Sampler",
+    "scheduler": "Schedule type",
+    "cfg_scale": "CFG scale",
+    "seed": "Seed",
+    "width": "Size",
+    "model_hash": "Model hash",
+    "model_name": "Model",
+    "vae_name": "VAE",
+    "subseed": "Variation seed",
+    "subseed_strength": "Variation seed strength",
+    "denoising_strength": "Denoising strength",
+    "clip_skip": "Clip skip",
+    "noise": "RNG",
+}
+
+
 def _written_settings(settings: Mapping[str, Any]) -> str:
-    known = {name: _scalar(value) for name, value in settings.items() if value not in (None, "", {}, [])}
-    known |= {"extra": settings.get("extra") or {}}
-    if known.get("model_name"):
-        known["model_name"] = file_stem(known["model_name"])
-    for name in ("seed", "subseed"):
-        if not re.fullmatch(r"-?\d{1,30}", str(known.get(name, "0"))):
-            del known[name]
-        elif name in known:
-            known[name] = int(known[name])
-    sides = known.get("width"), known.get("height")
-    if not all(str(side).isdecimal() for side in sides):
-        known.pop("width", None)
-    return format_infotext({"version": None, **known}) if len(known) > 1 else ""
+    """The text of settings: what is no single value, or says nothing, is left out."""
+    known = {name: _scalar(value) for name, value in settings.items() if name != "extra"}
+    known = {name: value for name, value in known.items() if value not in (None, "")}
+    if not known:
+        return ""
+    for name in ("model_name", "vae_name"):
+        known |= {name: file_stem(known[name])} if name in known else {}
+    sides = str(known.pop("width", "")), str(known.pop("height", ""))
+    if all(re.fullmatch(r"\d{1,9}(\.0)?", side) for side in sides):
+        known["width"] = "x".join(side.removesuffix(".0") for side in sides)
+    if str(known.get("clip_skip", "1")) in ("0", "1"):
+        known.pop("clip_skip", None)
+    fields = {label: known[name] for name, label in _LABELS.items() if name in known}
+    extra = {label: _scalar(value) for label, value in (settings.get("extra") or {}).items()}
+    fields |= {label: value for label, value in extra.items() if value not in (None, "")}
+    if "version" in known:
+        fields["Version"] = known["version"]
+    line = ", ".join(f"{label}: {quote_field(value)}" for label, value in fields.items())
+    negative = known.get("negative_prompt")
+    parts = (str(known.get("prompt", "")), f"Negative prompt: {negative}" if negative else "", line)
+    return "\n".join(part for part in parts if part)
 
 
 def _scalar(value: Any) -> Any:
@@ -151,14 +178,21 @@ def _flat_settings(data: Mapping[str, Any]) -> dict[str, Any]:
             settings[name] = value
     size = re.findall(r"\d+", str(plain.get("size") or plain.get("resolution") or ""))
     if "width" not in settings and len(size) == 2:
-        settings["width"], settings["height"] = map(int, size) if len(size[0] + size[1]) < 40 else (None, None)
-    if str(settings.get("clip_skip", "1")).lstrip("-").isdecimal():
-        settings["clip_skip"] = abs(int(str(settings.get("clip_skip", "1"))[:6]))
-    else:
-        settings.pop("clip_skip")
+        settings["width"], settings["height"] = size
     settings["extra"] = {
         label: data[label] for label in _FLAT_LABELS if isinstance(data.get(label), (str, int, float))
     }
+    return settings
+
+
+def _api_settings(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A request of the webui's API, whose strength means a hires pass or nothing where there is no picture."""
+    settings = _flat_settings(data)
+    if data.get("enable_hr"):
+        names = {"Hires upscale": "hr_scale", "Hires steps": "hr_second_pass_steps", "Hires upscaler": "hr_upscaler"}
+        settings["extra"] |= {label: data.get(name) for label, name in names.items()}
+    elif not data.get("init_images"):
+        settings.pop("denoising_strength", None)
     return settings
 
 
@@ -276,7 +310,7 @@ def _read_fooocus(data: Mapping[str, Any]) -> Found:
     for name, key in (("prompt", "full_prompt"), ("negative_prompt", "full_negative_prompt")):
         if isinstance(data.get(key), list) and data[key]:
             settings[name] = ", ".join(str(part) for part in data[key] if part)
-    performance = str(data.get("performance", "")).lower()
+    performance = str(data.get("performance", data.get("Performance", ""))).lower()
     settings.setdefault("steps", _FOOOCUS_STEPS.get(performance))
     if str(data.get("vae", "Default")).startswith("Default"):
         settings.pop("vae_name", None)
@@ -315,9 +349,6 @@ def _read_civitai(data: Mapping[str, Any]) -> Found:
     inner = data.get("meta")
     meta: Mapping[str, Any] = inner if isinstance(inner, Mapping) else data
     settings = _flat_settings(meta)
-    for label in ("Size", "Model", "Model hash", "Clip skip", "Denoising strength"):
-        if label in meta and label not in ("Size",):
-            settings[label.lower().replace(" ", "_").replace("model", "model_name", label == "Model")] = meta[label]
     resources = meta.get("civitaiResources") or meta.get("resources")
     if resources:
         settings["extra"]["Civitai resources"] = json.dumps(resources, ensure_ascii=False)
@@ -325,7 +356,11 @@ def _read_civitai(data: Mapping[str, Any]) -> Found:
 
 
 def _is_fooocus(data: Mapping[str, Any]) -> bool:
-    return "full_prompt" in data or "fooocus" in f"{data.get('metadata_scheme')} {data.get('version')}".lower()
+    return (
+        "full_prompt" in data
+        or any(str(key).startswith("Fooocus") for key in data)
+        or "fooocus" in f"{data.get('metadata_scheme')} {data.get('version')}".lower()
+    )
 
 
 def _is_invoke(data: Mapping[str, Any]) -> bool:

@@ -19,6 +19,7 @@ class Program(NamedTuple):
     labels: str  # regular expression of a label ...
     values: str  # ... and of the value that tells the program
     noise: str = ""  # its source of noise in the webui's words; "" where it is its own or unknown
+    unused: tuple[str, ...] = ()  # fields that it writes and draws nothing by
 
 
 PROGRAMS = (
@@ -26,7 +27,7 @@ PROGRAMS = (
     Program("SD.Next", "Backend", r"Diffusers|Original"),
     Program("ComfyUI", "Version|App|Software|Generator", r"(?i)comfy.*", "CPU"),
     Program("SwarmUI", "Version|App|swarm_version", r"(?i).*swarm.*|0\.\d+\.\d+\.\d+", "CPU"),
-    Program("stable-diffusion.cpp", "Version", r"(?i)stable-diffusion\.cpp.*|sd\.cpp.*"),
+    Program("stable-diffusion.cpp", "Version", r"(?i)stable-diffusion\.cpp.*|sd\.cpp.*", unused=("Eta",)),
     Program("Fooocus", "Version", r"(?i).*fooocus.*|simplesdxl.*", "CPU"),
     Program("InvokeAI", "Version|App", r"(?i)invoke.*", "CPU"),
     Program("NovelAI", "Version|Software", r"(?i)novelai.*"),

@@ -14,8 +14,9 @@ JSON of another program                                      the fields that it 
 import html
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
+from .brackets import quote_bracketed
 from .fields import FIELDS
 from .other_programs import ToolText, read_json_text
 from .programs import program_of
@@ -41,29 +42,33 @@ class PictureText(str):
         return text
 
 
+MOST_STARTS = 50  # places with "Steps: N" that are looked at
 _OWN_LABELS = {name.lower() for field in FIELDS for name in (field.label, *field.others)}
 _MORE_LABELS = (
-    r"sampler|sampler [\w ]+|schedule type|scheduler|size|image size|resolution|hires [\w ]+|controlnet[ -]?\d*[\w ]*|"
-    r"\[?adetailer [\w ,/]+|civitai (resources|metadata)|created date|hashes|ti hashes|lora hashes|version|app|"
-    r"backend|pipeline|operations|script|[xyz] (type|values)|postprocess [\w ]+|module \d+|distilled cfg scale|"
-    r"diffusion in low bits|dynamic thresholding enabled|mimic [\w ]+|rp [\w ]+|regional prompter|tiled diffusion.*|"
-    r"pag [\w ]+|freeu[\w ]*|first pass size|seed resize from|init image hash|ultimate sd upscale [\w ]+|"
-    r"sd upscale [\w ]+|addnet [\w ]+|model hash|vae hash|refiner[\w ]*|strength|seed mode|guidance|sharpness|"
-    r"performance|stable diffusion model|vae model|sampling method|base ?model|soft inpainting [\w ]+|tiling|ensd|eta|"
-    r"wildcard prompt"
+    r"(sampler|hires|\[?adetailer|postprocess|mimic|rp|pag|ultimate sd upscale|sd upscale|addnet|soft inpainting|"
+    r"controlnet[ -]?\d?|freeu|refiner|tiled diffusion)( [\w ,/]{1,60})?|schedule type|scheduler|size|image size|"
+    r"resolution|civitai (resources|metadata)|created date|hashes|ti hashes|lora hashes|version|app|backend|pipeline|"
+    r"operations|script|[xyz] (type|values)|module \d+|distilled cfg scale|diffusion in low bits|regional prompter|"
+    r"dynamic thresholding enabled|first pass size|seed resize from|init image hash|model hash|vae hash|strength|"
+    r"seed mode|guidance|sharpness|performance|stable diffusion model|vae model|prompt strength|base ?model|tiling|"
+    r"use (face correction|upscaling)|sampling method|ensd|eta|wildcard prompt"
 )
 _LABEL_AT_START = re.compile(
     rf"\s*(?P<label>{_MORE_LABELS}|{'|'.join(sorted(map(re.escape, _OWN_LABELS), key=len, reverse=True))})\s*:", re.I
 )
-_LABEL_INSIDE = re.compile(rf"[,;] ?(?:{_LABEL_AT_START.pattern.replace('(?P<label>', '(?:')})", re.I)
 _CORE_LABELS = re.compile(
     r"(?i)\b(sampler|sampling method|cfg scale|cfg|guidance scale|seed|size|width|model hash|model|scheduler|"
     r"schedule type|clip skip|denoising strength|vae|version)\s*:"
 )
-_STEPS_FIELD = re.compile(r"\bSteps\s*:\s*\d+|^[ \t]*(?i:(?:sampling )?steps)\s*:\s*\d+", re.M)
-_STEPS_INSIDE_LABEL = re.compile(
-    r"(?i)(hires|adetailer|separate|sampling|all|second pass|refiner|by|ad|inference)\s+$"
+_STEPS_FIELD = re.compile(
+    r"(?:\bSteps|\bSTEPS|^[ \t]*(?i:(?:sampling )?steps))\s*:\s*\d+(?=\s*(?:[,;.|]|$)|\s+[A-Z][\w ]*:)", re.M
 )
+_FIELD_WITHOUT_COMMA = re.compile(
+    r"(?<=[^,;\s])\s+(?=(?:Steps|Sampler|Scheduler|Schedule type|CFG [Ss]cale|Seed|Size|Model|Model hash|Clip [Ss]kip|"
+    r"Denoising strength|VAE|Version)\s*:)",
+    re.I,
+)
+_STEPS_INSIDE_LABEL = re.compile(r"(?i)\b(hires|adetailer|separate|sampling|all|pass|refiner|by|inference)[ \t]+$")
 _NEGATIVE = re.compile(r"(?i)(?<![\w])(?:negative[ _]prompt|neg(?:ative)?)\s*:[ \t]*")
 _HEADINGS = re.compile(
     r"(?i)\W*(parameters|png ?info|generation (data|parameters|info(rmation)?)|prompt|positive prompt|copy( all)?|"
@@ -98,9 +103,15 @@ def tidy_infotext(text: str) -> PictureText:
         )
     head, fields, tail, notes = _parted(plain, start)
     prompt, negative, above = _prompts(head)
-    tail_fields, negative_behind, more_notes = _read_tail(fields, tail)
-    line = _quoted_values(_plain_spaces(", ".join(part for part in (tail_fields, above) if part)))
-    return _as_picture_text(text, _joined(prompt, negative or negative_behind, line), (*notes, *more_notes))
+    tail_fields, behind, more_notes = _read_tail(fields, tail)
+    line = _plain_spaces(", ".join(part for part in (tail_fields, above) if part))
+    for sign in "|;":
+        if line.count(sign) > max(line.count(","), 1):
+            line = ", ".join(part.strip() for part in line.split(sign))
+    if line.count(",") + 1 < len(_CORE_LABELS.findall(line)):
+        line = _FIELD_WITHOUT_COMMA.sub(", ", line)
+    line = quote_bracketed(line)
+    return _as_picture_text(text, _joined(prompt or behind[0], negative or behind[1], line), (*notes, *more_notes))
 
 
 def _as_picture_text(given: str, tidied: str, notes: tuple[str, ...]) -> PictureText:
@@ -122,12 +133,17 @@ def _joined(prompt: str, negative: str, line: str) -> str:
 def _without_wrapping(text: str) -> str:
     """Without line ends of other systems, code fences, marks of forums, HTML and JSON around it."""
     text = text.replace("\r\n", "\n").replace("\r", "\n").lstrip("\ufeff")
+    text = re.sub(r"(?mi)^[\u200b\u200e\u200f\u2060\ufeff]+(?=(negative prompt|steps)\s*:)", "", text)
     if re.fullmatch(r'\s*"(?:[^"\\]|\\.)*"\s*', text) and "\\n" in text:
         try:
             text = str(json.loads(text))
         except ValueError:
             pass
-    if "\n" not in text.strip() and re.search(r"\\n(Negative prompt|Steps):", text):
+    if (
+        "\n" not in text.strip()
+        and text.lstrip()[:1] not in ("{", "[")
+        and re.search(r"\\n(Negative prompt|Steps):", text)
+    ):
         text = text.replace("\\n", "\n")
     if fenced := re.search(r"^```[\w-]*\n(.*?)^```", f"{text}\n", re.S | re.M):
         if "Steps" in fenced[1] or fenced.start() == 0 or "{" in fenced[1][:2]:
@@ -159,8 +175,7 @@ def _plain_spaces(line: str) -> str:
     """The line of fields with blanks that are blanks, and without what is no sign at all."""
     line = re.sub(r"[\u200b\u200e\u200f\u2060\ufeff]", "", line)
     line = re.sub(r"[\u00a0\u3000\u202f\t]", " ", line).strip()
-    line = re.sub(r"(?<=[\w\"])\.$", "", line)
-    return re.sub(r"[\s,;]+$", "", line)
+    return re.sub(r"(?<=[\w\"])\.$", "", line).rstrip(" ,;\n")
 
 
 def _is_mended(text: str) -> bool:
@@ -179,7 +194,7 @@ def _fields_start(text: str) -> int | None:
         if not _STEPS_INSIDE_LABEL.search(text[max(m.start() - 20, 0) : m.start()])
     ]
     starts = [match.start() + len(match[0]) - len(match[0].lstrip()) for match in found]
-    for start, following in zip(starts, [*starts[1:], len(text)]):
+    for start, following in zip(starts[:MOST_STARTS], [*starts[1:], len(text)]):
         begin = _run_above(text, start)
         block = text[begin : min(following, start + 4000)]
         if len({label.lower() for label in _CORE_LABELS.findall(block)}) >= 2:
@@ -282,51 +297,77 @@ def _is_around(line: str) -> bool:
 # --- what is behind the first line of fields
 
 
-def _read_tail(first: str, tail: list[str]) -> tuple[str, str, tuple[str, ...]]:
-    """The whole line of fields, a negative prompt that stands behind it, and notes on what is no field."""
-    line, negative, template, gap = _cut_remark(first), "", False, False
-    left_out: list[str] = []
-    for raw in tail:
+def _read_tail(first: str, tail: list[str]) -> tuple[str, list[str], tuple[str, ...]]:
+    """The whole line of fields, prompt and negative prompt that stand behind it, and notes on what is no field."""
+    pieces, behind, left_out = [_cut_remark(first).rstrip()], ["", ""], list[str]()
+    value, side, template, gap = _OpenValue(pieces[0]), -1, False, False
+    for index, raw in enumerate(tail):
         text = raw.strip()
         label = _LABEL_AT_START.match(text)
+        prompt = _PROMPT_LABEL.match(text) or _NEGATIVE.match(text)
         if not text:
             gap = True
-        elif _is_open(line) and not gap:
-            line = f"{line.rstrip()} {text}"
-        elif mark := _NEGATIVE.match(text):
-            negative, template = text[mark.end() :], False
+        elif value.open and not gap and not prompt:
+            pieces.append(f" {text}")
+            value.add(text)
+        elif prompt:
+            side, template = int(not _PROMPT_LABEL.match(text)), False
+            behind[side] = text[prompt.end() :]
         elif _TEMPLATES.match(text):
-            template = True
+            template, side = True, -1
         elif label and not (template and not label["label"].lower().startswith(("civitai", "steps", "used"))):
-            template = False
-            line = f"{line.rstrip(' ,')}, {_with_quotes(text, label)}"
+            template, side = False, -1
+            pieces.append(f"{'' if value.comma else ','} {_with_quotes(text, label)}")
+            value.add(text)
         elif template or _TAIL_HEADINGS.fullmatch(text) or _REMARKS.match(text):
             continue
-        elif not gap and not left_out and _LABEL_INSIDE.search(text) and not re.match(r"[\w ]{2,30}:", text):
-            line = f"{line.rstrip()} {text}"
-        elif not gap and not left_out and line.rstrip().endswith(","):
-            line = f"{line.rstrip()} {text}"
+        elif side >= 0:
+            behind[side] = f"{behind[side]}\n{text}".strip()
+        elif not gap and not left_out and _goes_on(tail[index : index + 20]):
+            pieces.append(f" {text}")
+            value.add(text)
         else:
             left_out.append(text)
     notes: tuple[str, ...] = ()
     if left_out:
         shown = left_out[0] if len(left_out[0]) <= 80 else f"{left_out[0][:80]}…"
         notes = (f"what stands behind the fields is left out ({len(left_out)} line(s), `{shown}`)",)
-    return line, negative, notes
+    return "".join(pieces), behind, notes
+
+
+def _goes_on(lines: list[str]) -> bool:
+    """Whether lines right behind a line of fields are the rest of it: a field's label is still to come in them."""
+    together = ""
+    for line in lines:
+        if not line.strip() or _TEMPLATES.match(line) or _NEGATIVE.match(line.strip()):
+            break
+        together += f" {line.strip()}"
+    return bool(_CORE_LABELS.search(together) and "," in together)
 
 
 def _cut_remark(line: str) -> str:
     """A first line of fields without a remark of the page in the same line."""
-    return re.split(r"\s+(?=Time taken: )", line)[0]
+    return line.partition(" Time taken: ")[0].rstrip()
 
 
-def _is_open(line: str) -> bool:
-    """Whether a line of fields ends inside a value: a quote or a bracket that is not closed, or behind a comma."""
-    if line.rstrip().endswith(","):
-        return True
-    quotes = len(re.findall(r'(?<!\\)"', line))
-    brackets = sum(line.count(sign) for sign in "[{") - sum(line.count(sign) for sign in "]}")
-    return bool(quotes % 2) or (brackets > 0 and bool(re.search(r":\s*[\[{]", line)))
+class _OpenValue:
+    """Whether the line of fields so far ends inside a value: a quote or bracket that is not closed, or at a comma."""
+
+    def __init__(self, line: str) -> None:
+        self.quotes = self.brackets = 0
+        self.comma = False
+        self.add(line)
+
+    def add(self, piece: str) -> None:
+        """What the line goes on with."""
+        self.quotes += len(re.findall(r'(?<!\\)"', piece))
+        if re.search(r":\s?[\[{]", piece) or self.brackets > 0:
+            self.brackets += sum(map(piece.count, "[{")) - sum(map(piece.count, "]}"))
+        self.comma = piece.rstrip().endswith(",")
+
+    @property
+    def open(self) -> bool:
+        return self.comma or bool(self.quotes % 2) or self.brackets > 0
 
 
 def _with_quotes(text: str, label: re.Match[str]) -> str:
@@ -336,45 +377,3 @@ def _with_quotes(text: str, label: re.Match[str]) -> str:
     if single and not value.startswith(('"', "[", "{")) and "," in value:
         return f"{label['label']}: {json.dumps(value, ensure_ascii=False)}"
     return text
-
-
-def _quoted_values(line: str) -> str:
-    """Values in brackets with commas inside, quoted: the webui's reading would cut them at the first comma."""
-    parts, position = [], 0
-    for start, end in _bracketed(line):
-        value = line[start:end]
-        if "," in value or ":" in value:
-            parts += [line[position:start], json.dumps(value, ensure_ascii=False)]
-            position = end
-    return "".join([*parts, line[position:]])
-
-
-def _bracketed(line: str) -> Iterator[tuple[int, int]]:
-    """Where the line has values that begin with a bracket and end with its other half before a comma or the end."""
-    position = 0
-    while match := re.compile(r'(?:^|,)\s*\[?\w[\w \-/]*:\s*(?=[\[{(])|"(?:\\.|[^"\\])*"').search(line, position):
-        position = match.end()
-        if match[0].startswith('"'):
-            continue
-        end = _closing(line, position)
-        if end is not None and re.match(r"\s*(,|$)", line[end:]):
-            yield position, end
-            position = end
-
-
-def _closing(line: str, start: int) -> int | None:
-    """The place behind the bracket that closes the one at `start`; quotes hide what is in them."""
-    pairs, stack, position = {"[": "]", "{": "}", "(": ")"}, [], start
-    while position < len(line):
-        sign = line[position]
-        if sign == '"' and (quoted := re.compile(r'"(?:\\.|[^"\\])*"').match(line, position)):
-            position = quoted.end()
-            continue
-        if sign in pairs:
-            stack.append(pairs[sign])
-        elif stack and sign == stack[-1]:
-            stack.pop()
-            if not stack:
-                return position + 1
-        position += 1
-    return None

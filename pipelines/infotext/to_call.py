@@ -35,6 +35,10 @@ _HIRES_ONLY = {*HIRES_FIELDS, *_HIRES_SIZES, "Hires sampler", "Hires schedule ty
 _ASKS_BY_PASTING = (*_HIRES_SIZES, "Hires upscale", "Hires upscaler")
 _ASKS_FOR_HIRES = (*_ASKS_BY_PASTING, "Hires steps", "Hires prompt", "Hires negative prompt")
 _FILLED_IN = {"Schedule type": "Automatic", "RNG": "GPU"}  # what reading writes where a text has nothing
+_OTHER_LABELS = {
+    "Sampler": ("sampling method", "sampler name", "sampler_name"),
+    "Schedule type": ("scheduler", "schedule", "sampler sigma", "sampler schedule"),
+}
 _OLD_VERSIONS = ("Old prompt editing timelines", "Pad conds v0", "Downcast alphas_cumprod")
 _NAME_ARGUMENTS = ("hires_upscaler", "restore_faces")
 
@@ -107,23 +111,27 @@ class _CallReading:
         model_hash: str | None,
         webui_paste_rule: bool,
     ) -> None:
+        self.program = program_of(fields)
         self.fields = _by_own_labels({label: value for label, value in fields.items() if value is not None})
         self.arguments: dict[str, Any] = {}
         self.lines: list[str] = []
         self.done: set[str] = set(QUIET_FIELDS)
         self.img2img, self.webui_paste_rule, self.model_hash = img2img, webui_paste_rule, model_hash
-        self.program = program_of(self.fields)
         self._tell_unread_steps()
         if self.program is not None:
             self.lines.append(program_line(self.program))
             for label in _OLD_VERSIONS:
                 if self.fields.get(label) is True:  # filled in after a version that is no webui's
                     del self.fields[label]
+            for label in self.program.unused:
+                self.fields.pop(label, None)
             if self.program.noise and self.fields.get("RNG", "GPU") == "GPU":
                 self.fields["RNG"] = self.program.noise
         if styles is not None:
             self._merge_styles(styles)
         self._read(CALL_FIELDS)
+        if "Size-1" in self.fields and ("width" in self.arguments) != ("height" in self.arguments):
+            self.arguments = {n: value for n, value in self.arguments.items() if n not in ("width", "height")}
         self._read_sampler("")
         self._read_seed_resize()
         if img2img:
@@ -267,6 +275,9 @@ class _CallReading:
         if self.img2img:
             return
         strength = None if "Denoising strength" in self.done else self.fields.get("Denoising strength")
+        if _same_number(strength, 0) or (self.program is not None and _same_number(strength, 1)):
+            self.done.add("Denoising strength")
+            strength = None
         leaked = [v for label, v in self.fields.items() if re.match(r"(?i)adetailer denoising", label)]
         own = {label for label in IMG2IMG_FIELDS if label in self.fields and label not in self.done}
         meant = [label for label in own if not _is_absent(IMG2IMG_FIELDS[label], self.fields[label])]
@@ -290,9 +301,9 @@ class _CallReading:
         for tag in dict.fromkeys(re.findall(r"<([^<>]{1,300})>", str(self.fields.get("Prompt", "")))):
             kind, *rest = tag.split(":")
             extra = [part for part in rest[1:] if "=" in part and part.partition("=")[0] not in ("te", "unet", "dyn")]
-            if kind == "hypernet" and rest:
+            if kind == "hypernet" and rest and "Hypernet" not in self.fields:
                 self.lines.append(f"<{tag}>: hypernetworks are not applied here.")
-            elif kind not in ("lora", "lyco") and rest:
+            elif kind not in ("lora", "lyco", "hypernet") and rest:
                 self.lines.append(f"<{tag}>: there is no such kind of network here.")
             elif extra:
                 self.lines.append(
@@ -331,17 +342,14 @@ class _CallReading:
 def _by_own_labels(fields: dict[str, Any]) -> dict[str, Any]:
     """The same fields under the webui's labels, where another program's (or a person's) stand alone."""
     lower = {label.lower(): label for label in fields}
-    for table in (CALL_FIELDS, HIRES_FIELDS, NEEDED_FIELDS):
-        for label, field in table.items():
-            known = label in fields and fields[label] != _FILLED_IN.get(label)
-            name = next((lower[name] for name in (label.lower(), *field.others) if name in lower), None)
-            if not known and name is not None and name != label:
-                fields[label] = fields[name]
-    schedule = next(
-        (lower[n] for n in ("scheduler", "schedule", "sampler sigma", "sampler schedule") if n in lower), None
-    )
-    if schedule is not None and fields.get("Schedule type", "Automatic") == "Automatic":
-        fields["Schedule type"] = fields[schedule]
+    others = {
+        label: field.others for table in (CALL_FIELDS, HIRES_FIELDS, NEEDED_FIELDS) for label, field in table.items()
+    }
+    for label, names in (others | _OTHER_LABELS).items():
+        known = label in fields and str(fields[label]) != _FILLED_IN.get(label)
+        name = next((lower[name] for name in (label.lower(), *names) if lower.get(name, label) != label), None)
+        if not known and name is not None and name in fields:
+            fields[label] = fields.pop(name)
     size = re.fullmatch(r"\D{0,2}(\d+)\s*[x×*,]\s*(\d+)\D{0,2}", str(fields.get("Size", "")))
     if size and "Size-1" not in fields:
         fields |= {"Size-1": size[1], "Size-2": size[2]}
