@@ -6,7 +6,6 @@ dpmpp_2m_sde_gpu with karras         DPM++ 2M SDE, Karras
 DPMSolverMultistepScheduler          DPM++ 2M
 DPM++ 2m karras                      DPM++ 2M, Karras       in any case
 Euler A AYS                          Euler a, Align Your Steps
-uni_pc_bh2                           UniPC                  and the setting of its variant
 dpmpp_2s, res_multistep              nothing                there is no such sampler here
 """
 
@@ -22,7 +21,6 @@ class NamedSampler(NamedTuple):
 
     sampler: str | None
     schedule: str | None
-    options: dict[str, str] = {}  # settings that the name stands for: UniPC's variant
 
 
 USUAL_TEXT_SAMPLER = "DPM++ 2M"  # what the webui takes where a text names none
@@ -35,17 +33,16 @@ _SAMPLER_NAMES = {
     "dpmsde": "DPM++ SDE",
     "dpm2msde": "DPM++ 2M SDE",
     "dpm3msde": "DPM++ 3M SDE",
-    "unipcbh2": "UniPC",
     "unipcsnr": "UniPC",
     "unipctu": "UniPC",
 }
-_SCHEDULE_NAMES = {"default": "Automatic", "auto": "Automatic", "none": "Automatic", "trailing": "SGM Uniform"}
+_SCHEDULE_NAMES = {"default": "Automatic", "auto": "Automatic", "none": "Automatic"}
 
 
 def named_sampler(sampler: str | None, schedule: str | None) -> NamedSampler:
     """Sampler and schedule of a text of any program: by the webui's rule where it knows the name, else by likeness.
 
-    >>> named_sampler("dpmpp_2m_sde_gpu", "karras")[:2], named_sampler("res_multistep", "simple")[:2]
+    >>> tuple(named_sampler("dpmpp_2m_sde_gpu", "karras")), tuple(named_sampler("res_multistep", "simple"))
     (('DPM++ 2M SDE', 'Karras'), (None, 'Simple'))
     """
     chosen = _schedule_label(schedule)
@@ -56,15 +53,14 @@ def named_sampler(sampler: str | None, schedule: str | None) -> NamedSampler:
         if sampler not in INFOTEXT_SAMPLERS:
             return NamedSampler(name, combined)
         return NamedSampler(name, "Automatic" if chosen and chosen == INFOTEXT_SAMPLERS[name] else chosen)
-    options = {"uni_pc_variant": "bh2"} if plain_name(sampler).startswith("unipcbh2") else {}
     for name, own in _readings(sampler):
         try:
             row, label = resolve_names(_SAMPLER_NAMES.get(plain_name(name), name), own or chosen)
         except ValueError:
             continue
         if chosen is None and own is None and label == "Automatic":
-            return NamedSampler(row.label, None, options)
-        return NamedSampler(row.label, "Automatic" if label == row.schedule else label, options)
+            return NamedSampler(row.label, None)
+        return NamedSampler(row.label, "Automatic" if label == row.schedule else label)
     return NamedSampler(None, chosen)
 
 

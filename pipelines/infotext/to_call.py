@@ -213,7 +213,7 @@ class _CallReading:
             first = self.fields.get("Sampler"), self.fields.get("Schedule type")
             same = (SAME_SAMPLER, SAME_SCHEDULE)
             written = [first[i] if written[i] in (None, "", same[i]) else written[i] for i in (0, 1)]
-        sampler, schedule, options = named_sampler(*(None if name is None else str(name) for name in written))
+        sampler, schedule = named_sampler(*(None if name is None else str(name) for name in written))
         if sampler is None:
             self._tell_unless_done(labels[0], "there is no such sampler here; it is drawn with DPM++ 2M instead")
         if schedule is None:
@@ -223,8 +223,6 @@ class _CallReading:
             return
         prefix = "hires_" if part else ""
         self.arguments[f"{prefix}sampler"], self.arguments[f"{prefix}schedule"] = pair
-        for name, value in options.items():
-            self._set(f"webui_options.{name}", value)
 
     def _tell_unless_done(self, label: str, consequence: str) -> None:
         if label in self.fields and self.fields[label] not in (SAME_SAMPLER, SAME_SCHEDULE):
