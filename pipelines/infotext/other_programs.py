@@ -18,8 +18,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from .comfy import comfy_settings, file_stem
+from .flat_settings import flat_settings, settings_text, single_value, with_lora_tags
 from .programs import PROGRAMS, program_line
-from .write import quote_field
 
 
 class ToolText(NamedTuple):
@@ -76,7 +76,7 @@ def read_json_text(text: str) -> ToolText | None:
     if not tool:
         return ToolText("", "another program", ("its JSON has none of the usual keys",), {"parameters": text})
     if tool == "webui":
-        infotexts = data.get("infotexts") or [_written_settings(_api_settings(data))]
+        infotexts = data.get("infotexts") or [settings_text(_api_settings(data))]
         return ToolText(str(infotexts[0]), tool, (), {"parameters": text})
     try:
         settings, notes = _JSON_READERS.get(tool, _read_flat)(data)
@@ -90,104 +90,15 @@ def _tool_text(tool: str, settings: dict[str, Any], notes: tuple[str, ...], raw:
     if program is not None and settings:
         settings = {"noise": program.noise, "version": tool, **settings}
         notes = (program_line(program), *notes)
-    return ToolText(_written_settings(settings), tool, notes, dict(raw))
-
-
-# Setting -> field, in the webui's order.
-_LABELS = {
-    "steps": "Steps",
-    "sampler_name": "Sampler",
-    "scheduler": "Schedule type",
-    "cfg_scale": "CFG scale",
-    "seed": "Seed",
-    "width": "Size",
-    "model_hash": "Model hash",
-    "model_name": "Model",
-    "vae_name": "VAE",
-    "subseed": "Variation seed",
-    "subseed_strength": "Variation seed strength",
-    "denoising_strength": "Denoising strength",
-    "clip_skip": "Clip skip",
-    "noise": "RNG",
-}
-
-
-def _written_settings(settings: Mapping[str, Any]) -> str:
-    """The text of settings: what is no single value, or says nothing, is left out."""
-    known = {name: _scalar(value) for name, value in settings.items() if name != "extra"}
-    known = {name: value for name, value in known.items() if value not in (None, "")}
-    if not known:
-        return ""
-    for name in ("model_name", "vae_name"):
-        known |= {name: file_stem(known[name])} if name in known else {}
-    sides = str(known.pop("width", "")), str(known.pop("height", ""))
-    if all(re.fullmatch(r"\d{1,9}(\.0)?", side) for side in sides):
-        known["width"] = "x".join(side.removesuffix(".0") for side in sides)
-    if str(known.get("clip_skip", "1")) in ("0", "1"):
-        known.pop("clip_skip", None)
-    fields = {label: known[name] for name, label in _LABELS.items() if name in known}
-    extra = {label: _scalar(value) for label, value in (settings.get("extra") or {}).items()}
-    fields |= {label: value for label, value in extra.items() if value not in (None, "")}
-    if "version" in known:
-        fields["Version"] = known["version"]
-    line = ", ".join(f"{label}: {quote_field(value)}" for label, value in fields.items())
-    negative = known.get("negative_prompt")
-    parts = (str(known.get("prompt", "")), f"Negative prompt: {negative}" if negative else "", line)
-    return "\n".join(part for part in parts if part)
-
-
-def _scalar(value: Any) -> Any:
-    """A value as a field has it: the first of a list, no tables."""
-    while isinstance(value, list) and value:
-        value = value[0]
-    return value if isinstance(value, (str, int, float)) else None
+    return ToolText(settings_text(settings), tool, notes, dict(raw))
 
 
 # --- JSON of one level: the same things under many names
 
-_FLAT_KEYS = {
-    "prompt": ("prompt", "positiveprompt", "c", "inputs"),
-    "negative_prompt": ("negativeprompt", "uc", "negative"),
-    "steps": ("steps", "numinferencesteps", "samplingsteps"),
-    "sampler_name": ("sampler", "samplername", "samplerindex", "samplingmethod"),
-    "scheduler": ("scheduler", "scheduletype", "schedule", "noiseschedule"),
-    "cfg_scale": ("cfgscale", "guidancescale", "scale", "cfg"),
-    "seed": ("seed", "noiseseed"),
-    "width": ("width",),
-    "height": ("height",),
-    "model_name": ("model", "modelname", "basemodel", "usestablediffusionmodel", "sdmodelname", "checkpoint"),
-    "model_hash": ("modelhash", "basemodelhash", "sdmodelhash"),
-    "vae_name": ("vae", "usevaemodel"),
-    "clip_skip": ("clipskip",),
-    "denoising_strength": ("denoisingstrength", "strength", "promptstrength", "denoise"),
-    "subseed": ("variationseed", "subseed"),
-    "subseed_strength": ("variationseedstrength", "subseedstrength"),
-}
-_FLAT_LABELS = ("Hires upscale", "Hires upscaler", "Hires steps", "Hires resize", "ENSD", "RNG", "Version")
-
-
-def _flat_settings(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of `format_infotext` from the usual keys, whatever their case and dashes."""
-    plain = {re.sub(r"[^a-z0-9]", "", str(key).lower()): value for key, value in data.items()}
-    settings: dict[str, Any] = {}
-    for name, keys in _FLAT_KEYS.items():
-        value = next((plain[key] for key in keys if plain.get(key) not in (None, "", [], {})), None)
-        if isinstance(value, Mapping):
-            value = value.get("name", value.get("model_name", value.get("label")))
-        if value is not None and not isinstance(value, bool):
-            settings[name] = value
-    size = re.findall(r"\d+", str(plain.get("size") or plain.get("resolution") or ""))
-    if "width" not in settings and len(size) == 2:
-        settings["width"], settings["height"] = size
-    settings["extra"] = {
-        label: data[label] for label in _FLAT_LABELS if isinstance(data.get(label), (str, int, float))
-    }
-    return settings
-
 
 def _api_settings(data: Mapping[str, Any]) -> dict[str, Any]:
     """A request of the webui's API, whose strength means a hires pass or nothing where there is no picture."""
-    settings = _flat_settings(data)
+    settings = flat_settings(data)
     if data.get("enable_hr"):
         names = {"Hires upscale": "hr_scale", "Hires steps": "hr_second_pass_steps", "Hires upscaler": "hr_upscaler"}
         settings["extra"] |= {label: data.get(name) for label, name in names.items()}
@@ -197,29 +108,12 @@ def _api_settings(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_flat(data: Mapping[str, Any]) -> Found:
-    settings = _flat_settings(data)
-    strength = _scalar(settings.get("denoising_strength"))
+    settings = flat_settings(data)
+    strength = single_value(settings.get("denoising_strength"))
     if isinstance(strength, (int, float)) and strength >= 1 or not data.get("init_image", True):
         settings.pop("denoising_strength")
     loras = data.get("lora") or data.get("loras") or []
-    return _with_loras(settings, loras, data.get("loraweights") or data.get("lora_alpha") or []), ()
-
-
-def _with_loras(settings: dict[str, Any], loras: Any, weights: Any = ()) -> dict[str, Any]:
-    """Networks as tags behind the prompt: entries are names, {name, weight}, [name, weight] or {model: {name}}."""
-    tags = []
-    for index, entry in enumerate(loras if isinstance(loras, list) else []):
-        name, weight = entry, weights[index] if isinstance(weights, list) and index < len(weights) else 1
-        if isinstance(entry, Mapping):
-            model = entry.get("lora") or entry.get("model") or entry.get("name") or entry.get("file")
-            name = model.get("name", model.get("model_name")) if isinstance(model, Mapping) else model
-            weight = entry.get("weight", 1)
-        elif isinstance(entry, list) and len(entry) > 1:
-            name, weight = entry[:2]
-        if isinstance(name, str) and name not in ("", "None") and not isinstance(weight, (list, Mapping)):
-            tags.append(f"<lora:{file_stem(name)}:{weight}>")
-    prompt = _scalar(settings.get("prompt")) or ""
-    return {**settings, "prompt": f"{prompt}{''.join(tag for tag in tags if tag not in str(prompt))}"}
+    return with_lora_tags(settings, loras, data.get("loraweights") or data.get("lora_alpha") or []), ()
 
 
 # --- the programs
@@ -250,7 +144,7 @@ def _read_invoke_json(data: Mapping[str, Any]) -> Found:
     prompt, model = data.get("positive_prompt", data.get("prompt", "")), data.get("model") or {}
     if isinstance(prompt, list):
         prompt = prompt[0].get("prompt", "") if prompt else ""
-    settings = _flat_settings({**data, "prompt": prompt, "sampler": data.get("scheduler", data.get("sampler", ""))})
+    settings = flat_settings({**data, "prompt": prompt, "sampler": data.get("scheduler", data.get("sampler", ""))})
     for name in ("scheduler", "clip_skip"):
         settings.pop(name, None)
     settings["clip_skip"] = (data.get("clip_skip") or 0) + 1
@@ -269,7 +163,7 @@ def _read_invoke_json(data: Mapping[str, Any]) -> Found:
         notes.append("its high resolution fix enlarged the picture and drew over it, which is not done here")
     if data.get("controlnets") or data.get("control_layers"):
         notes.append("it was drawn with ControlNets, which need their images")
-    return _with_loras(settings, data.get("loras")), tuple(notes)
+    return with_lora_tags(settings, data.get("loras")), tuple(notes)
 
 
 def _read_dream(line: str) -> Found:
@@ -298,7 +192,7 @@ def _read_novel(texts: Mapping[str, str]) -> Found:
 def _read_novel_json(data: Mapping[str, Any]) -> Found:
     if isinstance(data.get("Comment"), str):
         return _read_novel({name: str(value) for name, value in data.items()})
-    settings = _flat_settings(data)
+    settings = flat_settings(data)
     settings["extra"] = {"CFG rescale": data["cfg_rescale"]} if data.get("cfg_rescale") else {}
     if data.get("request_type") != "Img2ImgRequest" and not data.get("image"):
         settings.pop("denoising_strength", None)
@@ -306,7 +200,7 @@ def _read_novel_json(data: Mapping[str, Any]) -> Found:
 
 
 def _read_fooocus(data: Mapping[str, Any]) -> Found:
-    settings = _flat_settings(data)
+    settings = flat_settings(data)
     for name, key in (("prompt", "full_prompt"), ("negative_prompt", "full_negative_prompt")):
         if isinstance(data.get(key), list) and data[key]:
             settings[name] = ", ".join(str(part) for part in data[key] if part)
@@ -322,7 +216,7 @@ def _read_fooocus(data: Mapping[str, Any]) -> Found:
     combined = [
         str(value).rpartition(" : ")[::2] for key, value in data.items() if str(key).startswith("lora_combined")
     ]
-    return _with_loras(settings, data.get("loras") or [list(pair) for pair in combined]), ()
+    return with_lora_tags(settings, data.get("loras") or [list(pair) for pair in combined]), ()
 
 
 _FOOOCUS_STEPS = {"quality": 60, "speed": 30, "extreme speed": 8, "lightning": 4, "hyper-sd": 4}
@@ -341,14 +235,14 @@ def _read_easy(data: Mapping[str, Any]) -> Found:
     names = data.get("use_lora_model")
     weights = data.get("lora_alpha")
     names, weights = ([part] if not isinstance(part, list) else part for part in (names, weights))
-    return _with_loras(settings, [name for name in names if name], weights), notes
+    return with_lora_tags(settings, [name for name in names if name], weights), notes
 
 
 def _read_civitai(data: Mapping[str, Any]) -> Found:
     """What Civitai's site and generator give for a picture."""
     inner = data.get("meta")
     meta: Mapping[str, Any] = inner if isinstance(inner, Mapping) else data
-    settings = _flat_settings(meta)
+    settings = flat_settings(meta)
     resources = meta.get("civitaiResources") or meta.get("resources")
     if resources:
         settings["extra"]["Civitai resources"] = json.dumps(resources, ensure_ascii=False)
