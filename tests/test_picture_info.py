@@ -255,6 +255,8 @@ def test_a_graph_that_leads_back_to_itself_ends(tmp_path: Path):
         ("[prompt_words<2>]", "a café"),
         ("[steps][batch_number]", "203"),
         ("[model_name]x", "x"),
+        ("[datetime<%Y/%m>]/[seed]", "2024_05/7"),
+        ("con/nul.[seed]/lpt1-[seed]", "_con/_nul.7/lpt1-7"),
     ],
 )
 def test_names_are_made_from_the_text(pattern: str, name: str):
@@ -341,6 +343,23 @@ def test_any_text_comes_back_as_it_was(tmp_path_factory: pytest.TempPathFactory,
 def test_no_text_makes_a_name_that_leaves_the_folder(text: str):
     name = picture_name("x[prompt]", f"{text}\nSteps: 1, Seed: 1, Size: 8x8")
     assert "/" not in name and "\\" not in name and len(name) < 200 and not name.endswith((".", " "))
+
+
+@pytest.mark.parametrize(
+    "prompt, pattern",
+    [
+        ("美少女" * 60, "[number]-[prompt_spaces]"),
+        ("😀" * 200, "[prompt]-[seed]"),
+        ("a" * 200, "[prompt]-[model_name]-[prompt_spaces]"),
+        ("é" * 100 + "\udcff", "[prompt]/[prompt]"),
+        ("x", "y" * 400),
+    ],
+)
+def test_a_name_that_is_too_long_is_cut_and_the_picture_kept(tmp_path: Path, prompt: str, pattern: str):
+    text = f"{prompt}\nSteps: 20, Sampler: Euler a, Seed: 7, Model: {'m' * 200}"
+    first, second = save_pictures([picture()] * 2, [text] * 2, tmp_path, pattern)
+    assert len(first.name.encode()) <= 250 and first != second and second.exists()
+    assert "[seed]" not in pattern or first.stem.endswith("-7")
 
 
 def test_a_calls_text_read_back_is_the_call():

@@ -21,8 +21,12 @@ from .read import parse_infotext
 
 
 PICTURE_NAME_LENGTH = 128  # characters that a field may fill, as in the webui
+LONGEST_NAME = 240  # bytes of a name without its ending; file systems take 255 with it, and a number may be added
+_FIELD_CAPS = (512, 200, 160, 120, 100, 80, 60, 40, 20, 10)  # bytes of each field, until the whole fits
 _NAME_FIELD = re.compile(r"\[(\w+)(?:<([^>\[\]]*)>)?\]")
-_NOT_IN_NAMES = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f]')
+_NOT_IN_NAMES = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f\ud800-\udfff]')
+_RESERVED_NAME = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.I)  # Windows takes them for devices
+_BETWEEN_FOLDERS = re.compile(r"/(?![^<>]*>)")  # not those inside `<%Y/%m>`
 _NUMBERED = re.compile(r"(\d+)(?:-|\.|$)")
 _PROMPT_WORDS = 8
 
@@ -55,7 +59,7 @@ def picture_name(
             raise ValueError(unknown_choice("`pattern`: field", name, PICTURE_NAME_FIELDS))
         return safe_name(PICTURE_NAME_FIELDS[name](fields, given, argument))
 
-    parts = [_NAME_FIELD.sub(written, part).strip() for part in pattern.split("/")]
+    parts = [_fitting_name(part, written) for part in _BETWEEN_FOLDERS.split(pattern)]
     kept = [part.rstrip(". ") for part in parts if part and part != "."]
     if not kept or "" in kept or Path(pattern).is_absolute():
         raise ValueError(
@@ -71,6 +75,22 @@ def safe_name(text: str) -> str:
     'a_b_ _c_'
     """
     return _NOT_IN_NAMES.sub("_", text.strip())[:PICTURE_NAME_LENGTH].rstrip(". ")
+
+
+def _fitting_name(part: str, written: Callable[[re.Match[str]], str]) -> str:
+    """One part of a path with its fields filled in, those that are long cut until a file system takes the whole."""
+    name = ""
+    for cap in _FIELD_CAPS:
+        name = _NAME_FIELD.sub(lambda match, cap=cap: _cut_bytes(written(match), cap), part).strip()  # type: ignore[misc]
+        if len(name.encode("utf-8", "replace")) <= LONGEST_NAME:
+            break
+    name = _cut_bytes(name, LONGEST_NAME)
+    return f"_{name}" if _RESERVED_NAME.match(name) else name
+
+
+def _cut_bytes(text: str, length: int) -> str:
+    """The beginning of a text that fills `length` bytes at most, no sign of it cut in two."""
+    return text.encode("utf-8", "replace")[:length].decode("utf-8", "ignore")
 
 
 def next_picture_number(folder: Path) -> int:
@@ -99,7 +119,15 @@ def _size_field(side: str, label: str) -> Callable[[Mapping[str, Any], Mapping[s
 
 
 def _date_field(usual: str) -> Callable[[Mapping[str, Any], Mapping[str, Any], str | None], str]:
-    return lambda fields, given, argument: given["now"].strftime(argument or usual)
+    def written(fields: Mapping[str, Any], given: Mapping[str, Any], argument: str | None) -> str:
+        try:
+            return given["now"].strftime(argument or usual)
+        except ValueError as error:
+            raise ValueError(
+                f"`pattern`: {argument!r} is no format of dates ({error}). Write one like %Y-%m-%d."
+            ) from error
+
+    return written
 
 
 def _prompt_words(fields: Mapping[str, Any], given: Mapping[str, Any], argument: str | None) -> str:

@@ -193,12 +193,12 @@ def _text_options(kind: str, infotext: str | None, texts: Mapping[str, str]) -> 
     if kind == "PNG":
         chunks = PngImagePlugin.PngInfo()
         for name, value in {**({PARAMETERS_CHUNK: infotext} if infotext else {}), **texts}.items():
-            chunks.add_text(name, value)
+            chunks.add_text(name, value.encode("utf-8", "replace").decode())  # half a sign is no text
         return {"pnginfo": chunks}
     if not infotext:
         return {}
     if kind == "GIF":
-        return {"comment": infotext.encode("utf-8")}
+        return {"comment": infotext.encode("utf-8", "replace")}
     exif = Image.Exif()
     exif.endian = ">"
     exif.get_ifd(EXIF_FOLDER)[USER_COMMENT] = COMMENT_UNICODE + infotext.encode("utf-16-be", "surrogatepass")
