@@ -6,15 +6,19 @@ timesteps) or as they are (diffusers' schedulers); guidance; the mask.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..conditioning import Conditioning, TimedCond, cond_at_call
+from ..conditioning import Conditioning, cond_at_call
+from .cond_batch import CondBatch, UNetRows, padded_sides, stack_conds, unet_rows
 from .discrete_schedule import NoiseTable
 from .latent_mask import LatentMask, nearest_cells
+
+
+KEPT_BATCHES = 8  # texts that are kept stacked
 
 
 @dataclass(frozen=True)
@@ -49,13 +53,14 @@ class Guidance:
     extra_channels: Tensor | None = None  # (b, k, h, w) beside the latent, for inpainting UNets
 
 
-class SideRows(NamedTuple):
-    """One half of a UNet run. Row r is for image `images[r]`, and counts `weights[r]` times the guidance scale."""
+class NoiseLevel(NamedTuple):
+    """The numbers of one sigma, float32 as Python floats, so that no device is waited for."""
 
-    images: list[int]
-    weights: list[float]
-    embeds: Tensor  # (rows, tokens, dim)
-    pooled: Tensor | None  # (rows, dim)
+    sigma: float
+    t: float
+    c_in: float
+    c_skip: float
+    c_out: float
 
 
 class GuidedDenoiser:
@@ -80,15 +85,14 @@ class GuidedDenoiser:
     ):
         self.models = list(models)
         self.guidance = guidance
-        self._divisor = guidance_divisor
-        self.change_scale(guidance.guidance_scale)
         self.total_calls = total_calls
         self.mask = mask
         self.calls = 0
         self.timestep: Tensor | None = None
-        self._dtype = models[0].unet.dtype  # looked up once: diffusers walks the whole module tree for it
+        self._divisor = guidance_divisor
+        self._scale = guidance.guidance_scale / guidance_divisor
         self._lcm = models[0].table.lcm if lcm else None
-        self._sides: tuple[tuple[int, ...], SideRows, SideRows] | None = None
+        self._use_model()
 
     @property
     def model(self) -> DenoiserModel:
@@ -97,65 +101,95 @@ class GuidedDenoiser:
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """The guided estimate of x0. x: (b, c, h, w) = x0 + sigma * noise, float32; sigma: no dimensions."""
-        return self.sides(x, sigma)[0]
+        level = self._level(sigma)
+        outputs = self._outputs(x * level.c_in, level.t, level.sigma)
+        x0, _ = self._guided(outputs, x, level, self._x0)
+        return x0 if self.mask is None else self.mask.at(x.shape[-2:]).blend(x0, sigma)
 
     def sides(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """The guided estimate of x0, with the mask, and the negative prompt's, without."""
-        self._maybe_refine(lambda: self._nearest(sigma))
-        sigma = sigma.to(x.device)
-        t = self._sigma_to_t(sigma)
-        c_in = 1 / (sigma**2 + 1) ** 0.5
-        x0, negative = self._guided(x * c_in, t, sigma, lambda out, rows: self._x0(out, x[rows], sigma, t))
-        return x0 if self.mask is None else self.mask.at(x.shape[-2:]).blend(x0, sigma), negative
+        level = self._level(sigma)
+        outputs = self._outputs(x * level.c_in, level.t, level.sigma)
+        x0, uncond = self._guided(outputs, x, level, self._x0)
+        return x0 if self.mask is None else self.mask.at(x.shape[-2:]).blend(x0, sigma), uncond
 
     def eps(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """The guided noise, and the negative side's. x: (b, c, h, w) = sqrt(ac) x0 + sqrt(1 - ac) noise; t: 0..999."""
-        self._maybe_refine(lambda: int(t))
-        t = t.to(x.device)
+        if len(self.models) > 1:
+            self._maybe_refine(int(t))
         if self.mask is not None:  # the webui: for the model's eyes only, and with the clean latent
             x = self.mask.blend(x, t)
-        return self._guided(x, t, t, lambda out, rows: self._eps(out, x[rows], t))
+        value = float(t)
+        return self._guided(self._outputs(x, value, value), x, value, self._eps)
 
     def output(self, x: Tensor, t: Tensor) -> Tensor:
         """The guided output of the UNet as it is, for diffusers' schedulers. x: as their `scale_model_input` gives."""
-        return self._guided(x, t, t, lambda out, rows: out)[0]
+        value = float(t)
+        return self._guided(self._outputs(x, value, value), x, value, lambda out, x, level: out)[0]
+
+    def prepare(self, sigmas: Tensor) -> None:
+        """Work the numbers of all sigmas (n,) of a schedule out at once; others are worked out when they come."""
+        sigmas = sigmas[sigmas > 0].cpu()
+        t = self._sigma_to_t(sigmas)
+        if self._lcm is not None:
+            c_skip, c_out = self._lcm.boundary_scalings(t)
+        else:
+            c_skip, c_out = 1 / (sigmas**2 + 1), -sigmas / (sigmas**2 + 1) ** 0.5
+        rows = zip(*(each.tolist() for each in (sigmas, t, 1 / (sigmas**2 + 1) ** 0.5, c_skip, c_out)))
+        self._levels.update((row[0], NoiseLevel(*row)) for row in rows)
 
     def side_tensors(self) -> dict[str, Tensor | None]:
         """What a step's callback may look at: the texts of the last call, (rows, tokens, dim) each."""
-        if self._sides is None:
+        if self._batch is None:
             return {}
-        _, positive, negative = self._sides
+        cond, uncond = self._batch.cond, self._batch.uncond
         return {
-            "prompt_embeds": positive.embeds,
-            "negative_prompt_embeds": None if negative is None else negative.embeds,
-            "add_text_embeds": positive.pooled,
+            "prompt_embeds": cond.embeds,
+            "negative_prompt_embeds": None if uncond is None else uncond.embeds,
+            "add_text_embeds": cond.pooled,
             "add_time_ids": None if self.model.time_ids is None else self.model.time_ids[0],
         }
 
     def change_scale(self, guidance_scale: float) -> None:
         """Another guidance scale from the next call on."""
-        self.guidance = replace(self.guidance, guidance_scale=guidance_scale / self._divisor)
+        self._scale = guidance_scale / self._divisor
+
+    def _use_model(self) -> None:
+        """Forget what was worked out for the model before."""
+        self._dtype = self.model.unet.dtype  # looked up once: diffusers walks the whole module tree for it
+        self._levels: dict[float, NoiseLevel] = {}
+        self._batch: CondBatch | None = None
+        self._batches: dict[tuple[int, ...], CondBatch] = {}
+        conditioning = self.model.conditioning
+        schedules = [piece.schedule for pieces in conditioning.positive for piece in pieces]
+        self._changes = any(len(schedule) > 1 for schedule in (*schedules, *conditioning.negative))
+
+    def _level(self, sigma: Tensor) -> NoiseLevel:
+        if len(self.models) > 1:
+            self._maybe_refine(self._nearest(sigma))
+        value = float(sigma)
+        if value not in self._levels:
+            self.prepare(sigma.reshape(1))
+        return self._levels[value]
 
     def _sigma_to_t(self, sigma: Tensor) -> Tensor:
         if self._lcm is not None:
             return self._lcm.sigma_to_t(sigma)
         return self.model.table.sigma_to_t(sigma, quantize=self.guidance.enable_quantization)
 
-    def _x0(self, out: Tensor, x: Tensor, sigma: Tensor, t: Tensor) -> Tensor:
+    def _x0(self, out: Tensor, x: Tensor, level: NoiseLevel) -> Tensor:
         """x0 of a model output, as k-diffusion's external.py has it. LCM reads every output as eps (webui 1.10)."""
         if self._lcm is not None:
-            c_skip, c_out = self._lcm.boundary_scalings(t)
-            return c_skip * x + c_out * (x - sigma * out)
+            return level.c_skip * x + level.c_out * (x - level.sigma * out)
         if self.model.prediction_type == "v_prediction":
-            c_skip, c_out = 1 / (sigma**2 + 1), -sigma / (sigma**2 + 1) ** 0.5
-            return out * c_out + x * c_skip
-        return out if self.model.prediction_type == "sample" else x - sigma * out
+            return out * level.c_out + x * level.c_skip
+        return out if self.model.prediction_type == "sample" else x - level.sigma * out
 
-    def _eps(self, out: Tensor, x: Tensor, t: Tensor) -> Tensor:
+    def _eps(self, out: Tensor, x: Tensor, t: float) -> Tensor:
         """eps of a model output; the table is read at the truncated timestep."""
         if self.model.prediction_type == "epsilon":
             return out
-        ac = self.model.table.alphas_cumprod[int(t)].to(x.device)
+        ac = self.model.table.alphas_cumprod[int(t)]
         if self.model.prediction_type == "v_prediction":
             return ac.sqrt() * out + (1 - ac).sqrt() * x
         return (x - ac.sqrt() * out) / (1 - ac).sqrt()
@@ -165,109 +199,114 @@ class GuidedDenoiser:
         sigmas = (self._lcm or self.model.table).sigmas
         return int((sigmas.cpu() - sigma.cpu()).abs().argmin())
 
-    def _maybe_refine(self, timestep: Callable[[], int]) -> None:
+    def _maybe_refine(self, timestep: int) -> None:
         """Hand over to the refiner from noise level `refiner_switch_at` on, or from that share of the calls on."""
         switch_at = self.guidance.refiner_switch_at
-        if len(self.models) < 2 or switch_at is None or switch_at >= 1:
+        if switch_at is None or switch_at >= 1:
             return
         if self.guidance.refiner_switch_by_sample_steps:
             done = self.calls / self.total_calls
         else:
-            done = (999 - timestep()) / 1000
+            done = (999 - timestep) / 1000
         if done >= switch_at:
             del self.models[0]
-            self._sides, self._dtype = None, self.model.unet.dtype
+            self._use_model()
+
+    def _outputs(self, x_in: Tensor, t: float, level: float) -> list[Tensor]:
+        """Run the UNet at timestep t: [of all rows], or [cond's, uncond's] where they cannot share a run.
+
+        level: sigma, or the timestep in loops over timesteps.
+        """
+        batch = self._batch = self._texts()
+        skipped = not self.guidance.two_sided or self._skips_uncond(level)
+        timestep = x_in.new_full((), t, dtype=self._dtype)  # the webui rounds it to the model's dtype too
+        if skipped not in batch.runs:
+            batch.runs[skipped] = self._unet_rows(batch, skipped, timestep)
+        outputs = [self._run(x_in, timestep, rows) for rows in batch.runs[skipped]]
+        self.calls += 1
+        self.timestep = timestep
+        return outputs
+
+    def _run(self, x_in: Tensor, t: Tensor, rows: UNetRows) -> Tensor:
+        """One UNet run of these rows, in the UNet's dtype; -> float32."""
+        channels = self.guidance.extra_channels
+        if channels is not None:
+            x_in = torch.cat([x_in, nearest_cells(channels.to(x_in), x_in.shape[-2:])], dim=1)
+        return self.model.unet(rows.take(x_in.to(self._dtype)), t, **rows.given, return_dict=False)[0].float()
 
     def _guided(
-        self, x_in: Tensor, t: Tensor, level: Tensor, read: Callable[[Tensor, list[int]], Tensor]
+        self, outputs: list[Tensor], x: Tensor, level: Any, read: Callable[[Tensor, Tensor, Any], Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """Run both sides at timestep t; -> guided, negative. read: (output rows, their images) -> x0, eps or as is."""
-        positive, negative = self._rows()
-        skipped = not self.guidance.two_sided or self._skips_negative(level)
-        if skipped:
-            out_positive, out_negative = self._run(x_in, t, [(positive, 0)]), None
-        elif positive.embeds.shape[1] != negative.embeds.shape[1]:
-            out_positive, out_negative = self._run(x_in, t, [(positive, 0)]), self._run(x_in, t, [(negative, 1)])
-        else:
-            both = self._run(x_in, t, [(positive, 0), (negative, 1)])
-            out_positive, out_negative = both[: len(positive.images)], both[len(positive.images) :]
-        scale = 1.0 if skipped else self.guidance.guidance_scale
-        scales = [weight * scale for weight in positive.weights]
-        c = read(out_positive, positive.images)
-        first = _first_row_of(positive.images)
-        u = c[first] if out_negative is None else read(out_negative, negative.images)
-        if self.guidance.guidance_rescale > 0 and out_negative is not None:  # of the output, as in diffusers
-            raw = combine_conds(out_negative, out_positive, positive.images, scales)
-            raw = rescale_guidance(raw, out_positive[first], self.guidance.guidance_rescale)
-            guided = read(raw, negative.images)
-        else:
-            guided = combine_conds(u, c, positive.images, scales)
-        self.calls += 1
-        self.timestep = t
-        return guided, u
+        """Outputs -> guided, uncond. read: (output, x of its rows, level) -> x0, eps or as is."""
+        batch, images, guidance = self._batch, self._batch.cond.images, self.guidance
+        both = len(outputs) == 1 and len(outputs[0]) > len(images)
+        if both and batch.is_plain and guidance.guidance_rescale <= 0:
+            cond, uncond = read(outputs[0].view(2, *x.shape), x, level).unbind()
+            return uncond + (cond - uncond) * (self._scale * batch.cond.weights[0]), uncond
+        out, out_uncond = outputs if len(outputs) == 2 else (outputs[0][: len(images)], outputs[0][len(images) :])
+        skipped = not len(out_uncond)
+        scales = [weight * (1.0 if skipped else self._scale) for weight in batch.cond.weights]
+        first = _first_row_of(images)
+        cond = read(out, x[images], level)
+        uncond = cond[first] if skipped else read(out_uncond, x, level)
+        if guidance.guidance_rescale > 0 and not skipped:  # of the output, as in diffusers
+            raw = combine_conds(out_uncond, out, images, scales)
+            return read(rescale_guidance(raw, out[first], guidance.guidance_rescale), x, level), uncond
+        return combine_conds(uncond, cond, images, scales), uncond
 
-    def _skips_negative(self, level: Tensor) -> bool:
+    def _skips_uncond(self, level: float) -> bool:
         """The options skip_early_cond, then s_min_uncond (NGMS). `level` is sigma, or the *timestep* in timestep
         samplers: the webui compares what it has."""
         g = self.guidance
         if g.skip_early_cond > 0 and self.calls / self.total_calls <= g.skip_early_cond:
             return True
-        return g.s_min_uncond > 0 and (g.s_min_uncond_all or self.calls % 2 == 1) and float(level) < g.s_min_uncond
+        return g.s_min_uncond > 0 and (g.s_min_uncond_all or self.calls % 2 == 1) and level < g.s_min_uncond
 
-    def _rows(self) -> tuple[SideRows, SideRows]:
-        """The texts that hold at this call, stacked; kept as long as they are the same."""
+    def _texts(self) -> CondBatch:
+        """The texts that hold at this call, stacked; the last few are kept for alternating prompts."""
+        if self._batch is not None and not self._changes:
+            return self._batch
         conditioning = self.model.conditioning
         chosen = [
             (image, piece.weight, cond_at_call(piece.schedule, self.calls))
             for image, pieces in enumerate(conditioning.positive)
             for piece in pieces
         ]
-        opposed = [(i, 1.0, cond_at_call(schedule, self.calls)) for i, schedule in enumerate(conditioning.negative)]
-        key = tuple(id(entry) for _, _, entry in chosen + opposed)
-        if self._sides is None or self._sides[0] != key:
-            positive, negative = stack_conds(chosen), stack_conds(opposed) if opposed else None
-            if negative is not None and positive.embeds.shape[1] != negative.embeds.shape[1]:
-                positive, negative = self._pad(positive, negative)
-            self._sides = key, positive, negative
-        return self._sides[1:]
+        against = [(i, 1.0, cond_at_call(schedule, self.calls)) for i, schedule in enumerate(conditioning.negative)]
+        key = tuple(id(entry) for _, _, entry in chosen + against)
+        if key not in self._batches:
+            cond, uncond = stack_conds(chosen), stack_conds(against) if against else None
+            if uncond is not None and cond.embeds.shape[1] != uncond.embeds.shape[1]:
+                pad, pad_v0 = self.guidance.pad_cond_uncond, self.guidance.pad_cond_uncond_v0
+                cond, uncond = padded_sides(cond, uncond, conditioning.empty, pad=pad, pad_v0=pad_v0)
+            while len(self._batches) >= KEPT_BATCHES:
+                del self._batches[next(iter(self._batches))]
+            self._batches[key] = CondBatch(cond, uncond)
+        return self._batches[key]
 
-    def _pad(self, positive: SideRows, negative: SideRows) -> tuple[SideRows, SideRows]:
-        """Sides of different length made equal, where an option wants it."""
-        length = positive.embeds.shape[1]
-        if self.guidance.pad_cond_uncond_v0:
-            return positive, negative._replace(embeds=_repeat_last(negative.embeds, length)[:, :length])
-        empty = self.model.conditioning.empty
-        if self.guidance.pad_cond_uncond and empty is not None:
-            length = max(length, negative.embeds.shape[1])
-            return _append_empty(positive, empty, length), _append_empty(negative, empty, length)
-        return positive, negative
-
-    def _run(self, x_in: Tensor, t: Tensor, sides: list[tuple[SideRows, int]]) -> Tensor:
-        """One UNet run of these sides' rows (side 0 is the positive one), in the UNet's dtype; -> float32."""
-        model, guidance, dtype = self.model, self.guidance, self._dtype
-        images = [image for rows, _ in sides for image in rows.images]
-        if guidance.extra_channels is not None:
-            beside = nearest_cells(guidance.extra_channels.to(x_in), x_in.shape[-2:])
-            x_in = torch.cat([x_in, beside], dim=1)
-        added: dict[str, Any] = {}
-        if model.time_ids is not None:
-            added["text_embeds"] = torch.cat([rows.pooled for rows, _ in sides]).to(dtype)
-            added["time_ids"] = torch.cat([model.time_ids[side].expand(len(rows.images), -1) for rows, side in sides])
-            added["time_ids"] = added["time_ids"].to(x_in.device, dtype)
-        if guidance.image_embeds is not None:
-            pairs = zip(*guidance.image_embeds, strict=True)
-            added["image_embeds"] = [torch.cat([pair[side][rows.images] for rows, side in sides]) for pair in pairs]
-        cond = guidance.timestep_cond
-        out = model.unet(
-            x_in[images].to(dtype),
-            t.to(x_in.device, dtype).expand(len(images)),  # the webui rounds it to the model's dtype too
-            encoder_hidden_states=torch.cat([rows.embeds for rows, _ in sides]).to(dtype),
-            timestep_cond=None if cond is None else cond.to(dtype).expand(len(images), -1),
-            cross_attention_kwargs=guidance.cross_attention_kwargs,
-            added_cond_kwargs=added or None,
-            return_dict=False,
-        )[0]
-        return out.float()
+    def _unet_rows(self, batch: CondBatch, skipped: bool, place: Tensor) -> list[UNetRows]:
+        """The runs of a call: cond alone, both sides in one, or one after the other if their length differs."""
+        if skipped:
+            runs = [[(batch.cond, 0)]]
+        elif batch.cond.embeds.shape[1] != batch.uncond.embeds.shape[1]:
+            runs = [[(batch.cond, 0)], [(batch.uncond, 1)]]
+        else:
+            runs = [[(batch.cond, 0), (batch.uncond, 1)]]
+        model, guidance, found = self.model, self.guidance, []
+        for sides in runs:
+            cond, count = guidance.timestep_cond, sum(len(rows.images) for rows, _ in sides)
+            found.append(
+                unet_rows(
+                    sides,
+                    len(model.conditioning.positive),
+                    place,
+                    time_ids=model.time_ids,
+                    image_embeds=guidance.image_embeds,
+                    timestep_cond=None if cond is None else cond.to(self._dtype).expand(count, -1),
+                    cross_attention_kwargs=guidance.cross_attention_kwargs,
+                )
+            )
+        return found
 
 
 def combine_conds(uncond: Tensor, conds: Tensor, images: list[int], scales: list[float]) -> Tensor:
@@ -293,27 +332,3 @@ def rescale_guidance(guided: Tensor, cond: Tensor, guidance_rescale: float) -> T
 def _first_row_of(images: list[int]) -> list[int]:
     """The first row of each image."""
     return [images.index(image) for image in range(max(images) + 1)]
-
-
-def stack_conds(chosen: Sequence[tuple[int, float, TimedCond]]) -> SideRows:
-    """Rows (image, weight, entry) as one half of a run; shorter texts repeat their own last token vector."""
-    length = max(entry.embeds.shape[0] for _, _, entry in chosen)
-    return SideRows(
-        images=[image for image, _, _ in chosen],
-        weights=[weight for _, weight, _ in chosen],
-        embeds=torch.stack([_repeat_last(entry.embeds[None], length)[0] for _, _, entry in chosen]),
-        pooled=None if chosen[0][2].pooled is None else torch.stack([entry.pooled for _, _, entry in chosen]),
-    )
-
-
-def _repeat_last(embeds: Tensor, length: int) -> Tensor:
-    """(rows, tokens, dim), at least `length` tokens long."""
-    missing = length - embeds.shape[1]
-    return embeds if missing <= 0 else torch.cat([embeds, embeds[:, -1:].expand(-1, missing, -1)], dim=1)
-
-
-def _append_empty(rows: SideRows, empty: Tensor, length: int) -> SideRows:
-    """The rows with the encoding of "" appended once per missing chunk. empty: (77, dim)."""
-    missing = (length - rows.embeds.shape[1]) // len(empty)
-    tail = empty.repeat(missing, 1).expand(len(rows.images), -1, -1)
-    return rows._replace(embeds=torch.cat([rows.embeds, tail.to(rows.embeds)], dim=1))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..options import sampling_options
 from .brownian import BrownianNoise
+from .denoiser import GuidedDenoiser
 from .discrete_schedule import NoiseTable
 from .loops import NoiseFn, StepFn, keep_latents
 from .noise import GeneratorNoise, SeededNoise
@@ -150,6 +151,8 @@ def sample_from_noise(
     x = first if latents is None else latents.to(first)
     if plan.sampler.kind != "timesteps":
         x = x * ((1.0 + plan.levels[0] ** 2) ** 0.5 if plan.sgm_noise else plan.levels[0])
+    if isinstance(denoiser, GuidedDenoiser) and plan.sampler.kind == "sigmas":
+        denoiser.prepare(plan.run)
     step_noise = _step_noise(plan, noise)
     return plan.sampler.function(denoiser, x, *plan.places, noise=step_noise, on_step=on_step, **plan.arguments)
 
@@ -180,6 +183,8 @@ def sample_from_latents(
         extra = plan.extra_noise
     if plan.extra_noise > 0:
         x = x + eps * extra
+    if isinstance(denoiser, GuidedDenoiser) and plan.sampler.kind == "sigmas":
+        denoiser.prepare(plan.run)
     step_noise = _step_noise(plan, noise)
     return plan.sampler.function(denoiser, x, *plan.places, noise=step_noise, on_step=on_step, **plan.arguments)
 

@@ -1,0 +1,121 @@
+"""The texts of a call as rows of UNet runs: stacked, padded, and brought to the UNet once for as long as they hold."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..conditioning import TimedCond
+
+
+class CondRows(NamedTuple):
+    """One side's texts, cond or uncond. Row r is for image `images[r]`, and counts `weights[r]` times the scale."""
+
+    images: list[int]
+    weights: list[float]
+    embeds: Tensor  # (rows, tokens, dim)
+    pooled: Tensor | None  # (rows, dim)
+
+
+class UNetRows(NamedTuple):
+    """The rows of one UNet run, with all that stays the same as long as the texts do, on its device, in its dtype."""
+
+    images: list[int]
+    uncond: list[bool]
+    index: Tensor | None  # `images`; None: every image in order, once or twice
+    given: dict[str, Any]  # keyword arguments of the UNet
+
+    def take(self, x: Tensor) -> Tensor:
+        """(rows, …) of x (images, …)."""
+        if self.index is not None:
+            return x.index_select(0, self.index)
+        return x if len(self.images) == len(x) else torch.cat([x, x])
+
+
+@dataclass
+class CondBatch:
+    """The texts that hold at a call, and the UNet runs made of them so far: key, whether uncond is left out."""
+
+    cond: CondRows
+    uncond: CondRows | None
+    runs: dict[bool, list[UNetRows]] = field(default_factory=dict)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether each image has one text, and all count alike."""
+        return self.cond.images == list(range(len(self.cond.images))) and len(set(self.cond.weights)) == 1
+
+
+def unet_rows(
+    sides: Sequence[tuple[CondRows, int]],
+    images: int,
+    place: Tensor,
+    *,
+    time_ids: tuple[Tensor, Tensor] | None = None,
+    image_embeds: tuple[list[Tensor], list[Tensor]] | None = None,
+    **others: Any,
+) -> UNetRows:
+    """The rows of these sides (0 is cond) as arguments of a UNet run.
+
+    images: of the batch. place: a tensor of the UNet's dtype on its device. time_ids, image_embeds: as in
+    `DenoiserModel` and `Guidance`. others: keyword arguments of the UNet.
+    """
+    every = [image for rows, _ in sides for image in rows.images]
+
+    def ready(parts: Iterable[Tensor]) -> Tensor:
+        return torch.cat(list(parts)).to(place)
+
+    added: dict[str, Any] = {}
+    if time_ids is not None:
+        added["text_embeds"] = ready(rows.pooled for rows, _ in sides)
+        added["time_ids"] = ready(time_ids[side].expand(len(rows.images), -1) for rows, side in sides)
+    if image_embeds is not None:
+        pairs = zip(*image_embeds, strict=True)
+        added["image_embeds"] = [torch.cat([pair[side][rows.images] for rows, side in sides]) for pair in pairs]
+    given = {
+        "encoder_hidden_states": ready(rows.embeds for rows, _ in sides),
+        "added_cond_kwargs": added or None,
+        **others,
+    }
+    in_order = all(rows.images == list(range(images)) for rows, _ in sides)
+    index = None if in_order else torch.tensor(every, device=place.device)
+    return UNetRows(every, [side == 1 for rows, side in sides for _ in rows.images], index, given)
+
+
+def padded_sides(
+    cond: CondRows, uncond: CondRows, empty: Tensor | None, *, pad: bool, pad_v0: bool
+) -> tuple[CondRows, CondRows]:
+    """Sides of different length made equal, where an option wants it. empty: (77, dim), the encoding of ""."""
+    length = cond.embeds.shape[1]
+    if pad_v0:
+        return cond, uncond._replace(embeds=_repeat_last(uncond.embeds, length)[:, :length])
+    if pad and empty is not None:
+        length = max(length, uncond.embeds.shape[1])
+        return _append_empty(cond, empty, length), _append_empty(uncond, empty, length)
+    return cond, uncond
+
+
+def stack_conds(chosen: Sequence[tuple[int, float, TimedCond]]) -> CondRows:
+    """Rows (image, weight, entry) as one half of a run; shorter texts repeat their own last token vector."""
+    length = max(entry.embeds.shape[0] for _, _, entry in chosen)
+    return CondRows(
+        images=[image for image, _, _ in chosen],
+        weights=[weight for _, weight, _ in chosen],
+        embeds=torch.stack([_repeat_last(entry.embeds[None], length)[0] for _, _, entry in chosen]),
+        pooled=None if chosen[0][2].pooled is None else torch.stack([entry.pooled for _, _, entry in chosen]),
+    )
+
+
+def _repeat_last(embeds: Tensor, length: int) -> Tensor:
+    """(rows, tokens, dim), at least `length` tokens long."""
+    missing = length - embeds.shape[1]
+    return embeds if missing <= 0 else torch.cat([embeds, embeds[:, -1:].expand(-1, missing, -1)], dim=1)
+
+
+def _append_empty(rows: CondRows, empty: Tensor, length: int) -> CondRows:
+    """The rows with the encoding of "" appended once per missing chunk. empty: (77, dim)."""
+    missing = (length - rows.embeds.shape[1]) // len(empty)
+    tail = empty.repeat(missing, 1).expand(len(rows.images), -1, -1)
+    return rows._replace(embeds=torch.cat([rows.embeds, tail.to(rows.embeds)], dim=1))
