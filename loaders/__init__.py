@@ -6,6 +6,9 @@ from .moved import keep_moved_names
 
 
 _HOME = {
+    "WebUIFolder": ".library.folder",
+    "missing_files": ".library.missing",
+    "wanted_files": ".library.missing",
     "read_network": ".lora.read",
     "merged_networks": ".lora.merge",
     "attach_network": ".lora.peft_adapters",

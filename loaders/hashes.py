@@ -63,8 +63,11 @@ def file_sha256(
     return digest.hexdigest()
 
 
-def tensor_data_sha256(path: str | Path) -> str:
-    """SHA-256 of a .safetensors file's tensor data: it stays the same when only the metadata changes (AutoV3)."""
+def tensor_data_sha256(path: str | Path, *, on_bytes: Callable[[int, int], None] | None = None) -> str:
+    """SHA-256 of a .safetensors file's tensor data: it stays the same when only the metadata changes (AutoV3).
+
+    on_bytes: as in `file_sha256`.
+    """
     path = _hashable(path)
     with path.open("rb") as stream:
         header = int.from_bytes(stream.read(8), "little")
@@ -73,7 +76,7 @@ def tensor_data_sha256(path: str | Path) -> str:
             f"`{path}` is no .safetensors file, or a truncated one: its first eight bytes promise a header of "
             f"{header} bytes. This hash exists for .safetensors only; `file_sha256` takes any file."
         )
-    return file_sha256(path, start=8 + header)
+    return file_sha256(path, start=8 + header, on_bytes=on_bytes)
 
 
 def legacy_model_hash(path: str | Path) -> str:

@@ -21,6 +21,7 @@ _HOME = {
     "save_picture": ".infotext.files",
     "save_pictures": ".infotext.files",
     "pipeline_file": ".bundle.build",
+    "missing_files": "..loaders.library.missing",
 }
 __all__ = sorted(_HOME)
 

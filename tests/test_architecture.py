@@ -23,6 +23,7 @@ FOLDERS = {"prompt", "sampling", "images", "control", "infotext", "cli", "bundle
 LEAVES = (
     "loaders/utils",
     "loaders/data_files",
+    "loaders/library/missing",
     "pipelines/options",
     "pipelines/conditioning",
     "pipelines/sampling/labels",
@@ -36,7 +37,7 @@ PURE = [
     if p.name in ("__init__.py", "utils.py", "moved.py", "options.py", "detailer_settings.py", "script_settings.py")
     or (p.parent.name == "infotext" and p.name not in ("files.py", "from_call.py"))
     or (p.parent.name == "prompt" and p.name not in ("encode.py", "text_encoder.py"))
-    or p.name in ("tile_grid.py", "philox.py", "labels.py", "units.py")
+    or p.name in ("tile_grid.py", "philox.py", "labels.py", "units.py", "layout.py", "missing.py", "webui_hashes.py")
 ]
 PURE = [p for p in PURE if p.parent.name != "cli"]  # whose functions import what they run
 
