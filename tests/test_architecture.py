@@ -30,6 +30,7 @@ LEAVES = (
     "pipelines/prompt/attention",
     "pipelines/detailer_settings",
     "pipelines/script_settings",
+    "pipelines/control/units",
 )  # what every folder may import
 PURE = [
     p

@@ -19,6 +19,7 @@ import pytest
         "infotext.to_call",
         "infotext.read",
         "infotext.sampler_names",
+        "infotext.control_fields",
         "infotext.other_names",
         "infotext.families",
         "infotext.programs",

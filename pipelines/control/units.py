@@ -31,7 +31,7 @@ UNIT_RESIZE_MODES = ("Just Resize", "Crop and Resize", "Resize and Fill")  # the
 HR_OPTIONS = ("Both", "Low res only", "High res only")
 
 # Names that earlier versions of the extension, and programs that call its API, use for the same.
-_OLDER_NAMES = {
+OLDER_UNIT_VALUES = {
     "control_mode": {
         "ControlMode.BALANCED": "Balanced",
         "ControlMode.PROMPT": "My prompt is more important",
@@ -175,7 +175,7 @@ def _read_unit(given: Mapping[str, Any], place: int) -> ControlUnit:
     values = {key: value for key, value in given.items() if key not in _NOTHING_TO_DO}
     for key, known in _CHOICES.items():
         if key in values:
-            values[key] = _choice(f"{where}: `{key}`", values[key], known, _OLDER_NAMES[key])
+            values[key] = _choice(f"{where}: `{key}`", values[key], known, OLDER_UNIT_VALUES[key])
     for key in ("weight", "guidance_start", "guidance_end", "processor_res", "threshold_a", "threshold_b"):
         if key in values:
             values[key] = _number(f"{where}: `{key}`", values[key])

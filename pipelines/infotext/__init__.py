@@ -12,6 +12,7 @@ _HOME = {
     "call_report": ".to_call",
     "named_hashes": ".to_call",
     "call_settings": ".settings",
+    "control_units_of_fields": ".control_fields",
     "format_infotext": ".write",
     "quote_field": ".write",
     "read_infotext": ".files",
