@@ -93,8 +93,9 @@ def component_adapters(layers: PipeLayers, steps: Mapping[ModuleKey, MergeStep])
 def check_exact(layers: PipeLayers, steps: Mapping[ModuleKey, Sequence[MergeStep]]) -> None:
     """Raises NetworkError for the first layer that PEFT cannot hold, and for a component that is DoRA in part."""
     for key, found in steps.items():
+        fused = layers.fused_projection(key) is not None
         for step in found:
-            why = adapter_refusal(step.layer, layers.modules[key])
+            why = _FUSED if fused else adapter_refusal(step.layer, layers.modules[key])
             if why:
                 raise NetworkError(_no_adapter(step, why))
     for component in layers.components:
@@ -132,3 +133,9 @@ def _no_adapter(step: MergeStep, why: str) -> str:
         'Merge the network instead: `merged_networks(pipe, [(network, 1, 1)], "reference")`, or '
         '`lora_backend="reference"` (or "webui") where a pipeline has that argument.'
     )
+
+
+_FUSED = (
+    "the model's q, k and v are fused, and an adapter beside the unfused ones would do nothing. Call "
+    "`unet.unfuse_qkv_projections()` first, or merge"
+)

@@ -20,6 +20,7 @@ from .families.family import LayerStrength, thin_pair
 from .families.table import NUMBER_PARTS, weight_delta
 from .keys import NetworkLayer
 from .plan import MergeStep
+from .targets import plain_shape
 
 
 class AdapterFactors(NamedTuple):
@@ -40,13 +41,15 @@ def adapter_refusal(layer: NetworkLayer, module: nn.Module) -> str:
     """Why no PEFT tuner computes this layer exactly at any strength; empty if one does."""
     if not isinstance(module, nn.Linear | nn.Conv2d):
         return f"PEFT has no tuner for a {type(module).__name__}"
+    if isinstance(module, nn.Conv2d) and type(module.weight) is not nn.Parameter:
+        return f"PEFT has no tuner for a quantised convolution ({type(module).__name__})"
     if layer.algorithm.no_tuner:
         return layer.algorithm.no_tuner
     if "diff_b" in layer.keys:
         return "it changes the layer's bias, which no PEFT tuner does"
     if "lora_up.bias" in layer.keys and module.bias is None:
         return "it brings a bias to a layer without, which PEFT cannot merge"
-    if layer.dora and not layer.peft and dora_on_input(layer.shapes["dora_scale"], tuple(module.weight.shape)):
+    if layer.dora and not layer.peft and dora_on_input(layer.shapes["dora_scale"], tuple(plain_shape(module))):
         return "its DoRA lengths are per input channel, and PEFT's are per output"
     if isinstance(module, nn.Conv2d) and module.groups != 1:
         return "the convolution has groups"

@@ -17,7 +17,7 @@ from .peft_inject import module_paths
 from .plan import NetworkReport, network_uses, plan_networks
 from .read import Network, read_network, sort_network_keys
 from .sources import open_network
-from .targets import PipeLayers
+from .targets import PipeLayers, plain_shape
 
 
 def load_network_as_adapter(
@@ -96,7 +96,7 @@ def _plain_state(pipe: object, network: Network) -> dict[str, Tensor]:
                 f"`{network.path}`: layer `{found[-1].layer.name}` has more than two factors, and only those can be "
                 "swapped in place. Load the network beside the other, without `hotswap`."
             )
-        shape = layers.modules[component, path].weight.shape
+        shape = plain_shape(layers.modules[component, path])
         factors = adapter_factors(found[-1], shape)
         name, up = f"{component}.{module_paths(layers, component)[path]}", factors.up * factors.scale
         state[f"{name}.lora_A.weight"] = factors.down.reshape(-1, *shape[1:])

@@ -17,7 +17,7 @@ from .peft_factors import AdapterFactors, adapter_factors, joined_factors
 from .peft_inject import AdapterSnapshot, fused_adapter_names, module_paths, offloading_paused, tuner_layers
 from .peft_tuners import ComponentAdapter, lora_adapter
 from .plan import MergeStep, ModuleKey, NetworkReport, NetworkUse, network_uses, plan_networks
-from .targets import PipeLayers
+from .targets import PipeLayers, plain_shape
 
 
 Mix = list[NetworkUse]
@@ -151,7 +151,7 @@ def _joint_adapters(
         for (owner, path), own in steps.items():
             if owner != component:
                 continue
-            shape = layers.modules[owner, path].weight.shape
+            shape = plain_shape(layers.modules[owner, path])
             parts = [(adapter_factors(step, shape), step.strength) for step in own]
             only, strength = parts[0]
             scaled = only._replace(scale=only.scale * strength)

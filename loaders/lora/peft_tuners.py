@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+import torch
 from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftConfig
 from peft.tuners.lokr.layer import factorization
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from .keys import NetworkLayer
 from .peft_factors import AdapterFactors, adapter_factors, adapter_parts
 from .plan import MergeStep
+from .targets import compute_dtype, on_meta, plain_shape
 
 
 class ComponentAdapter(NamedTuple):
@@ -34,7 +36,7 @@ def component_adapter(steps: Mapping[str, MergeStep], modules: Mapping[str, nn.M
     """
     layers = {path: step.layer for path, step in steps.items()}
     families = {_tunable_family(layer) for layer in layers.values()}
-    if any(modules[path].weight.device.type == "meta" for path in steps):
+    if any(on_meta(modules[path]) for path in steps):
         families = set()  # accelerate, which offloads layer by layer, does not find the tensors of LoHa and LoKr
     if families == {"loha"}:
         flag = _loha_flag(layers, modules)
@@ -44,7 +46,7 @@ def component_adapter(steps: Mapping[str, MergeStep], modules: Mapping[str, nn.M
         settings = _lokr_settings(layers, modules)
         if settings is not None:
             return _own_tuner(LoKrConfig, settings, steps, modules)
-    factors = {path: adapter_factors(step, modules[path].weight.shape) for path, step in steps.items()}
+    factors = {path: adapter_factors(step, plain_shape(modules[path])) for path, step in steps.items()}
     return lora_adapter(factors, modules)
 
 
@@ -53,18 +55,18 @@ def lora_adapter(factors: Mapping[str, AdapterFactors], modules: Mapping[str, nn
     state: dict[str, Tensor] = {}
     with_bias = any(each.bias is not None for each in factors.values())
     for path, each in factors.items():
-        weight, rank = modules[path].weight, each.rank
-        down, up = each.down, each.up
-        if weight.ndim == 4:
-            down, up = down.reshape(rank, *weight.shape[1:]), up[..., None, None]
-        state[f"{path}.lora_A.weight"] = _as_weight(down, weight)
-        state[f"{path}.lora_B.weight"] = _as_weight(up, weight)
+        module, rank = modules[path], each.rank
+        shape, down, up = plain_shape(module), each.down, each.up
+        if len(shape) == 4:
+            down, up = down.reshape(rank, *shape[1:]), up[..., None, None]
+        state[f"{path}.lora_A.weight"] = _as_weight(down, module)
+        state[f"{path}.lora_B.weight"] = _as_weight(up, module)
         if with_bias:
             bias = up.new_zeros(len(up)) if each.bias is None else each.bias
-            state[f"{path}.lora_B.bias"] = _as_weight(bias, weight)
+            state[f"{path}.lora_B.bias"] = _as_weight(bias, module)
         if each.magnitude is not None:
-            shape = (1, -1, 1, 1) if weight.ndim == 4 else (-1,)
-            state[f"{path}.lora_magnitude_vector"] = _as_weight(each.magnitude.reshape(shape), weight)
+            row = (1, -1, 1, 1) if len(shape) == 4 else (-1,)
+            state[f"{path}.lora_magnitude_vector"] = _as_weight(each.magnitude.reshape(row), module)
     ranks = {path: each.rank for path, each in factors.items()}
     usual_rank, rank_pattern = _patterns(ranks)
     usual_alpha, alpha_pattern = _patterns({path: each.scale * each.rank for path, each in factors.items()})
@@ -92,7 +94,7 @@ def _own_tuner(
         alphas[path] = step.network.scale(step.layer, reference=True) * ranks[path]
         shapes = _own_shapes(step.layer, module)
         for part, value in adapter_parts(step).items():
-            state[f"{path}.{part}"] = _as_weight(value.reshape(shapes[part]), module.weight)
+            state[f"{path}.{part}"] = _as_weight(value.reshape(shapes[part]), module)
     usual_rank, rank_pattern = _patterns(ranks)
     usual_alpha, alpha_pattern = _patterns(alphas)
     config = kind(
@@ -120,8 +122,8 @@ def _patterns(values: Mapping[str, float]) -> tuple:
     return usual, {f"^{paths[0]}" if len(paths) == 1 else f"^(?:{'|'.join(paths)})": v for v, paths in others.items()}
 
 
-def _as_weight(value: Tensor, weight: Tensor) -> Tensor:
-    return value.detach().to(weight.dtype).contiguous()
+def _as_weight(value: Tensor, module: nn.Module) -> Tensor:
+    return value.detach().to(compute_dtype(module)).contiguous()
 
 
 def _tunable_family(layer: NetworkLayer) -> str:
@@ -133,10 +135,10 @@ def _loha_flag(layers: Mapping[str, NetworkLayer], modules: Mapping[str, nn.Modu
     """LoHaConfig's `use_effective_conv2d` under which all shapes fit; None where there is no one."""
     flags = set()
     for path, layer in layers.items():
-        shapes, weight = layer.shapes, modules[path].weight
-        if shapes["hada_w1_b"][0] != shapes["hada_w2_b"][0] or _changes_less(layer, weight):
+        shapes, weight = layer.shapes, plain_shape(modules[path])
+        if shapes["hada_w1_b"][0] != shapes["hada_w2_b"][0] or _changes_less(weight):
             return None
-        tucker, kernel = "hada_t1" in shapes, weight.shape[2:].numel()
+        tucker, kernel = "hada_t1" in shapes, weight[2:].numel()
         if tucker and kernel == 1:
             return None
         if kernel > 1:
@@ -146,7 +148,7 @@ def _loha_flag(layers: Mapping[str, NetworkLayer], modules: Mapping[str, nn.Modu
 
 def _lokr_settings(layers: Mapping[str, NetworkLayer], modules: Mapping[str, nn.Module]) -> dict | None:
     """LoKrConfig's settings under which PEFT's rules give every layer the shapes it has; None where none do."""
-    if any(_changes_less(layer, modules[path].weight) for path, layer in layers.items()):
+    if any(_changes_less(plain_shape(modules[path])) for path in layers):
         return None
     sizes = {size for layer in layers.values() for size in _lokr_left(layer)}
     for factor in [-1, *sorted(sizes)]:
@@ -166,9 +168,9 @@ def _lokr_fits(
     layer: NetworkLayer, module: nn.Module, decompose_factor: int, decompose_both: bool, use_effective_conv2d: bool
 ) -> bool:
     """Whether PEFT makes just these parts in just these sizes (peft/tuners/lokr/layer.py, `update_layer`, 0.21.2)."""
-    weight, rank = module.weight, _own_rank(layer)
-    (out1, out2), (in1, in2) = (factorization(size, decompose_factor) for size in weight.shape[:2])
-    kernel = weight.shape[2:].numel()
+    weight, rank = plain_shape(module), _own_rank(layer)
+    (out1, out2), (in1, in2) = (factorization(size, decompose_factor) for size in weight[:2])
+    kernel = weight[2:].numel()
     shapes = {part: tuple(shape) for part, shape in _own_shapes(layer, module).items()}
     wanted: dict[str, tuple[int, ...]] = {}
     if decompose_both and rank < max(out1, in1) / 2:
@@ -176,10 +178,10 @@ def _lokr_fits(
     else:
         wanted["lokr_w1"] = (out1, in1)
     if rank >= max(out2, in2) / 2:
-        wanted["lokr_w2"] = (out2, in2, *weight.shape[2:])
+        wanted["lokr_w2"] = (out2, in2, *weight[2:])
     elif use_effective_conv2d and kernel > 1:
         wanted |= {
-            "lokr_t2": (rank, rank, *weight.shape[2:]),
+            "lokr_t2": (rank, rank, *weight[2:]),
             "lokr_w2_a": (rank, out2),
             "lokr_w2_b": (rank, in2),
         }
@@ -203,7 +205,7 @@ def _own_rank(layer: NetworkLayer) -> int:
 def _own_shapes(layer: NetworkLayer, module: nn.Module) -> dict[str, tuple[int, ...]]:
     """The parts' shapes as PEFT keeps them: factors flat, LoKr's whole second factor shaped like the weight."""
     shapes = {part: tuple(shape) for part, shape in layer.shapes.items() if part not in ("alpha", "scale")}
-    kernel = tuple(module.weight.shape[2:])
+    kernel = tuple(plain_shape(module)[2:])
     for part, shape in shapes.items():
         if part == "lokr_w2":
             flat = shape[1:2] if len(shape) > 2 or not kernel else (shape[1] // (kernel[0] * kernel[1]),)
@@ -213,6 +215,6 @@ def _own_shapes(layer: NetworkLayer, module: nn.Module) -> dict[str, tuple[int, 
     return shapes
 
 
-def _changes_less(layer: NetworkLayer, weight: Tensor) -> bool:
+def _changes_less(weight: torch.Size) -> bool:
     """Whether the change is for four of an inpainting UNet's nine channels."""
-    return weight.ndim == 4 and weight.shape[1] == 9
+    return len(weight) == 4 and weight[1] == 9

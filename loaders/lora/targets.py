@@ -18,6 +18,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import torch
 from torch import nn
 
 from .keys import LayerPrefix, layer_prefix
@@ -76,9 +77,43 @@ class PipeLayers:
         return "M00" if kind.startswith("middle_block") else ""
 
     def weight_shape(self, key: tuple[str, str]) -> tuple[int, ...]:
-        """Shape of a module's weight, by (component, path)."""
-        weight = self.modules[key]._parameters["weight"]
-        return tuple(weight.shape) if weight is not None else ()
+        """Shape of a module's weight, by (component, path); of a quantised one, as if it were not."""
+        return tuple(plain_shape(self.modules[key]))
+
+    def fused_projection(self, key: tuple[str, str]) -> tuple[nn.Linear, slice] | None:
+        """The layer that computes an attention's q, k or v instead of the one by that name, and the rows of it.
+
+        After `fuse_qkv_projections()`, self-attention has `to_qkv`, and cross-attention `to_kv`.
+        """
+        component, path = key
+        parent, _, name = path.rpartition(".")
+        if component != "unet" or name not in ("to_q", "to_k", "to_v"):
+            return None
+        attention = self.components[component].get_submodule(parent)
+        if not type(getattr(attention, "processor", None)).__name__.startswith("Fused"):
+            return None
+        for fused, order in (("to_qkv", ("to_q", "to_k", "to_v")), ("to_kv", ("to_k", "to_v"))):
+            layer = getattr(attention, fused, None)
+            if layer is not None and name in order:
+                start = sum(
+                    self.weight_shape((component, f"{parent}.{before}"))[0] for before in order[: order.index(name)]
+                )
+                return innermost_layer(layer), slice(start, start + self.weight_shape(key)[0])
+        return None
+
+    def module_path(self, component: str, key: str) -> str:
+        """A parameter's key in a component's own file, with the path that network files have."""
+        return key if component == "unet" else _text_path(key)
+
+    def checkpoint_place(self, key: str) -> tuple[str, str] | None:
+        """(component, parameter) that a key of a single-file checkpoint means, where it means all of one."""
+        layer, _, name = key.rpartition(".")
+        row = layer_prefix(layer)
+        if row is None or row.kept or row.component not in self._names:
+            return None
+        inner = layer[len(row.text) :]
+        path = self._names[row.component].get(inner.replace(".", "_"), ("", False))[0]
+        return (row.component, f"{path}.{name}") if path else None
 
     def _underscored(self, component: str) -> dict[str, tuple[str, bool]]:
         """Name without prefix -> (path, whether it is diffusers' spelling)."""
@@ -180,6 +215,31 @@ def original_unet_name(path: str, up_slot: int) -> str:
     )
 
 
+def plain_shape(module: nn.Module) -> torch.Size:
+    """Shape (out, in[, kh, kw]) of a module's weight; of a quantised one, as if it were not."""
+    if isinstance(module, nn.Linear):
+        return torch.Size((module.out_features, module.in_features))
+    weight = module._parameters.get("weight")
+    if weight is None and callable(getattr(module, "weight", None)):
+        weight = module.weight()  # torch.ao's
+    return torch.Size() if weight is None else weight.shape
+
+
+def on_meta(module: nn.Module) -> bool:
+    """Whether accelerate keeps the weight elsewhere."""
+    weight = module._parameters.get("weight")
+    return weight is not None and weight.device.type == "meta"
+
+
+def compute_dtype(module: nn.Module) -> torch.dtype:
+    """What a module's weight is computed in; for weights stored in fewer bits, what its bias or itself says."""
+    said = getattr(module, "compute_dtype", None)
+    for value in (module._parameters.get("weight"), module._parameters.get("bias")):
+        if type(value) is nn.Parameter and value.is_floating_point() and value.element_size() > 1:
+            return value.dtype
+    return said if isinstance(said, torch.dtype) else torch.float32
+
+
 def innermost_layer(module: nn.Module) -> nn.Module:
     """The layer itself, where PEFT has wrapped it."""
     while isinstance(getattr(module, "base_layer", None), nn.Module):
@@ -197,6 +257,7 @@ def _changeable_modules(model: nn.Module, prefix: str = "") -> Iterator[tuple[st
         path = f"{prefix}{name}"
         layer = innermost_layer(child)
         has_weight = layer._parameters.get("weight") is not None and not isinstance(layer, nn.Embedding)
+        has_weight = has_weight or callable(getattr(layer, "weight", None))  # quantised by torch.ao
         if layer is not child or has_weight:
             yield path, layer
         else:
