@@ -1,7 +1,6 @@
 """What the drawing pipelines share beside their stories."""
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +9,18 @@ from PIL import Image
 from torch import Tensor
 
 from ..loaders.checkpoint.load import load_single_file
-from ..loaders.lora.peft_loading import load_network_as_adapter
+from ..loaders.lora.library import NetworkLibrary
 from ..loaders.lora.plan import NetworkReport
 from .bundle.saving import SavedWithCode
 from .drop_in import diffusers_pipeline
 from .infotext.files import save_pictures
+from .loras import LoraMethods
 from .output import WebUIPipelineOutput
 from .registry import Attachments
+from .sampling.denoiser import Guidance
 
 
-class WebUIMixin(SavedWithCode):
+class WebUIMixin(LoraMethods, SavedWithCode):
     """Goes before diffusers' pipeline among the bases. It is no pipeline itself: diffusers takes a file with one only.
 
     A class names in `_stands_for` diffusers' pipelines for models with one text encoder and with two, and calls
@@ -63,9 +64,9 @@ class WebUIMixin(SavedWithCode):
 
     @property
     def is_sdxl(self) -> bool:
-        """Whether the model is an SDXL: it has a second text encoder, or a UNet that is told sizes."""
-        told = getattr(getattr(self.unet, "config", None), "addition_embed_type", None)
-        return self.text_encoder_2 is not None or told == "text_time"
+        """Whether the model is an SDXL: it has a second text encoder, or a UNet that takes sizes."""
+        added = getattr(getattr(self.unet, "config", None), "addition_embed_type", None)
+        return self.text_encoder_2 is not None or added == "text_time"
 
     @classmethod
     def from_single_file(cls, pretrained_model_link_or_path: str | Path, **kwargs: Any) -> Any:
@@ -94,42 +95,14 @@ class WebUIMixin(SavedWithCode):
 
     # --- what prompts and arguments call by name
 
-    def add_lora(self, path: str | Path, name: str | None = None) -> str:
-        """Make a network file (or an id on the Hub) known to tags and `loras`, by `name` or its own. Returns it."""
-        return self.attached.library.add(path, name).name
-
-    def load_lora_weights(
-        self,
-        pretrained_model_name_or_path_or_dict: str | Path | Mapping[str, Tensor],
-        adapter_name: str | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Load a network of any naming and of every family that PEFT holds exactly, as an adapter that stays.
-
-        Arguments are diffusers'. Raises NetworkError for a broken file, another base model, or an inexact family; such
-        a file can be merged for a call instead (`loras=`, tags).
-        """
-        source = pretrained_model_name_or_path_or_dict
-        fallback = partial(diffusers_pipeline(self).load_lora_weights, self)
-        report = load_network_as_adapter(self, source, adapter_name, fallback=fallback, **kwargs)
-        self._network_reports = [] if report is None else [report]
+    @property
+    def networks(self) -> NetworkLibrary:
+        """The network files that are known by name."""
+        return self.attached.library
 
     def add_embedding(self, path: str | Path, name: str | None = None) -> str:
         """Make a textual inversion known to prompts, by `name` or its own. Returns it."""
         return self.attached.add_embedding(path, name)
-
-    @property
-    def lora_folder(self) -> Path | None:
-        """Where networks are looked for by name, with the folders in it."""
-        return self.attached.library.folder
-
-    @lora_folder.setter
-    def lora_folder(self, folder: str | Path | None) -> None:
-        self.attached.library.folder = folder
-
-    def network_report(self) -> str:
-        """What became of each network of the last call: applied, passed over and why, unknown keys."""
-        return "\n".join(map(str, self._network_reports)) or "No networks were in use."
 
     def save(
         self, images: Sequence[Image.Image] | WebUIPipelineOutput, folder: str | Path, pattern: str = "[number]-[seed]"
@@ -139,8 +112,11 @@ class WebUIMixin(SavedWithCode):
             return images.save(folder, pattern)
         return save_pictures(images, None, folder, pattern)
 
-    def _begin(self, guidance_scale: float, rescale: float, clip_skip: int | None, kwargs: dict | None) -> None:
+    def _stock_load_lora_weights(self, *args: Any, **kwargs: Any) -> None:
+        diffusers_pipeline(self).load_lora_weights(self, *args, **kwargs)
+
+    def _begin(self, guidance: Guidance, clip_skip: int | None) -> None:
         """Set what diffusers' properties of the same names show during a call."""
-        self._guidance_scale, self._guidance_rescale = guidance_scale, rescale
-        self._clip_skip, self._cross_attention_kwargs = clip_skip, kwargs
+        self._guidance_scale, self._guidance_rescale = guidance.guidance_scale, guidance.guidance_rescale
+        self._clip_skip, self._cross_attention_kwargs = clip_skip, guidance.cross_attention_kwargs
         self._interrupt = False

@@ -1,18 +1,16 @@
-"""What prompts become and samplers read: encoded texts, each with the denoiser calls it is for."""
+"""What a UNet is conditioned on: encoded texts, each with the model evaluations it is for, and SDXL's sizes."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from torch import Tensor
-
-from .prompt.composition import entry_at
 
 
 class TimedCond(NamedTuple):
     """One encoded text of a prompt's schedule."""
 
-    until: int  # the last denoiser call, counted from 0, that reads it
+    until: int  # the last model evaluation, counted from 0, that reads it
     embeds: Tensor  # (tokens, dim); tokens is a multiple of 77
     pooled: Tensor | None = None  # (dim,), SDXL only
 
@@ -34,9 +32,79 @@ class Conditioning:
     embeddings: tuple[str, ...] = ()  # names of the textual inversions in use, as "TI hashes" lists them
 
 
-def cond_at_call(schedule: Sequence[TimedCond], call: int) -> TimedCond:
-    """The entry that denoiser call `call`, counted from 0, reads; see `entry_at`."""
-    return schedule[entry_at(schedule, call)]
+def entry_at(schedule: Sequence[tuple], evaluation: int) -> int:
+    """Index of the entry that model evaluation number `evaluation` reads. schedule: (last step, ...) in rising order.
+
+    Evaluations count from 0 in each pass, steps from 1: so the webui reads the first entry one evaluation longer than
+    its number says, and an evaluation beyond the last step reads the first entry again. Both kept: pictures depend on
+    them.
+
+    >>> [entry_at([(2, "a"), (4, "b")], evaluation) for evaluation in range(6)]
+    [0, 0, 0, 1, 1, 0]
+    """
+    return next((index for index, (end, *_) in enumerate(schedule) if evaluation <= end), 0)
+
+
+def cond_at_call(schedule: Sequence[TimedCond], evaluation: int) -> TimedCond:
+    """The entry that model evaluation `evaluation`, counted from 0, reads; see `entry_at`."""
+    return schedule[entry_at(schedule, evaluation)]
+
+
+def given_conditioning(given: Mapping[str, Any], *, is_sdxl: bool = False) -> Conditioning:
+    """Conditioning from the arguments `prompt_embeds` (b, tokens, dim), `pooled_prompt_embeds` (b, dim) and their
+    negative sides, each row repeated for its `num_images_per_prompt` pictures.
+
+    The negative side is empty where it is to be encoded from `negative_prompt`. Raises ValueError for tensors that do
+    not go together, and on SDXL for missing pooled ones.
+    """
+    embeds, pooled = given["prompt_embeds"], given["pooled_prompt_embeds"]
+    negative, negative_pooled = given["negative_prompt_embeds"], given["negative_pooled_prompt_embeds"]
+    for argument, one, other in (("pooled", embeds, pooled), ("negative_pooled", negative, negative_pooled)):
+        if is_sdxl and one is not None and other is None:
+            raise ValueError(
+                f"`{argument}_prompt_embeds` is missing: SDXL reads it beside the embeddings of each token. Pass what "
+                "`encode_prompt` or `PromptEncoder` gives with them."
+            )
+    if negative is not None and given["negative_prompt"] is not None:
+        raise ValueError("`negative_prompt` and `negative_prompt_embeds` are both given: pass one of them.")
+    if negative is not None and len(negative) != len(embeds):
+        raise ValueError(
+            f"`negative_prompt_embeds` has {len(negative)} rows and `prompt_embeds` {len(embeds)}: every prompt needs "
+            "its own negative one."
+        )
+
+    def timed(rows: Tensor, pools: Tensor | None) -> list[list[TimedCond]]:
+        entries = [TimedCond(2**31, row, None if pools is None else pools[i]) for i, row in enumerate(rows)]
+        return [[entry] for entry in entries for _ in range(given["num_images_per_prompt"])]
+
+    positive = [[WeightedCond(1.0, schedule)] for schedule in timed(embeds, pooled)]
+    return Conditioning(positive, [] if negative is None else timed(negative, negative_pooled))
+
+
+def completed_conditioning(
+    given: Conditioning, encode: Callable[[], Conditioning] | None, width: int | None = None
+) -> Conditioning:
+    """Given conditioning with its negative side, which `encode` encodes where it is missing; zeros without `encode`.
+
+    width: keep the last `width` channels, those of SDXL's second encoder, which its refiner reads alone.
+    """
+
+    def cut(schedule: Sequence[TimedCond]) -> list[TimedCond]:
+        return [entry._replace(embeds=entry.embeds[:, -(width or 0) :]) for entry in schedule]
+
+    positive = [[WeightedCond(piece.weight, cut(piece.schedule)) for piece in pieces] for pieces in given.positive]
+    if given.negative:
+        return replace(given, positive=positive, negative=[cut(schedule) for schedule in given.negative])
+    if encode is not None:
+        return replace(given, positive=positive, negative=encode().negative)
+    nothing = [
+        [
+            e._replace(embeds=e.embeds * 0, pooled=None if e.pooled is None else e.pooled * 0)
+            for e in pieces[0].schedule
+        ]
+        for pieces in positive
+    ]
+    return replace(given, positive=positive, negative=nothing)
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,6 @@ tail of a schedule, and, with a mask, laid over the result where it was to stay.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -27,72 +25,19 @@ from transformers import (
     CLIPTokenizer,
     CLIPVisionModelWithProjection,
 )
+from webui_diffusers.pipelines.arguments import img2img_request
 from webui_diffusers.pipelines.base import WebUIMixin
+from webui_diffusers.pipelines.checks import check_leftovers
 from webui_diffusers.pipelines.components import overridable_components
-from webui_diffusers.pipelines.conditioning import SizeArguments
-from webui_diffusers.pipelines.drop_in import (
-    argument_or_default,
-    asks_for_diffusers_own,
-    draw_as_diffusers,
-    ip_adapter_embeds,
-    size_or_default,
-)
-from webui_diffusers.pipelines.finish import (
-    face_restoration,
-    finite_latents,
-    hide_flagged,
-    picture_texts,
-    pictures_of,
-)
-from webui_diffusers.pipelines.images.init_image import (
-    InitArguments,
-    batch_rows,
-    check_init_arguments,
-    finish_over_init,
-    given_images,
-    given_mask,
-    opaque_images,
-    pictures_as,
-    prepare_init,
-)
-from webui_diffusers.pipelines.images.init_latents import encode_init, init_latents, takes_inpainting_channels
+from webui_diffusers.pipelines.drawn import request_drawn
+from webui_diffusers.pipelines.drop_in import asks_for_diffusers_own, draw_as_diffusers
+from webui_diffusers.pipelines.images.init_image import finish_over_init, opaque_images
 from webui_diffusers.pipelines.images.seamless import seamless_tiling
-from webui_diffusers.pipelines.images.vae import decode_latents
+from webui_diffusers.pipelines.infotext.from_call import drawn_infotexts
+from webui_diffusers.pipelines.loras import networks_on
 from webui_diffusers.pipelines.options import webui_settings
-from webui_diffusers.pipelines.output import WebUIPipelineOutput
-from webui_diffusers.pipelines.passes import (
-    check_texts,
-    given_conditioning,
-    guidance_options,
-    pass_models,
-    pass_noise,
-    run_pass,
-    watch_steps,
-)
-from webui_diffusers.pipelines.registry import networks_on
-from webui_diffusers.pipelines.request import (
-    StepArguments,
-    check_leftovers,
-    check_step_arguments,
-    checked_strength,
-    first_pass,
-    noise_request,
-    pick,
-    prompt_list,
-    prompt_settings,
-    refined_passes,
-    refuse_unread,
-    with_second_texts,
-)
-
-
-# Arguments of diffusers' call that change nothing once the webui's drawing begins, with their defaults.
-_ONLY_DIFFUSERS_READS = {
-    "denoising_start": None,
-    "latents": None,
-    "aesthetic_score": 6.0,
-    "negative_aesthetic_score": 2.5,
-}
+from webui_diffusers.pipelines.output import WebUIPipelineOutput, decoded_pixels, output_images
+from webui_diffusers.pipelines.passes import StepWatch, redraw
 
 
 class WebUIImg2ImgPipeline(WebUIMixin, StableDiffusionImg2ImgPipeline):
@@ -275,106 +220,32 @@ class WebUIImg2ImgPipeline(WebUIMixin, StableDiffusionImg2ImgPipeline):
 
         # 1. What is asked for; refused before any work where it cannot be drawn
         check_leftovers(kwargs, given)
-        options = webui_settings(webui_options)
-        given["guidance_scale"] = guidance_scale = argument_or_default(self, "guidance_scale", guidance_scale)
-        given["strength"] = strength = argument_or_default(self, "strength", strength)
         if asks_for_diffusers_own(self, given):
-            opaque = opaque_images(image, options["img2img_background_color"])
+            opaque = opaque_images(image, webui_settings(webui_options)["img2img_background_color"])
             return draw_as_diffusers(self, {**given, "image": opaque}, kwargs)
-        refuse_unread(given, _ONLY_DIFFUSERS_READS)
-        asked = pick(InitArguments, given)
-        check_init_arguments(asked)
-        pictures = given_images(image, self.vae.config.latent_channels)
-        if isinstance(prompt, str) and num_images_per_prompt == 1:
-            given["prompt"] = prompt = [prompt] * pictures.number
-        prompts, negatives = prompt_list(prompt, negative_prompt, num_images_per_prompt, prompt_embeds)
-        rows = batch_rows(pictures.number, len(prompts) // num_images_per_prompt, num_images_per_prompt)
-        seeds = None
-        if seed is not None or (sampler is not None and generator is None):
-            seeds = noise_request(len(prompts), seed, subseed, subseed_strength, seed_resize, noise_source)
-        size = size_or_default(self, *pictures.job_size(width, height), sampler)
-        asked_steps = pick(StepArguments, given)
-        check_step_arguments(asked_steps, sampler, has_hires=False)
-        plan = first_pass(prompts, negatives, size, num_inference_steps, sampler, schedule, asked_steps=asked_steps)
-        plan = with_second_texts(plan, prompt_2, negative_prompt_2, is_sdxl=self.is_sdxl)
-        plan = replace(plan, strength=checked_strength("strength", strength))
-        uses = self.attached.network_uses(plan.tags, loras)
-        refined = refined_passes(refiner_switch_at, options, False, self.refiner)
-        restore = face_restoration(self, restore_faces, face_fidelity, options)
-        settings = prompt_settings(options, clip_skip)
-        embeds = None if prompt_embeds is None else given_conditioning(given, is_sdxl=self.is_sdxl)
-        if embeds is None:
-            check_texts(self.attached.encoder(self, uses), plan, None, settings)
-        two_sided = sampler is not None or guidance_scale > 1
-        image_embeds = ip_adapter_embeds(self, given, len(prompts))
-        shown = takes_inpainting_channels(self.unet, self.vae.config.latent_channels)
-        init = prepare_init(pictures, given_mask(mask_image), size, asked, options["img2img_background_color"])
-        self._begin(guidance_scale, guidance_rescale, clip_skip, cross_attention_kwargs)
-        watch = partial(watch_steps, self, callback_on_step_end, callback_on_step_end_tensor_inputs)
-        device = self._execution_device
+        request = img2img_request(self, given)
+        watch = StepWatch(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
+        self._begin(request.first.guidance, clip_skip)
 
         with networks_on(self, lora_backend) as networks, seamless_tiling(*([self.unet, self.vae] if tiling else [])):
-            # 2. Networks named in the prompt
-            self._network_reports = networks.switch(uses)
+            # 2. Networks on, text -> conditioning, images -> latents, and those through the tail of a schedule
+            drawn = redraw(self, request, networks, watch)
 
-            # 3. Text -> conditioning
-            models = pass_models(
-                self, settings, options, pick(SizeArguments, given), embeds, plan, uses, refines=refined.first
-            )
+            # 3. Latents -> pixels, and what the safety checker says
+            x = drawn.latents
+            pixels, flagged = (x, None) if output_type == "latent" else decoded_pixels(self, x)
 
-            # 4. Picture -> latents, and which of them stay
-            bare = None if seeds is None else replace(seeds, subseed_strength=0.0, seed_resize=None)
-            start = init_latents(
-                init,
-                rows,
-                (plan.width, plan.height),
-                asked,
-                encode=partial(encode_init, self.vae, rows=rows, generator=generator, each=seeds is not None),
-                noise=lambda: pass_noise(bare, generator, options, self.vae, device, plan).next(),
-                device=device,
-                mask_weight=options["inpainting_mask_weight"] if shown else None,
-            )
-
-            # 5. Latents -> latents, through the tail of a schedule
-            x = run_pass(
-                plan,
-                models,
-                guidance_options(
-                    options,
-                    given,
-                    two_sided=two_sided,
-                    image_embeds=image_embeds,
-                    extra_channels=start.extra_channels,
-                ),
-                pass_noise(seeds, generator, options, self.vae, device, plan),
-                options=options,
-                scheduler=self.scheduler,
-                watch=watch,
-                init=start.latents,
-                eta=eta,
-                mask=start.mask,
-                exact_steps=options["img2img_fix_steps"],
-            )
-            if start.mask is not None:
-                x = start.mask.finished(x)
-
-            # 6. Latents -> pixels
-            pixels = None if output_type == "latent" else decode_latents(self.vae, finite_latents(x))
-
-        # 7. Faces, what the safety checker says, and what is laid over
-        images, flagged = x, None
-        if pixels is not None:
-            pixels, flagged = hide_flagged(self, pixels)
-            finished = init.overlays or (init.pictures and options["img2img_color_correction"])
-            kind = "pil" if finished else output_type
-            images = pictures_of(pixels, kind, truncates=sampler is not None, restore=restore)
-            if finished:
-                images = pictures_as(finish_over_init(images, init, rows, options), output_type)
+        # 4. Pixels -> pictures, their faces, and what is laid over
+        images = pixels
+        if output_type != "latent":
+            edits = [] if request.faces is None else [request.faces.edit]
+            if over_init := finish_over_init(request.init.images, request.init.rows, request.options):
+                edits.append(over_init)
+            images = output_images(pixels, output_type, truncates=sampler is not None, edits=edits)
         self.maybe_free_model_hooks()
         if not return_dict:
             return images, flagged
 
-        # 8. What drew it, in the webui's words
-        told = {**given, **asked.told(masked=mask_image is not None)}
-        texts = picture_texts(self, told, seeds, plan, uses, models[0].conditioning.embeddings)
-        return WebUIPipelineOutput(images, flagged, texts, [] if seeds is None else seeds.seeds)
+        # 5. What drew it, in the webui's words
+        texts = drawn_infotexts(request_drawn(self, request, drawn.embeddings))
+        return WebUIPipelineOutput(images, flagged, texts, list(request.seeds))

@@ -9,13 +9,12 @@ A list of mixes has one for every image of the batch, or one for every prompt. `
 that prompt's images, before those of `loras`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,38 +22,149 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from ..loaders.lora.keys import embedding_name
-from ..loaders.lora.library import NetworkLibrary, network_mentions
+from ..loaders.lora.library import NetworkLibrary, lora_hashes_text, network_mentions
 from ..loaders.lora.merge import NetworkMerger
+from ..loaders.lora.peft_loading import load_network_as_adapter
 from ..loaders.lora.peft_mix import AdapterMixer
 from ..loaders.lora.plan import NetworkReport
+from ..loaders.lora.read import Network
 from ..loaders.utils import LOGGER, unknown_choice
+from .infotext.from_call import file_label
 from .prompt.network_tags import NetworkTag, split_network_tags
 
 
-MIXING_BACKENDS = {"peft": "", "webui": "auto", "reference": "reference"}  # -> the rules of merging
+# `lora_backend` -> the rules by which networks are merged. The webui's leave out files in diffusers' and PEFT's
+# layouts; "auto" reads those by their own. None: PEFT adapters beside the weights.
+LORA_BACKENDS: dict[str, str | None] = {"webui": "auto", "reference": "reference", "peft": None}
 
 
-class AdaptedNetworks:
-    """A set of networks as PEFT adapters, exchanged by `switch`; on leaving, all is as it was, whatever happens.
+class LoraUse(NamedTuple):
+    """One network of a pass."""
 
-    >>> with AdaptedNetworks(pipe) as networks:
-    ...     reports = networks.switch([(network, 0.8, 0.8)])
+    name: str  # as the tag or the argument has it: a file's, an alias, a path
+    use: tuple  # (network, te, unet[, dyn][, blocks]), as the loaders take it
+
+    @property
+    def network(self) -> Network:
+        """What was read from the file."""
+        return self.use[0]
+
+
+def lora_uses(library: NetworkLibrary, tags: Sequence[NetworkTag], loras: Mapping | Iterable | None) -> list[LoraUse]:
+    """The networks of a pass in the order of application: those of the prompt's tags, then those of `loras`.
+
+    loras: {name or path: multiplier} or [(name or path, te, unet[, dyn][, blocks])]. Raises NetworkError for an
+    unknown name, ValueError for an entry of another form.
     """
+    mentions = network_mentions(tags)
+    found = [LoraUse(mention.name, use) for mention, use in zip(mentions, library.uses(mentions), strict=True)]
+    for entry in list(loras.items()) if isinstance(loras, Mapping) else loras or []:
+        if isinstance(entry, str) or not 2 <= len(entry) <= 5:
+            raise ValueError(
+                f"`loras` has the entry {entry!r}. Each must be (name, weight) or (name, te, unet[, dyn][, "
+                "blocks]). A dict {name: weight} will do too."
+            )
+        name, te, *rest = entry
+        network = _named_network(library, name)
+        found.append(LoraUse(network.name if network is name else str(name), (network, te, *(rest or [te]))))
+    return found
 
-    def __init__(self, pipe: Any):
-        self.mixer = AdapterMixer(pipe)
 
-    def __enter__(self) -> "AdaptedNetworks":
-        return self
+def lora_hashes(loras: Iterable[LoraUse]) -> str:
+    """The field "Lora hashes": `NAME: hash, …` of networks in use, by the names they were asked for by."""
+    return lora_hashes_text({file_label(lora.name): lora.network.short_hash for lora in loras}.items())
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+
+class ActiveLoras:
+    """The networks that are on in a block of `networks_on`."""
+
+    def __init__(self, backend: str, holder: NetworkMerger | AdapterMixer):
+        self._holder, self._rules = holder, LORA_BACKENDS[backend]
+        self._any = False
+
+    def switch(self, loras: Sequence[LoraUse]) -> list[NetworkReport]:
+        """Make these, and no others, the networks that are on; -> what became of each."""
+        if not loras and not self._any:
+            return []
+        self._any = True
+        uses = [lora.use for lora in loras]
+        if isinstance(self._holder, AdapterMixer):
+            return self._holder.switch(uses)
+        return self._holder.switch(uses, self._rules)
+
+    def switch_images(self, mixes: Sequence[Sequence[LoraUse]]) -> list[NetworkReport] | None:
+        """Make mixes[i] the networks of image i of a batch; None where that cannot be done in one pass."""
+        uses = [[lora.use for lora in mix] for mix in mixes]
+        if not isinstance(self._holder, AdapterMixer) or not self._holder.one_pass(uses):
+            return None
+        self._any = True
+        return self._holder.switch_images(uses)
+
+
+@contextmanager
+def networks_on(pipe: Any, backend: str) -> Iterator[ActiveLoras]:
+    """Networks for one block of code, to be switched inside it; then everything is as before, whatever happens.
+
+    backend: a key of LORA_BACKENDS. Raises ValueError for another.
+    """
+    check_lora_backend(backend)
+    holder = AdapterMixer(pipe) if LORA_BACKENDS[backend] is None else NetworkMerger(pipe)
+    try:
+        yield ActiveLoras(backend, holder)
+    finally:
+        holder.restore()
+
+
+def check_lora_backend(backend: str) -> None:
+    """Raises ValueError for a name that is no key of LORA_BACKENDS."""
+    if backend not in LORA_BACKENDS:
+        raise ValueError(unknown_choice("`lora_backend`:", backend, LORA_BACKENDS))
+
+
+class LoraMethods:
+    """What all pipelines with networks have in common. It goes before diffusers' pipeline among the bases."""
+
+    @property
+    def networks(self) -> NetworkLibrary:
+        """The network files that are known by name."""
+        return self.__dict__.setdefault("_networks", NetworkLibrary())
+
+    def add_lora(self, path: str | Path, name: str | None = None) -> str:
+        """Make a network file (or an id on the Hub) known to tags and `loras`, by `name` or its own. Returns it."""
+        return self.networks.add(path, name).name
+
+    @property
+    def lora_folder(self) -> Path | None:
+        """Where networks are looked for by name, with the folders in it."""
+        return self.networks.folder
+
+    @lora_folder.setter
+    def lora_folder(self, folder: str | Path | None) -> None:
+        self.networks.folder = folder
+
+    def load_lora_weights(
+        self,
+        pretrained_model_name_or_path_or_dict: str | Path | Mapping[str, Tensor],
+        adapter_name: str | None = None,
+        **kwargs: Any,
     ) -> None:
-        self.mixer.restore()
+        """Load a network of any naming and of every family that PEFT holds exactly, as an adapter that stays.
 
-    def switch(self, uses: Sequence[Sequence]) -> list[NetworkReport]:
-        """Make these the networks that are on, beside the adapters that are active; -> what became of each."""
-        return self.mixer.switch(uses)
+        Arguments are diffusers'. Raises NetworkError for a broken file, another base model, or an inexact family; such
+        a file can be merged for a call instead (`loras=`, tags).
+        """
+        source, stock = pretrained_model_name_or_path_or_dict, self._stock_load_lora_weights
+        report = load_network_as_adapter(self, source, adapter_name, fallback=stock, **kwargs)
+        self._network_reports: list[NetworkReport] = [] if report is None else [report]
+
+    def network_report(self) -> str:
+        """What became of each network of the last call or load: applied, skipped and why, unknown keys."""
+        reports: list[NetworkReport] = self.__dict__.get("_network_reports", [])
+        return "\n".join(map(str, reports)) or "No networks were in use."
+
+    def _stock_load_lora_weights(self, *args: Any, **kwargs: Any) -> None:
+        """diffusers' own method, for what is no network file."""
+        super().load_lora_weights(*args, **kwargs)  # type: ignore[misc]
 
 
 @dataclass(frozen=True)
@@ -62,13 +172,13 @@ class MixedCall:
     """A call's arguments without tags, and the networks of every image."""
 
     arguments: dict[str, Any]  # of diffusers' own pipeline
-    mixes: list[list[tuple]]  # (network, te, unet[, dyn][, blocks]) by image
+    mixes: list[list[LoraUse]]  # by image
     prompts: int  # how many prompts; the images of each stand together
 
     @property
     def alike(self) -> bool:
         """Whether all images have the same mix."""
-        return all(mix == self.mixes[0] for mix in self.mixes)
+        return all(_same_mix(mix, self.mixes[0]) for mix in self.mixes)
 
 
 def draw_with_networks(
@@ -85,8 +195,7 @@ def draw_with_networks(
     drawn in one pass where PEFT can, else in groups of equal mixes, each with the batch's own noise.
     Raises ValueError and NetworkError before anything is changed.
     """
-    if backend not in MIXING_BACKENDS:
-        raise ValueError(unknown_choice("`lora_backend`:", backend, MIXING_BACKENDS))
+    check_lora_backend(backend)
     known = {*signature(draw).parameters, "callback", "callback_steps", "loras", "lora_backend"}
     for name in arguments:
         if name not in known:
@@ -94,26 +203,15 @@ def draw_with_networks(
     call = mixed_call(library, arguments, loras)
     if not any(call.mixes):
         return draw(pipe, **call.arguments), []
-    _tell_of_embeddings(call)
-    with ExitStack() as stack:
-        if backend == "peft":
-            mixer = AdapterMixer(pipe)
-            stack.callback(mixer.restore)
-            if not call.alike and mixer.one_pass(call.mixes):
-                reports = mixer.switch_images(call.mixes)
-                return draw(pipe, **by_image(call)), reports
-            switch: Callable[[list], list[NetworkReport]] = mixer.switch
-        else:
-            merger = NetworkMerger(pipe)
-            stack.callback(merger.restore)
-
-            def switch(uses: list) -> list[NetworkReport]:
-                return merger.switch(uses, MIXING_BACKENDS[backend])
-
+    _warn_of_embeddings(call)
+    with networks_on(pipe, backend) as networks:
         if call.alike:
-            reports = switch(call.mixes[0])
+            reports = networks.switch(call.mixes[0])
             return draw(pipe, **call.arguments), reports
-        return _draw_groups(pipe, draw, call, switch)
+        reports = networks.switch_images(call.mixes)
+        if reports is not None:
+            return draw(pipe, **by_image(call)), reports
+        return _draw_groups(pipe, draw, call, networks)
 
 
 def mixed_call(library: NetworkLibrary, arguments: Mapping[str, Any], loras: Any) -> MixedCall:
@@ -135,26 +233,9 @@ def mixed_call(library: NetworkLibrary, arguments: Mapping[str, Any], loras: Any
     prompts = len(tags) or (1 if embeds is None else len(embeds))
     each = arguments.get("num_images_per_prompt") or 1
     wanted = _mixes_by_image(loras, prompts, each)
-    tagged = [library.uses(network_mentions(own)) for own in tags] or [[] for _ in range(prompts)]
-    mixes = [[*tagged[i // each], *listed_uses(library, mix)] for i, mix in enumerate(wanted)]
+    tags = tags or [[] for _ in range(prompts)]
+    mixes = [lora_uses(library, tags[i // each], mix) for i, mix in enumerate(wanted)]
     return MixedCall(arguments, mixes, prompts)
-
-
-def listed_uses(library: NetworkLibrary, loras: Mapping | Sequence | None) -> list[tuple]:
-    """The networks of one mix: {name or path: weight} or [(name or path, te, unet[, dyn][, blocks])].
-
-    Raises NetworkError for an unknown name, ValueError for an entry of another form.
-    """
-    uses = []
-    for entry in list(loras.items()) if isinstance(loras, Mapping) else loras or []:
-        if isinstance(entry, str) or not 2 <= len(entry) <= 5:
-            raise ValueError(
-                f"`loras` has the entry {entry!r}. Each must be (name, weight) or (name, te, unet[, dyn][, blocks])."
-                " A dict {name: weight} will do too."
-            )
-        name, te, *rest = entry
-        uses.append((_named_network(library, name), te, *(rest or [te])))
-    return uses
 
 
 def by_image(call: MixedCall, images: Sequence[int] | None = None) -> dict[str, Any]:
@@ -199,6 +280,10 @@ def _is_mix(entry: Any) -> bool:
     return isinstance(entry, list | tuple) and (not entry or isinstance(entry[0], list | tuple))
 
 
+def _same_mix(mix: Sequence[LoraUse], other: Sequence[LoraUse]) -> bool:
+    return [lora.use for lora in mix] == [lora.use for lora in other]
+
+
 def _named_network(library: NetworkLibrary, name: Any) -> Any:
     if not isinstance(name, str | Path):
         return name
@@ -208,18 +293,18 @@ def _named_network(library: NetworkLibrary, name: Any) -> Any:
 
 
 def _draw_groups(
-    pipe: Any, draw: Callable[..., Any], call: MixedCall, switch: Callable[[list], list[NetworkReport]]
+    pipe: Any, draw: Callable[..., Any], call: MixedCall, networks: ActiveLoras
 ) -> tuple[Any, list[NetworkReport]]:
     """A batch in groups of equal mixes. The first noise is drawn for all at once, as for a batch of one mix; noise of
     later steps comes from the generators, group after group."""
     call.arguments["latents"] = _batch_noise(pipe, call)
     groups: list[list[int]] = []
     for i, mix in enumerate(call.mixes):
-        same = next((group for group in groups if call.mixes[group[0]] == mix), None)
+        same = next((group for group in groups if _same_mix(call.mixes[group[0]], mix)), None)
         groups.append([i]) if same is None else same.append(i)
     parts, reports = [], []
     for group in groups:
-        reports += switch(call.mixes[group[0]])
+        reports += networks.switch(call.mixes[group[0]])
         parts.append(draw(pipe, **{**by_image(call, group), "return_dict": True}))
     order = [i for group in groups for i in group]
     fields = {key: _in_order([part[key] for part in parts], order) for key in parts[0]}
@@ -240,9 +325,9 @@ def _in_order(values: list[Any], order: list[int]) -> Any:
     return np.stack(rows) if isinstance(values[0], np.ndarray) else rows
 
 
-def _tell_of_embeddings(call: MixedCall) -> None:
-    """diffusers' own call reads no embeddings that come inside networks; say so."""
-    for network in {id(use[0]): use[0] for mix in call.mixes for use in mix}.values():
+def _warn_of_embeddings(call: MixedCall) -> None:
+    """diffusers' own call reads no embeddings that come inside networks."""
+    for network in {id(lora.network): lora.network for mix in call.mixes for lora in mix}.values():
         names = sorted({found[0] for key in network.file.keys() if (found := embedding_name(key))})
         if names:
             LOGGER.warning(

@@ -1,20 +1,16 @@
 """MultiLoraPipeline: diffusers' own, with every Kohya and LyCORIS file, mixed per image."""
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline
 from torch import Generator, Tensor
-from webui_diffusers.loaders.lora.library import NetworkLibrary
-from webui_diffusers.loaders.lora.peft_loading import load_network_as_adapter
-from webui_diffusers.loaders.lora.plan import NetworkReport
 from webui_diffusers.pipelines.bundle.saving import SavedWithCode
-from webui_diffusers.pipelines.loras import draw_with_networks
+from webui_diffusers.pipelines.loras import LoraMethods, draw_with_networks
 
 
-class MultiLoraPipeline(SavedWithCode, StableDiffusionPipeline):
+class MultiLoraPipeline(LoraMethods, SavedWithCode, StableDiffusionPipeline):
     """StableDiffusionPipeline with networks by name, in prompts and in `loras`: one mix for each image of a batch.
 
     Everything StableDiffusionPipeline does works the same. Networks act through PEFT by default, beside the adapters
@@ -75,46 +71,6 @@ class MultiLoraPipeline(SavedWithCode, StableDiffusionPipeline):
             self, StableDiffusionPipeline.__call__, {**given, **kwargs}, self.networks, loras, lora_backend
         )
         return output
-
-    def load_lora_weights(
-        self,
-        pretrained_model_name_or_path_or_dict: str | Path | Mapping[str, Tensor],
-        adapter_name: str | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Load a network of any naming and of every family that PEFT holds exactly, as an adapter that stays.
-
-        Arguments are diffusers'. Raises NetworkError for a broken file, another base model, or an inexact family.
-        """
-        source = pretrained_model_name_or_path_or_dict
-        fallback = super().load_lora_weights
-        report = load_network_as_adapter(self, source, adapter_name, fallback=fallback, **kwargs)
-        self._network_reports = [] if report is None else [report]
-
-    @property
-    def networks(self) -> NetworkLibrary:
-        """The network files that are known by name."""
-        if "_networks" not in self.__dict__:
-            self._networks = NetworkLibrary()
-        return self._networks
-
-    def add_lora(self, path: str | Path, name: str | None = None) -> str:
-        """Make a network file (or an id on the Hub) known to tags and `loras`, by `name` or its own. Returns it."""
-        return self.networks.add(path, name).name
-
-    @property
-    def lora_folder(self) -> Path | None:
-        """Where networks are looked for by name, with the folders in it."""
-        return self.networks.folder
-
-    @lora_folder.setter
-    def lora_folder(self, folder: str | Path | None) -> None:
-        self.networks.folder = folder
-
-    def network_report(self) -> str:
-        """What became of each network of the last call or load: applied, passed over and why, unknown keys."""
-        reports: list[NetworkReport] = self.__dict__.get("_network_reports", [])
-        return "\n".join(map(str, reports)) or "No networks were in use."
 
 
 _NOT_OF_DIFFUSERS_SD = ("self", "kwargs", "__class__", "loras", "lora_backend")

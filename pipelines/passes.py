@@ -1,32 +1,29 @@
-"""One pass over the latents of a batch: conditioning, denoiser and sampler put together.
+"""One pass over the latents of a batch: conditioning, denoiser and sampler put together; and img2img's single pass.
 
-Shared by the drawing pipelines. `pipe` here is always the pipeline whose components do the work.
+Nothing here knows of a call: all of it is said by the Request. `pipe` is the pipeline whose components do the work.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor
 
 from .conditioning import (
     Conditioning,
-    SizeArguments,
     SizeNumbers,
-    TimedCond,
-    WeightedCond,
+    completed_conditioning,
     refiner_numbers,
     size_numbers,
 )
+from .images.init_latents import blank_channels, encode_init, init_latents, takes_inpainting_channels
+from .loras import ActiveLoras
 from .prompt.encode import PromptEncoder
-from .prompt.text_encoder import PromptSettings
-from .registry import NetworkUses
-from .request import NoiseRequest, PassRequest
+from .request import NoiseRequest, Pass, Request
 from .sampling.denoiser import DenoiserModel, Guidance, GuidedDenoiser
-from .sampling.discrete_schedule import ZERO_TERMINAL_SNR, NoiseTable, default_alphas_cumprod, scheduled_alphas_cumprod
 from .sampling.latent_mask import LatentMask
 from .sampling.loops import StepFn
 from .sampling.noise import GeneratorNoise, SeededNoise
@@ -42,172 +39,106 @@ class SamplingInterrupted(Exception):
         self.latents = latents
 
 
-def trained_alphas_cumprod(scheduler: Any) -> Tensor:
-    """The noise levels a model was trained on, from its scheduler's configuration: (1000,) float32.
+@dataclass(frozen=True)
+class PassStart:
+    """What a pass begins with, all on one device."""
 
-    Stable Diffusion's own betas are multiplied in float64, as their trainer did; diffusers does it in float32.
+    noise: SeededNoise | GeneratorNoise
+    latents: Tensor | None = None  # (b, c, h, w) of unit variance, in place of the first draw of `noise`
+    init: Tensor | None = None  # (b, c, h, w) clean, for hires and img2img
+    mask: LatentMask | None = None  # where `init` is kept; the caller puts it back at the end
+    extra_channels: Tensor | None = None  # (b, k, h, w) beside the latent, for UNets made for inpainting
+
+
+@dataclass(frozen=True)
+class StepWatch:
+    """What happens after each step: the progress bar, the user's callback, and the user's wish to stop.
+
+    The callback is diffusers' `callback_on_step_end(pipe, i, t, tensors)`. `latents` that it returns replace the
+    current ones; `pipe._guidance_scale` and `pipe._interrupt` are read after it.
     """
-    config = scheduler.config
-    if config.get("beta_schedule") == "scaled_linear" and config.get("trained_betas") is None:
-        return default_alphas_cumprod(config["beta_start"], config["beta_end"], config["num_train_timesteps"])
-    if not _knows_betas(scheduler):
-        raise ValueError(
-            f"`scheduler`: {type(scheduler).__name__} knows no betas, so it is for another kind of model (EDM, as "
-            "Playground v2.5 and CosXL, or flow matching). The webui's samplers need one of Stable Diffusion's "
-            "schedulers: name no `sampler`, and the scheduler itself steps."
-        )
-    return scheduler.alphas_cumprod.float().cpu()
+
+    pipe: Any
+    callback: Callable[..., dict] | None = None
+    tensor_inputs: Sequence[str] = ("latents",)
+
+    @contextmanager
+    def steps(self, denoiser: GuidedDenoiser, count: int | None) -> Iterator[StepFn]:
+        """The `on_step` of a pass of `count` steps; None if that is not known before."""
+        pipe = self.pipe
+        with pipe.progress_bar(total=float("inf") if count is None else count) as bar:
+
+            def after_step(i: int, x: Tensor) -> Tensor:
+                bar.update()
+                if self.callback is not None:
+                    tensors = {"latents": x, **denoiser.side_tensors()}
+                    shown = {name: tensors.get(name) for name in self.tensor_inputs}
+                    x = (self.callback(pipe, i, denoiser.timestep, shown) or {}).get("latents", x)
+                    denoiser.change_scale(pipe.guidance_scale)
+                if pipe.interrupt:
+                    raise SamplingInterrupted(x)
+                return x
+
+            yield after_step
 
 
-def _knows_betas(scheduler: Any) -> bool:
-    return scheduler.config.get("beta_schedule") is not None or getattr(scheduler, "alphas_cumprod", None) is not None
+# --- text -> conditioning
 
 
-def noise_levels(scheduler: Any, options: Mapping[str, Any]) -> Tensor:
-    """alphas_cumprod after the options. A scheduler that rescales its betas to zero terminal SNR asks for that too."""
-    if scheduler.config.get("rescale_betas_zero_snr") and options["sd_noise_schedule"] == "Default":
-        options = {**options, "sd_noise_schedule": ZERO_TERMINAL_SNR}
-    return scheduled_alphas_cumprod(trained_alphas_cumprod(scheduler), options)
+def pass_models(pipe: Any, request: Request, plan: Pass) -> list[DenoiserModel]:
+    """The models of a pass with their conditioning: the base, and the refiner where it will take over.
+
+    The refiner reads the same texts with the second encoder alone.
+    """
+
+    def conditioned(encoder: PromptEncoder | None, width: int | None = None) -> Conditioning:
+        encode = None if encoder is None else partial(encode_pass, encoder, request, plan)
+        return encode() if request.embeds is None else completed_conditioning(request.embeds, encode, width)
+
+    conditioning = conditioned(plan.encoder)
+    numbers = size_numbers(plan.asked_size, request.options, request.sizes) if pipe.is_sdxl else None
+    models = [conditioned_model(pipe, pipe.unet, plan, conditioning, numbers)]
+    if plan.refines:
+        width = pipe.refiner.config.cross_attention_dim
+        if width != pipe.unet.config.cross_attention_dim:
+            conditioning = conditioned(plan.encoder and plan.encoder.last_alone(), width)
+            numbers = refiner_numbers(plan.asked_size, request.options, request.sizes)
+        models.append(conditioned_model(pipe, pipe.refiner, plan, conditioning, numbers))
+    return models
 
 
-def encode_pass(
-    encoder: PromptEncoder, plan: PassRequest, settings: PromptSettings, options: Mapping[str, Any]
-) -> Conditioning:
-    """The conditioning of one pass."""
-    first_steps = plan.prompt_steps if plan.first_pass_calls is None else plan.first_pass_calls
+def encode_pass(encoder: PromptEncoder, request: Request, plan: Pass) -> Conditioning:
+    """The conditioning of a pass from its texts."""
+    evaluations = plan.first_pass_evaluations
     return encoder.conditioning(
         plan.prompts,
         plan.negatives,
-        first_steps,
-        hires_steps=None if plan.first_pass_calls is None else plan.prompt_steps,
-        settings=settings,
-        pad=bool(options["pad_cond_uncond"]),
+        plan.prompt_steps if evaluations is None else evaluations,
+        hires_steps=None if evaluations is None else plan.prompt_steps,
+        settings=request.prompt_settings,
+        pad=bool(request.options["pad_cond_uncond"]),
         seconds=plan.seconds,
     )
 
 
-def given_conditioning(given: Mapping[str, Any], *, is_sdxl: bool = False) -> Conditioning:
-    """Conditioning from the arguments `prompt_embeds` (b, tokens, dim), `pooled_prompt_embeds` (b, dim) and their
-    negative sides, each row repeated for its `num_images_per_prompt` pictures.
-
-    The negative side is empty where it is to be encoded from `negative_prompt`. Raises ValueError for tensors that do
-    not go together, and on SDXL for missing pooled ones.
-    """
-    embeds, pooled = given["prompt_embeds"], given["pooled_prompt_embeds"]
-    negative, negative_pooled = given["negative_prompt_embeds"], given["negative_pooled_prompt_embeds"]
-    for argument, one, other in (("pooled", embeds, pooled), ("negative_pooled", negative, negative_pooled)):
-        if is_sdxl and one is not None and other is None:
-            raise ValueError(
-                f"`{argument}_prompt_embeds` is missing: SDXL reads it beside the embeddings of each token. Pass what "
-                "`encode_prompt` or `PromptEncoder` gives with them."
-            )
-    if negative is not None and given["negative_prompt"] is not None:
-        raise ValueError("`negative_prompt` and `negative_prompt_embeds` are both given: pass one of them.")
-    if negative is not None and len(negative) != len(embeds):
-        raise ValueError(
-            f"`negative_prompt_embeds` has {len(negative)} rows and `prompt_embeds` {len(embeds)}: every prompt needs "
-            "its own negative one."
-        )
-
-    def timed(rows: Tensor, pools: Tensor | None) -> list[list[TimedCond]]:
-        entries = [TimedCond(2**31, row, None if pools is None else pools[i]) for i, row in enumerate(rows)]
-        return [[entry] for entry in entries for _ in range(given["num_images_per_prompt"])]
-
-    positive = [[WeightedCond(1.0, schedule)] for schedule in timed(embeds, pooled)]
-    return Conditioning(positive, [] if negative is None else timed(negative, negative_pooled))
-
-
-def completed_conditioning(
-    given: Conditioning, encode: Callable[[], Conditioning] | None, width: int | None = None
-) -> Conditioning:
-    """Given conditioning with its negative side, which `encode` encodes where it is missing; zeros without `encode`.
-
-    width: keep the last `width` channels, those of SDXL's second encoder, which its refiner reads alone.
-    """
-
-    def cut(schedule: Sequence[TimedCond]) -> list[TimedCond]:
-        return [entry._replace(embeds=entry.embeds[:, -(width or 0) :]) for entry in schedule]
-
-    positive = [[WeightedCond(piece.weight, cut(piece.schedule)) for piece in pieces] for pieces in given.positive]
-    if given.negative:
-        return replace(given, positive=positive, negative=[cut(schedule) for schedule in given.negative])
-    if encode is not None:
-        return replace(given, positive=positive, negative=encode().negative)
-    nothing = [
-        [
-            e._replace(embeds=e.embeds * 0, pooled=None if e.pooled is None else e.pooled * 0)
-            for e in pieces[0].schedule
-        ]
-        for pieces in positive
-    ]
-    return replace(given, positive=positive, negative=nothing)
-
-
-def check_texts(
-    encoder: PromptEncoder, first: PassRequest, second: PassRequest | None, settings: PromptSettings
-) -> None:
-    """Refuse prompts that would fail later: weights that are no number, negative prompts of unequal length."""
-    for plan in (first,) if second is None else (first, second):
-        encoder.check(plan.prompts, plan.negatives, plan.prompt_steps, settings, plan.seconds)
-
-
-def pass_models(
-    pipe: Any,
-    settings: PromptSettings,
-    options: Mapping[str, Any],
-    sizes: SizeArguments,
-    embeds: Conditioning | None,
-    plan: PassRequest,
-    uses: NetworkUses,
-    *,
-    refines: bool,
-) -> list[DenoiserModel]:
-    """The models of a pass with their conditioning: the base, and the refiner where it will take over.
-
-    embeds: conditioning that stands for the prompts. The refiner reads the same texts with the second encoder alone.
-    """
-    has_encoder = pipe.text_encoder is not None or pipe.text_encoder_2 is not None
-    encoder = pipe.attached.encoder(pipe, uses) if has_encoder or embeds is None else None
-
-    def conditioned(width: int | None = None) -> Conditioning:
-        used = encoder if encoder is None or width is None else encoder.last_alone()
-        encode = None if used is None else partial(encode_pass, used, plan, settings, options)
-        return encode() if embeds is None else completed_conditioning(embeds, encode, width)
-
-    conditioning = conditioned()
-    numbers = size_numbers(plan.asked_size, options, sizes) if pipe.is_sdxl else None
-    models = [conditioned_model(pipe.unet, conditioning, pipe.scheduler, options, numbers)]
-    if refines:
-        width = pipe.refiner.config.cross_attention_dim
-        if width != pipe.unet.config.cross_attention_dim:
-            conditioning = conditioned(width)
-            numbers = refiner_numbers(plan.asked_size, options, sizes)
-        models.append(conditioned_model(pipe.refiner, conditioning, pipe.scheduler, options, numbers))
-    return models
-
-
 def conditioned_model(
-    unet: Any, conditioning: Conditioning, scheduler: Any, options: Mapping[str, Any], size: SizeNumbers | None = None
+    pipe: Any, unet: Any, plan: Pass, conditioning: Conditioning, size: SizeNumbers | None
 ) -> DenoiserModel:
     """A UNet with its conditioning and noise levels. size: SDXL's numbers, None for a UNet that takes none."""
     numbers = None if size is None else (torch.tensor(size.positive).float(), torch.tensor(size.negative).float())
-    prediction = scheduler.config.get("prediction_type", "epsilon")
-    table = NoiseTable(noise_levels(scheduler, options)) if _knows_betas(scheduler) else None
-    return DenoiserModel(unet, table, conditioning, prediction, numbers)
+    prediction = pipe.scheduler.config.get("prediction_type", "epsilon")
+    return DenoiserModel(unet, plan.table, conditioning, prediction, numbers)
 
 
-def pass_noise(
-    request: NoiseRequest | None,
-    generator: Generator | list[Generator] | None,
-    options: Mapping[str, Any],
-    vae: Any,
-    device: torch.device,
-    plan: PassRequest,
-) -> SeededNoise | GeneratorNoise:
-    """The noise of one pass: by seeds, or by diffusers' generators where no seeds were asked for."""
-    shape = (vae.config.latent_channels, plan.height // 8, plan.width // 8)
-    if request is None:
-        return GeneratorNoise(shape, plan.batch_size, generator, device=device)
+# --- noise -> latents
+
+
+def pass_noise(pipe: Any, request: NoiseRequest, plan: Pass, delta: int) -> SeededNoise | GeneratorNoise:
+    """The noise of one pass: by seeds, or by diffusers' generators. delta: the option eta_noise_seed_delta."""
+    shape = (pipe.vae.config.latent_channels, plan.height // 8, plan.width // 8)
+    device = pipe._execution_device
+    if request.seeds is None:
+        return GeneratorNoise(shape, plan.batch_size, request.generator, device=device)
     return SeededNoise(
         shape,
         request.seeds,
@@ -215,119 +146,138 @@ def pass_noise(
         subseeds=request.subseeds,
         subseed_strength=request.subseed_strength,
         seed_resize=request.seed_resize,
-        eta_noise_seed_delta=options["eta_noise_seed_delta"],
+        eta_noise_seed_delta=delta,
         device=device,
     )
 
 
-def guidance_options(options: Mapping[str, Any], given: Mapping[str, Any], **others: Any) -> Guidance:
-    """`Guidance` from the options and arguments of the same names, and from `others`."""
-    names = Guidance.__dataclass_fields__
-    shared = {name: source[name] for source in (options, given) for name in names if name in source}
-    return Guidance(**{**shared, **others})
+def noise_start(pipe: Any, request: Request, plan: Pass, init: Tensor | None = None) -> PassStart:
+    """What a pass of txt2img begins with. init: the enlarged latents, in the second pass.
+
+    An inpainting UNet is told that all is to be painted, over grey.
+    """
+    noise = pass_noise(pipe, request.noise, plan, request.options["eta_noise_seed_delta"])
+    channels = None
+    if takes_inpainting_channels(pipe.unet, pipe.vae.config.latent_channels):
+        channels = blank_channels(pipe.vae, plan.width, plan.height, plan.batch_size, pipe._execution_device)
+    return PassStart(noise, request.latents if init is None else None, init, extra_channels=channels)
+
+
+def init_start(pipe: Any, request: Request) -> PassStart:
+    """What the pass of img2img begins with: images encoded, and which of them stay."""
+    plan, init, device = request.first, request.init, pipe._execution_device
+    delta = request.options["eta_noise_seed_delta"]
+    shown = takes_inpainting_channels(pipe.unet, pipe.vae.config.latent_channels)
+    found = init_latents(
+        init.images,
+        init.rows,
+        (plan.width, plan.height),
+        init.arguments,
+        encode=partial(
+            encode_init,
+            pipe.vae,
+            rows=init.rows,
+            generator=init.generator,
+            each=request.noise.seeds is not None,
+        ),
+        noise=lambda: pass_noise(pipe, request.noise.bare, plan, delta).next(),
+        device=device,
+        mask_weight=request.options["inpainting_mask_weight"] if shown else None,
+    )
+    mask = None if found.mask is None else LatentMask(found.latents, *found.mask)
+    noise = pass_noise(pipe, request.noise, plan, delta)
+    return PassStart(noise, None, found.latents, mask, found.extra_channels)
+
+
+# --- latents -> latents
 
 
 def run_pass(
-    plan: PassRequest,
-    models: Sequence[DenoiserModel],
-    guidance: Guidance,
-    noise: SeededNoise | GeneratorNoise,
-    *,
-    options: Mapping[str, Any],
-    scheduler: Any,
-    watch: Callable[[GuidedDenoiser, int | None], AbstractContextManager[StepFn]],
-    start: Tensor | None = None,
-    init: Tensor | None = None,
-    eta: float | None = None,
-    mask: LatentMask | None = None,
-    exact_steps: bool = True,
+    pipe: Any, request: Request, plan: Pass, models: Sequence[DenoiserModel], start: PassStart, watch: StepWatch
 ) -> Tensor:
     """Latents (b, c, h, w) float32 at the end of the pass, or where the user stopped it.
 
-    start: noise of unit variance to begin with, instead of the first of `noise`. init: the clean latents that hires
-    and img2img begin with. watch: given the denoiser and the number of steps, what is called after each step.
-    exact_steps: run `plan.steps` steps whatever the strength (hires, and an option of img2img). Else a strength of 0
-    still runs the last step with a sampler, as in the webui. mask: where latents are kept; the caller puts the clean
-    ones back at the end.
+    A strength of 0 still runs the last step with a sampler, as in the webui, unless `plan.exact_steps`.
     """
-    if init is not None and plan.strength == 0 and (exact_steps or plan.sampler is None):
-        return init
+    if start.init is not None and plan.strength == 0 and (plan.exact_steps or plan.sampler is None):
+        return start.init
+    pipe._guidance_scale = plan.guidance.guidance_scale  # a callback reads and changes it
+    guidance = plan.guidance
+    if start.extra_channels is not None:
+        guidance = replace(guidance, extra_channels=start.extra_channels)
     try:
         if plan.sampler is None:
-            return _scheduler_pass(
-                plan, models, guidance, noise, scheduler, watch, start, init, eta, mask=mask, exact_steps=exact_steps
-            )
-        if models[0].table is None:
-            trained_alphas_cumprod(scheduler)  # which says why there is none
+            return _scheduler_pass(request, plan, models, guidance, pipe.scheduler, start, watch)
         steps, t_enc = plan.steps, None
-        if init is not None:
-            steps, t_enc = img2img_steps(plan.strength, plan.steps, exact_steps)
-        settled = plan_sampling(
+        if start.init is not None:
+            steps, t_enc = img2img_steps(plan.strength, plan.steps, plan.exact_steps)
+        schedule = plan_sampling(
             plan.sampler,
             plan.schedule,
             steps,
-            models[0].table,
+            plan.table,
             t_enc=t_enc,
-            options=options,
+            options=request.options,
             is_sdxl=models[0].time_ids is not None,
-            eta=eta,
+            eta=request.eta,
         )
         denoiser = GuidedDenoiser(
             models,
             guidance,
-            total_calls=settled.calls,
+            total_calls=schedule.calls,
             lcm=plan.sampler.lcm,
             guidance_divisor=plan.sampler.guidance_divisor,
-            mask=mask,
+            mask=start.mask,
         )
-        with watch(denoiser, settled.step_count) as on_step:
-            if init is None:
-                return sample_from_noise(settled, denoiser, noise, latents=start, on_step=on_step)
-            multiplier = 1.0 if plan.is_hires else options["initial_noise_multiplier"]
-            return sample_from_latents(settled, denoiser, init, noise, noise_multiplier=multiplier, on_step=on_step)
+        with watch.steps(denoiser, schedule.step_count) as on_step:
+            if start.init is None:
+                return sample_from_noise(schedule, denoiser, start.noise, latents=start.latents, on_step=on_step)
+            multiplier = plan.noise_multiplier
+            return sample_from_latents(
+                schedule, denoiser, start.init, start.noise, noise_multiplier=multiplier, on_step=on_step
+            )
     except SamplingInterrupted as stopped:
         return stopped.latents
 
 
 def _scheduler_pass(
-    plan: PassRequest,
+    request: Request,
+    plan: Pass,
     models: Sequence[DenoiserModel],
     guidance: Guidance,
-    noise: SeededNoise | GeneratorNoise,
     scheduler: Any,
-    watch: Callable[[GuidedDenoiser, int | None], AbstractContextManager[StepFn]],
-    start: Tensor | None,
-    init: Tensor | None,
-    eta: float | None,
-    *,
-    mask: LatentMask | None,
-    exact_steps: bool,
+    start: PassStart,
+    watch: StepWatch,
 ) -> Tensor:
     """The same pass with diffusers' scheduler. Steps from latents are counted as with a sampler if they are to be
     exact, else as diffusers does: int(steps * strength)."""
-    steps, strength = plan.steps, plan.strength
-    if strength is not None and exact_steps:
+    steps, strength, device = plan.steps, plan.strength, start.noise.device
+    if strength is not None and plan.exact_steps:
         steps = int(plan.steps / min(strength, 0.999))
         strength = plan.steps / steps
-    asked = plan.asked_steps
+    asked = plan.step_arguments
     timesteps = scheduler_timesteps(
         scheduler,
         steps,
-        noise.device,
+        device,
         timesteps=asked.timesteps,
         sigmas=asked.sigmas,
         denoising_end=asked.denoising_end,
         strength=strength,
     )
     if not len(timesteps):
-        return init
-    start = noise.next() if start is None else start.to(noise.device, torch.float32)
-    x = start * scheduler.init_noise_sigma if init is None else scheduler.add_noise(init, start, timesteps[:1])
+        return start.init
+    noise = start.noise.next() if start.latents is None else start.latents.to(device, torch.float32)
+    if start.init is None:
+        x = noise * scheduler.init_noise_sigma
+    else:
+        x = scheduler.add_noise(start.init, noise, timesteps[:1])
     denoiser = GuidedDenoiser(models, guidance, total_calls=len(timesteps))
-    with watch(denoiser, len(timesteps)) as on_step:
-        after = on_step if mask is None else _masked_steps(on_step, mask, scheduler, start, timesteps)
+    generators = _step_generators(start.noise)
+    with watch.steps(denoiser, len(timesteps)) as on_step:
+        after = on_step if start.mask is None else _masked_steps(on_step, start.mask, scheduler, noise, timesteps)
         return sample_with_scheduler(
-            scheduler, denoiser, x, timesteps, eta=eta or 0.0, generator=_step_generators(noise), on_step=after
+            scheduler, denoiser, x, timesteps, eta=request.eta or 0.0, generator=generators, on_step=after
         )
 
 
@@ -354,30 +304,25 @@ def _step_generators(noise: SeededNoise | GeneratorNoise) -> Generator | list[Ge
     return generators
 
 
-@contextmanager
-def watch_steps(
-    pipe: Any,
-    callback: Callable[..., dict] | None,
-    tensor_inputs: Sequence[str],
-    denoiser: GuidedDenoiser,
-    steps: int | None,
-) -> Iterator[StepFn]:
-    """What happens after each step: the progress bar, the user's callback, and the user's wish to stop.
+# --- a whole job
 
-    The callback is diffusers' `callback_on_step_end(pipe, i, t, tensors)`. `latents` that it returns replace the
-    current ones; `pipe._guidance_scale` and `pipe._interrupt` are read after it. steps: None if not known before.
+
+class Redrawn(NamedTuple):
+    """Latents (b, c, h, w) of an img2img job, and what its text says besides."""
+
+    latents: Tensor
+    start: PassStart  # what it began with
+    embeddings: tuple[str, ...]  # textual inversions in use
+
+
+def redraw(pipe: Any, request: Request, networks: ActiveLoras, watch: StepWatch) -> Redrawn:
+    """One img2img job, in steps: networks on, text -> conditioning, images -> latents, latents -> latents.
+
+    For any request with `init`, also those that no call made (see request.py). What is kept is put back at the end.
+    The reports of the networks go to the pipeline.
     """
-    with pipe.progress_bar(total=float("inf") if steps is None else steps) as bar:
-
-        def after_step(i: int, x: Tensor) -> Tensor:
-            bar.update()
-            if callback is not None:
-                tensors = {"latents": x, **denoiser.side_tensors()}
-                returned = callback(pipe, i, denoiser.timestep, {name: tensors.get(name) for name in tensor_inputs})
-                x = (returned or {}).get("latents", x)
-                denoiser.change_scale(pipe.guidance_scale)
-            if pipe.interrupt:
-                raise SamplingInterrupted(x)
-            return x
-
-        yield after_step
+    pipe._network_reports = networks.switch(request.first.loras)
+    models = pass_models(pipe, request, request.first)
+    start = init_start(pipe, request)
+    x = run_pass(pipe, request, request.first, models, start, watch)
+    return Redrawn(x if start.mask is None else start.mask.finished(x), start, models[0].conditioning.embeddings)

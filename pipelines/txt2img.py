@@ -7,7 +7,6 @@ named.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -23,54 +22,18 @@ from transformers import (
     CLIPTokenizer,
     CLIPVisionModelWithProjection,
 )
+from webui_diffusers.pipelines.arguments import txt2img_request
 from webui_diffusers.pipelines.base import WebUIMixin
+from webui_diffusers.pipelines.checks import call_size, check_callback_inputs, check_leftovers
 from webui_diffusers.pipelines.components import overridable_components
-from webui_diffusers.pipelines.conditioning import SizeArguments
-from webui_diffusers.pipelines.drop_in import (
-    argument_or_default,
-    asks_for_diffusers_own,
-    draw_as_diffusers,
-    ip_adapter_embeds,
-    size_or_default,
-)
-from webui_diffusers.pipelines.finish import (
-    face_restoration,
-    finite_latents,
-    hide_flagged,
-    picture_texts,
-    pictures_of,
-)
+from webui_diffusers.pipelines.drawn import request_drawn
+from webui_diffusers.pipelines.drop_in import asks_for_diffusers_own, draw_as_diffusers
 from webui_diffusers.pipelines.images.enlarge import enlarge_latents
-from webui_diffusers.pipelines.images.init_latents import without_picture
 from webui_diffusers.pipelines.images.seamless import seamless_tiling
-from webui_diffusers.pipelines.images.vae import decode_latents
-from webui_diffusers.pipelines.options import webui_settings
-from webui_diffusers.pipelines.output import WebUIPipelineOutput
-from webui_diffusers.pipelines.passes import (
-    check_texts,
-    given_conditioning,
-    guidance_options,
-    pass_models,
-    pass_noise,
-    run_pass,
-    watch_steps,
-)
-from webui_diffusers.pipelines.registry import networks_on
-from webui_diffusers.pipelines.request import (
-    HiresArguments,
-    StepArguments,
-    check_callback_inputs,
-    check_leftovers,
-    check_step_arguments,
-    first_pass,
-    hires_request,
-    noise_request,
-    pick,
-    prompt_list,
-    prompt_settings,
-    refined_passes,
-    with_second_texts,
-)
+from webui_diffusers.pipelines.infotext.from_call import drawn_infotexts
+from webui_diffusers.pipelines.loras import networks_on
+from webui_diffusers.pipelines.output import WebUIPipelineOutput, decoded_pixels, output_images
+from webui_diffusers.pipelines.passes import StepWatch, noise_start, pass_models, run_pass
 
 
 class WebUITxt2ImgPipeline(WebUIMixin, StableDiffusionPipeline):
@@ -175,6 +138,7 @@ class WebUITxt2ImgPipeline(WebUIMixin, StableDiffusionPipeline):
         hires_upscaler: str | None = None,
         hires_steps: int = 0,
         hires_strength: float = 0.7,
+        hires_guidance_scale: float | None = None,
         hires_prompt: str | list[str] | None = None,
         hires_negative_prompt: str | list[str] | None = None,
         hires_sampler: str | None = None,
@@ -218,8 +182,9 @@ class WebUITxt2ImgPipeline(WebUIMixin, StableDiffusionPipeline):
             hires_scale, hires_size: second pass at that scale, or at (width, height) where 0 follows the other side.
             hires_upscaler: "Latent…", "None", "Lanczos", "Nearest", a Real-ESRGAN label, or a path to a model file.
                 None: the component `upscaler` if there is one, else "Latent".
-            hires_steps: 0 means as many as the first pass. hires_strength: 0..1, how much is drawn anew.
-            hires_prompt, hires_negative_prompt, hires_sampler, hires_schedule: None means the first pass's.
+            hires_steps: 0 means as many as the first pass. hires_strength: 0..1, how much is generated anew.
+            hires_guidance_scale, hires_prompt, hires_negative_prompt, hires_sampler, hires_schedule: None means the
+                first pass's.
             restore_faces: "CodeFormer", "GFPGAN", ... : the component `face_restorer` is applied to each picture.
             face_fidelity: 0 (strongest) to 1 (most faithful), for CodeFormer. None: the option `code_former_weight`.
             refiner_switch_at: share of the noise levels after which the component `refiner` takes over, 0..1.
@@ -236,71 +201,48 @@ class WebUITxt2ImgPipeline(WebUIMixin, StableDiffusionPipeline):
         # 1. What is asked for; refused before any work where it cannot be drawn
         check_leftovers(kwargs, given)
         check_callback_inputs(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
-        options = webui_settings(webui_options)
-        given["guidance_scale"] = guidance_scale = argument_or_default(self, "guidance_scale", guidance_scale)
-        size = size_or_default(self, width, height, sampler)
+        call_size(self, width, height, sampler)
         if asks_for_diffusers_own(self, given):
             return draw_as_diffusers(self, given, kwargs)
-        prompts, negatives = prompt_list(prompt, negative_prompt, num_images_per_prompt, prompt_embeds)
-        seeds = None
-        if seed is not None or (sampler is not None and generator is None):
-            seeds = noise_request(len(prompts), seed, subseed, subseed_strength, seed_resize, noise_source)
-        asked_steps = pick(StepArguments, given)
-        first = first_pass(prompts, negatives, size, num_inference_steps, sampler, schedule, asked_steps=asked_steps)
-        first = with_second_texts(first, prompt_2, negative_prompt_2, is_sdxl=self.is_sdxl)
-        hires = hires_request(pick(HiresArguments, given, "hires_"), first, prompts, negatives)
-        second = None if hires is None else hires.second
-        check_step_arguments(asked_steps, sampler, has_hires=hires is not None)
-        upscaler = None if hires is None else self.attached.upscaler(hires.upscaler, self.upscaler)
-        uses = self.attached.network_uses(first.tags, loras)
-        second_uses = uses if second is None else self.attached.network_uses(second.tags, loras)
-        refined = refined_passes(refiner_switch_at, options, hires is not None, self.refiner)
-        restore = face_restoration(self, restore_faces, face_fidelity, options)
-        settings = prompt_settings(options, clip_skip)
-        embeds = None if prompt_embeds is None else given_conditioning(given, is_sdxl=self.is_sdxl)
-        if embeds is None:
-            check_texts(self.attached.encoder(self, uses), first, second, settings)
-        conditioned = partial(pass_models, self, settings, options, pick(SizeArguments, given), embeds)
-        two_sided, image_embeds = (
-            sampler is not None or guidance_scale > 1,
-            ip_adapter_embeds(self, given, len(prompts)),
-        )
-        guidance = guidance_options(options, given, two_sided=two_sided, image_embeds=image_embeds)
-        self._begin(guidance_scale, guidance_rescale, clip_skip, cross_attention_kwargs)
-        watch = partial(watch_steps, self, callback_on_step_end, callback_on_step_end_tensor_inputs)
-        drawn = partial(run_pass, options=options, scheduler=self.scheduler, watch=watch, eta=eta)
-        noise_of = partial(pass_noise, seeds, generator, options, self.vae, self._execution_device)
+        request = txt2img_request(self, given)
+        first, second, before = request.first, request.second, request.enlargement
+        watch = StepWatch(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
+        self._begin(first.guidance, clip_skip)
+        embeddings: list[tuple[str, ...]] = []  # textual inversions in use, by pass
 
         with networks_on(self, lora_backend) as networks, seamless_tiling(*([self.unet, self.vae] if tiling else [])):
             # 2. Networks named in the prompt
-            self._network_reports = networks.switch(uses)
+            self._network_reports = networks.switch(first.loras)
 
             # 3. Text -> conditioning
-            models = conditioned(first, uses, refines=refined.first)
+            models = pass_models(self, request, first)
+            embeddings.append(models[0].conditioning.embeddings)
 
             # 4. First pass: noise -> latents
-            noise = noise_of(first)
-            x = drawn(first, models, without_picture(self, guidance, first), noise, start=latents)
+            start = noise_start(self, request, first)
+            x = run_pass(self, request, first, models, start, watch)
 
             # 5. Hires pass: the same image, larger, through the tail of a schedule
-            if hires is not None and not self.interrupt:
-                self._network_reports = networks.switch(second_uses)
-                init = enlarge_latents(self.vae, x, hires.target, upscaler, options, noise.global_generator())
-                models = conditioned(second, second_uses, refines=refined.second)
-                x = drawn(second, models, without_picture(self, guidance, second), noise_of(second), init=init)
+            if second is not None and not self.interrupt:
+                self._network_reports = networks.switch(second.loras)
+                encoding_noise = start.noise.global_generator()
+                x = enlarge_latents(self.vae, x, before.target, before.upscaler, request.options, encoding_noise)
+                models = pass_models(self, request, second)
+                embeddings.append(models[0].conditioning.embeddings)
+                x = run_pass(self, request, second, models, noise_start(self, request, second, x), watch)
 
-            # 6. Latents -> pixels
-            pixels = None if output_type == "latent" else decode_latents(self.vae, finite_latents(x))
+            # 6. Latents -> pixels, and what the safety checker says
+            pixels, flagged = (x, None) if output_type == "latent" else decoded_pixels(self, x)
 
-        # 7. Faces, and what the safety checker says
-        images, flagged = x, None
-        if pixels is not None:
-            pixels, flagged = hide_flagged(self, pixels)
-            images = pictures_of(pixels, output_type, truncates=sampler is not None, restore=restore)
+        # 7. Pixels -> pictures, and their faces
+        images = pixels
+        if output_type != "latent":
+            edits = [] if request.faces is None else [request.faces.edit]
+            images = output_images(pixels, output_type, truncates=sampler is not None, edits=edits)
         self.maybe_free_model_hooks()
         if not return_dict:
             return images, flagged
 
         # 8. What drew it, in the webui's words
-        texts = picture_texts(self, given, seeds, first, uses, models[0].conditioning.embeddings)
-        return WebUIPipelineOutput(images, flagged, texts, [] if seeds is None else seeds.seeds)
+        texts = drawn_infotexts(request_drawn(self, request, *embeddings))
+        return WebUIPipelineOutput(images, flagged, texts, list(request.seeds))

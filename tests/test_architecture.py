@@ -43,14 +43,8 @@ PURE = [
 PURE = [p for p in PURE if p.parent.name != "cli"]  # whose functions import what they run
 
 # Arrows between folders, and functions of more than eight arguments, that were here before the rule and shall go.
-STANDING_ARROWS: set[tuple[str, str]] = {
-    ("pipelines/images/init_latents.py", "pipelines/request"),
-    ("pipelines/images/init_latents.py", "pipelines/sampling/denoiser"),
-    ("pipelines/images/init_latents.py", "pipelines/sampling/latent_mask"),
-    ("pipelines/infotext/from_call.py", "loaders/hashes"),
-    ("pipelines/infotext/from_call.py", "pipelines/sampling/samplers"),
-}
-STANDING_LONG: set[str] = {"pipelines/passes.py: run_pass", "pipelines/passes.py: _scheduler_pass"}
+STANDING_ARROWS: set[tuple[str, str]] = set()
+STANDING_LONG: set[str] = set()
 
 
 def _name(path: Path) -> str:

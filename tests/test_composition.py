@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from recordings import recorded_rows
-from webui_diffusers.pipelines.prompt.composition import entry_at, split_and, split_prompts
+from webui_diffusers.pipelines.conditioning import entry_at
+from webui_diffusers.pipelines.prompt.composition import split_and, split_prompts
 
 
 ROWS = recorded_rows("prompt/multicond.jsonl", at_least=62)

@@ -519,7 +519,7 @@ REFUSED = [
          "inpaint_area": "masked"},
         "one size",
     ),
-    ({"width": 65}, "multiples of 8"),
+    ({"width": 65, "sampler": None}, "multiples of 8"),
     ({"timesteps": [900, 500, 100]}, "timesteps"),
     ({"denoising_start": 0.5}, "denoising_start"),
     ({"latents": torch.zeros(1, 4, 8, 8)}, "latents"),

@@ -16,7 +16,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from recordings import GOLDEN
 from safetensors.torch import save_file
 from webui_diffusers.loaders import read_network
-from webui_diffusers.pipelines.loras import AdaptedNetworks, mixed_call
+from webui_diffusers.pipelines.loras import LoraUse, mixed_call, networks_on
 from webui_diffusers.pipelines.multi_lora import MultiLoraPipeline
 from webui_diffusers.pipelines.multi_lora_xl import MultiLoraXLPipeline
 
@@ -269,12 +269,14 @@ def test_the_scale_of_cross_attention_kwargs_counts_for_networks_of_the_call(pip
 
 def test_adapted_networks_switch_and_go(pair, pipe):
     a, b = (read_network(LORA / f"{name}.safetensors") for name in ("kohya_lora", "lokr_full"))
-    with AdaptedNetworks(pipe) as networks:
+    with networks_on(pipe, "peft") as networks:
         assert networks.switch([]) == []
-        reports = networks.switch([(a, 1.0, 1.0)])
+        reports = networks.switch([LoraUse("a", (a, 1.0, 1.0))])
         assert [report.name for report in reports] == ["kohya_lora"]
         first = pictures(pair[1])
-        assert [report.name for report in networks.switch([(b, 1.0, 1.0), (a, 0.1, 0.1)])] == [
+        assert [
+            report.name for report in networks.switch([LoraUse("b", (b, 1.0, 1.0)), LoraUse("a", (a, 0.1, 0.1))])
+        ] == [
             "lokr_full",
             "kohya_lora",
         ]
@@ -340,7 +342,7 @@ def test_bad_calls_are_refused_and_change_nothing(pipe, arguments, says):
 
 def test_a_prompt_that_is_no_mix_is_read_as_one_mix(pipe, tmp_path):
     uses = mixed_call(pipe.networks, {"prompt": PROMPTS}, [["loha", 0.5], ("kohya_lora", 1)]).mixes
-    assert [[network.name for network, *_ in mix] for mix in uses] == [["loha", "kohya_lora"]] * 3
+    assert [[lora.network.name for lora in mix] for mix in uses] == [["loha", "kohya_lora"]] * 3
     assert mixed_call(pipe.networks, {"prompt": PROMPTS}, []).mixes == [[]] * 3
     nested = mixed_call(pipe.networks, {"prompt": PROMPTS}, [[["loha", 0.5]], [], None]).mixes
     assert [len(mix) for mix in nested] == [1, 0, 0]

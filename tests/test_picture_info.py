@@ -24,7 +24,8 @@ from webui_diffusers.pipelines.infotext.files import (
     save_picture,
     save_pictures,
 )
-from webui_diffusers.pipelines.infotext.from_call import call_infotexts, model_facts, network_tags_text
+from webui_diffusers.pipelines.infotext.from_call import call_infotexts, network_tags_text
+from webui_diffusers.pipelines.registry import model_facts
 
 
 TEXT = "a café, 猫 in <lora:moxin:0.8>\nNegative prompt: bad\nSteps: 20, Sampler: Euler a, Seed: 7, Size: 64x48"

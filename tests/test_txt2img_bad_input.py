@@ -72,7 +72,7 @@ BAD_CALLS = [
     ({"prompt": []}, "empty"),
     ({"prompt": None}, "prompt"),
     ({"negative_prompt": ["x"], "prompt": ["a", "b"]}, "negative_prompt"),
-    ({"width": 60}, "multiples of 8"),
+    ({"width": 60, "sampler": None}, "multiples of 8"),
     ({"width": 0, "height": -8}, "pixels|multiples"),
     ({"num_inference_steps": -1}, "at least 1"),
     ({"num_images_per_prompt": 0}, "num_images_per_prompt"),

@@ -31,7 +31,7 @@ from .job_names import FolderState, Job, choose_names, plain_file_name, record_p
 
 
 _KEY_LENGTH = 32
-Drawn = tuple[Sequence[Image.Image], Sequence[str]]  # pictures and their texts
+DrawnPictures = tuple[Sequence[Image.Image], Sequence[str]]  # pictures and their texts
 
 
 class JobFolder:
@@ -92,7 +92,7 @@ class JobFolder:
         with (self.records / "started").open("a", encoding="utf-8") as stream:
             stream.write(line + "\n")
 
-    def keep(self, job: Job, drawn: Drawn) -> None:
+    def keep(self, job: Job, drawn: DrawnPictures) -> None:
         """Pictures to the disk, then the record, then the names: wherever it is cut short, the job is done or not."""
         images, texts = drawn
         names = self._names.get(job.key) or []

@@ -11,7 +11,7 @@ from time import monotonic, sleep
 from typing import Any, NamedTuple
 
 from ..infotext.filenames import safe_name
-from .job_folder import Drawn, JobFolder
+from .job_folder import DrawnPictures, JobFolder
 from .job_names import Job, plain_file_name
 
 
@@ -58,7 +58,7 @@ def _digest(text: str) -> str:
 def run_jobs(
     jobs: Sequence[Job],
     folder: JobFolder,
-    draw: Callable[[Job], Drawn],
+    draw: Callable[[Job], DrawnPictures],
     *,
     progress: Callable[[int], None] = lambda done: None,
     on_error: Callable[[Job, Exception], None] = lambda job, error: None,
@@ -108,7 +108,7 @@ class _Run:
     """One process's part of drawing jobs."""
 
     def __init__(
-        self, folder: JobFolder, draw: Callable[[Job], Drawn], on_error: Callable[[Job, Exception], None]
+        self, folder: JobFolder, draw: Callable[[Job], DrawnPictures], on_error: Callable[[Job, Exception], None]
     ) -> None:
         self.folder, self.draw, self.on_error = folder, draw, on_error
         self.marks = folder.failure_marks()  # failures of earlier runs do not count

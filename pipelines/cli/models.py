@@ -193,15 +193,4 @@ class PipelineCache:
 def draw_call(pipe: Any, call: Mapping[str, Any]) -> tuple[list[Any], list[str]]:
     """Pictures and their texts of one call with these arguments."""
     output = pipe(**call)
-    if output.infotexts:
-        return output.images, output.infotexts
-    from ..infotext.from_call import call_infotexts, model_facts
-
-    picture = output.images[0]
-    factor = float(call.get("hires_scale") or 1)
-    first_size = (round(picture.width / factor), round(picture.height / factor))
-    width, height = call.get("width") or first_size[0], call.get("height") or first_size[1]
-    defaults = {"num_inference_steps": 50, "guidance_scale": 5.0 if pipe.is_sdxl else 7.5}
-    scheduler = {} if call.get("sampler") else {"sampler_name": type(pipe.scheduler).__name__}
-    facts = {"width": width, "height": height, **model_facts(pipe), **scheduler}
-    return output.images, call_infotexts({**defaults, **call}, output.seeds, None, facts)
+    return output.images, output.infotexts

@@ -65,6 +65,7 @@ CALL_OPTIONS: dict[str, CallOption] = {
     "hires_upscaler": CallOption(TEXT, "A label, or a model file.", _HIRES),
     "hires_steps": CallOption(whole_kind(0), "0: as many as the first pass.", _HIRES),
     "hires_strength": CallOption(number_kind(0, 1), "Denoising strength, 0 to 1.", _HIRES),
+    "hires_guidance_scale": CallOption(number_kind(0), "CFG scale of the second pass; the first's otherwise.", _HIRES),
     "hires_prompt": CallOption(TEXTS, "The first pass's otherwise.", _HIRES),
     "hires_negative_prompt": CallOption(TEXTS, "The first pass's otherwise.", _HIRES),
     "hires_sampler": CallOption(TEXT, "The first pass's otherwise.", _HIRES),

@@ -1,7 +1,7 @@
 """What img2img and inpainting begin with: the pictures and the mask as the VAE is to see them, and what is laid over
 the finished picture. The order of steps is that of images/masks.py."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -37,14 +37,14 @@ class InitArguments:
         """Standard deviation along x and y in pixels."""
         return (self.mask_blur, self.mask_blur) if np.isscalar(self.mask_blur) else tuple(self.mask_blur)
 
-    def told(self, *, masked: bool) -> dict[str, Any]:
-        """The arguments as the text of a picture tells them: nothing of a mask that is not there, and one blur."""
+    def written(self, *, masked: bool) -> dict[str, Any]:
+        """The arguments as a text has them: nothing of a mask that is not there, and one blur."""
         names = ("mask_blur", "masked_content", "inpaint_area", "masked_padding", "invert_mask")
         if not masked:
             return {**dict.fromkeys(names), "inpaint_area": "whole"}
         x, y = self.blur
-        told: dict[str, Any] = {name: getattr(self, name) for name in names}
-        return {**told, "mask_blur": x if x == y and x > 0 else None}
+        found: dict[str, Any] = {name: getattr(self, name) for name in names}
+        return {**found, "mask_blur": x if x == y and x > 0 else None}
 
 
 class GivenImages(NamedTuple):
@@ -297,20 +297,29 @@ def stretched_picture(picture: Image.Image, width: int, height: int) -> Image.Im
 
 
 def finish_over_init(
-    drawn: Sequence[Image.Image], init: InitPictures, rows: Sequence[int], options: Mapping[str, Any]
-) -> list[Image.Image]:
-    """Steps 13 and 14 of images/masks.py: colours matched where the option says so, and the overlay laid over."""
-    finished = []
-    for picture, row in zip(drawn, rows, strict=True):
-        if options["img2img_color_correction"]:
-            picture = match_colors(picture, init.pictures[row])
-        if init.overlays and options["overlay_inpaint"]:
-            overlay = init.overlays[row]
-            if init.area is None and overlay.size != picture.size:  # sides that are no multiple of 8 were cut
-                overlay = overlay.crop((0, 0, *picture.size))
-            picture = composite_overlay(picture, overlay, init.area)
-        finished.append(picture)
-    return finished
+    init: InitPictures, rows: Sequence[int], options: Mapping[str, Any]
+) -> Callable[[list[Image.Image]], list[Image.Image]] | None:
+    """Steps 13 and 14 of images/masks.py, for the drawn pictures: colours matched where the option says so, and the
+    overlay laid over. None where nothing is to be done."""
+    corrects = bool(init.pictures and options["img2img_color_correction"])
+    overlays = init.overlays if options["overlay_inpaint"] else ()
+    if not corrects and not overlays:
+        return None
+
+    def finish(drawn: list[Image.Image]) -> list[Image.Image]:
+        finished = []
+        for picture, row in zip(drawn, rows, strict=True):
+            if corrects:
+                picture = match_colors(picture, init.pictures[row])
+            if overlays:
+                overlay = overlays[row]
+                if init.area is None and overlay.size != picture.size:  # sides that are no multiple of 8 were cut
+                    overlay = overlay.crop((0, 0, *picture.size))
+                picture = composite_overlay(picture, overlay, init.area)
+            finished.append(picture)
+        return finished
+
+    return finish
 
 
 def pictures_as(pictures: Sequence[Image.Image], output_type: str) -> list[Image.Image] | np.ndarray | Tensor:

@@ -1,7 +1,6 @@
 """From prepared pictures to the latents that img2img and inpainting draw over."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,12 +9,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Generator, Tensor
 
-from ..request import PassRequest
-from ..sampling.denoiser import Guidance
-from ..sampling.latent_mask import LatentMask
 from .fit import resize_latents
 from .init_image import InitArguments, InitPictures, stretched_picture
-from .masks import latent_masks
+from .masks import LatentMasks, latent_masks
 from .vae import encode_pictures, pixels_to_vae_input
 
 
@@ -27,7 +23,7 @@ class InitLatents(NamedTuple):
     """
 
     latents: Tensor
-    mask: LatentMask | None = None
+    mask: LatentMasks | None = None
     extra_channels: Tensor | None = None
 
 
@@ -56,12 +52,11 @@ def init_latents(
     latents = _at_job_size(encode(pixels), size)
     mask = None
     if init.mask is not None:
-        keep, change = latent_masks(init.mask, latents, soft=asked.soft_mask)
+        mask = latent_masks(init.mask, latents, soft=asked.soft_mask)
         if asked.masked_content == "latent noise":
-            latents = latents * keep + noise() * change
+            latents = latents * mask.keep + noise() * mask.change
         elif asked.masked_content == "latent nothing":
-            latents = latents * keep
-        mask = LatentMask(latents, keep, change)
+            latents = latents * mask.keep
     if mask_weight is None:
         return InitLatents(latents, mask)
     seen = pixel_mask(init.mask, *pixels.shape[-2:], soft=asked.soft_mask).to(device)
@@ -121,14 +116,9 @@ def takes_inpainting_channels(unet: Any, channels: int) -> bool:
     return count != channels
 
 
-def without_picture(pipe: Any, guidance: Guidance, plan: PassRequest) -> Guidance:
-    """The guidance of a pass that begins with noise alone: an inpainting UNet is told that all is to be painted, over
-    grey. Other UNets need nothing; raises ValueError for those that are neither."""
-    if not takes_inpainting_channels(pipe.unet, pipe.vae.config.latent_channels):
-        return guidance
-    device = pipe._execution_device
-    grey = torch.zeros((1, 3, plan.height, plan.width), device=device, dtype=pipe.vae.dtype)
-    hidden = pipe.vae.encode(grey).latent_dist.mode().float() * pipe.vae.config.scaling_factor
-    mask = torch.ones((1, 1, plan.height, plan.width), device=device)
-    channels = inpainting_channels(mask, hidden.expand(plan.batch_size, -1, -1, -1))
-    return replace(guidance, extra_channels=channels)
+def blank_channels(vae: Any, width: int, height: int, count: int, device: torch.device) -> Tensor:
+    """What an inpainting UNet sees where nothing is given: all is to be painted, over grey. (count, 1 + c, h, w) for
+    an image of width x height pixels."""
+    grey = torch.zeros((1, 3, height, width), device=device, dtype=vae.dtype)
+    hidden = vae.encode(grey).latent_dist.mode().float() * vae.config.scaling_factor
+    return inpainting_channels(torch.ones((1, 1, height, width), device=device), hidden.expand(count, -1, -1, -1))

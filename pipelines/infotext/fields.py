@@ -144,6 +144,7 @@ FIELDS = (
     TextField("Hires upscale", "hires_scale", _read_number, part="hires"),
     TextField("Hires steps", "hires_steps", _read_within(0, LARGEST_STEPS), 0, part="hires"),
     TextField("Hires upscaler", "hires_upscaler", part="hires"),
+    TextField("Hires CFG Scale", "hires_guidance_scale", _read_number, part="hires"),
     # drawing over a picture
     TextField("Denoising strength", "strength", _read_number, part="img2img"),
     TextField("Mask mode", "invert_mask", _read_choice(MASK_MODES), False, part="img2img"),

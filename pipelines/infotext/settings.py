@@ -73,6 +73,7 @@ def _hires_extra(arguments: Mapping[str, Any]) -> dict[str, Any]:
         "Hires resize": f"{size[0]}x{size[1]}" if size and any(size) else None,
         "Hires steps": get("hires_steps") or None,
         "Hires upscaler": get("hires_upscaler"),
+        "Hires CFG Scale": get("hires_guidance_scale"),
     }
 
 

@@ -256,9 +256,8 @@ class _CallReading:
         self._read(HIRES_FIELDS)
         self.done |= _HIRES_ONLY
         self._read_sampler("Hires ")
-        guidance = self.fields.get("Hires CFG Scale")
-        if guidance and not _same_number(guidance, self.fields.get("CFG scale")):
-            self._tell("Hires CFG Scale", "its hires pass had a guidance of its own; both have one here")
+        if self.arguments.get("hires_guidance_scale") == self.arguments.get("guidance_scale"):
+            self.arguments.pop("hires_guidance_scale", None)
 
     def _whole(self, label: str) -> int:
         try:

@@ -1,4 +1,4 @@
-"""Several prompts in one, and the entry of a schedule that a step reads.
+"""Several prompts in one.
 
     written                  read
     a cat AND a dog          `a cat` 1.0, ` a dog` 1.0
@@ -37,18 +37,6 @@ def split_prompts(prompts: Sequence[str]) -> tuple[list[str], list[list[tuple[in
         [(numbers.setdefault(text, len(numbers)), weight) for text, weight in split_and(prompt)] for prompt in prompts
     ]
     return list(numbers), pieces
-
-
-def entry_at(schedule: Sequence[tuple[int, object]], call: int) -> int:
-    """Index of the entry that denoiser call number `call` reads. schedule: (last step, ...) in rising order.
-
-    Calls count from 0 in each pass, steps from 1: so the webui reads the first entry one call longer than its number
-    says, and a call beyond the last step reads the first entry again. Both kept: pictures depend on them.
-
-    >>> [entry_at([(2, "a"), (4, "b")], call) for call in range(6)]
-    [0, 0, 0, 1, 1, 0]
-    """
-    return next((index for index, (end, *_) in enumerate(schedule) if call <= end), 0)
 
 
 def _piece_weight(piece: str) -> tuple[str, float]:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from .comments import strip_comments
-from .composition import entry_at, split_and
+from .composition import split_and
 
 
 SecondTexts = tuple[Sequence[str] | None, Sequence[str] | None]  # positive, negative; None: the first encoder's texts
@@ -93,4 +93,8 @@ def merge_schedules(first: Sequence[tuple[int, str]], second: Sequence[tuple[int
     [(2, TextPair(first='a', second='x')), (4, TextPair(first='b', second='x'))]
     """
     ends = sorted({end for end, _ in (*first, *second)})
-    return [(end, TextPair(first[entry_at(first, end)][1], second[entry_at(second, end)][1])) for end in ends]
+    return [(end, TextPair(_text_read_at(first, end), _text_read_at(second, end))) for end in ends]
+
+
+def _text_read_at(schedule: Sequence[tuple[int, str]], step: int) -> str:
+    return next(text for end, text in schedule if step <= end)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,6 +51,35 @@ def zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
     alphas = ((roots - last) * (first / (first - last))) ** 2
     alphas[-1] = ZERO_SNR_LAST_ALPHA
     return alphas
+
+
+def trained_alphas_cumprod(scheduler: Any) -> Tensor:
+    """The noise levels a model was trained on, from its scheduler's configuration: (1000,) float32.
+
+    Stable Diffusion's own betas are multiplied in float64, as their trainer did; diffusers does it in float32.
+    """
+    config = scheduler.config
+    if config.get("beta_schedule") == "scaled_linear" and config.get("trained_betas") is None:
+        return default_alphas_cumprod(config["beta_start"], config["beta_end"], config["num_train_timesteps"])
+    if not knows_betas(scheduler):
+        raise ValueError(
+            f"`scheduler`: {type(scheduler).__name__} knows no betas, so it is for another kind of model (EDM, as "
+            "Playground v2.5 and CosXL, or flow matching). The webui's samplers need one of Stable Diffusion's "
+            "schedulers: name no `sampler`, and the scheduler itself steps."
+        )
+    return scheduler.alphas_cumprod.float().cpu()
+
+
+def knows_betas(scheduler: Any) -> bool:
+    """Whether a scheduler is for models trained on discrete noise levels."""
+    return scheduler.config.get("beta_schedule") is not None or getattr(scheduler, "alphas_cumprod", None) is not None
+
+
+def scheduler_alphas_cumprod(scheduler: Any, options: Mapping[str, Any]) -> Tensor:
+    """The same after the options. A scheduler that rescales its betas to zero terminal SNR asks for that too."""
+    if scheduler.config.get("rescale_betas_zero_snr") and options["sd_noise_schedule"] == "Default":
+        options = {**options, "sd_noise_schedule": ZERO_TERMINAL_SNR}
+    return scheduled_alphas_cumprod(trained_alphas_cumprod(scheduler), options)
 
 
 class NoiseTable:

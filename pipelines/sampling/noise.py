@@ -146,6 +146,25 @@ class GeneratorNoise:
         return noise.to(self.device)
 
 
+def generator_seeds(
+    generator: torch.Generator | Sequence[torch.Generator] | None, count: int, device: torch.device | str = "cpu"
+) -> list[int]:
+    """The seed of the generator that draws each of `count` images; [] where none is known.
+
+    It is known as long as nothing was drawn since `manual_seed`. None is torch's global generator, on the CPU.
+    """
+    if generator is None:
+        if torch.device(device).type != "cpu":
+            return []
+        generator = torch.default_generator
+    each = list(generator) if isinstance(generator, (list, tuple)) else [generator] * count
+    fresh = [
+        torch.equal(one.get_state(), torch.Generator(one.device).manual_seed(one.initial_seed()).get_state())
+        for one in dict.fromkeys(each)
+    ]
+    return [one.initial_seed() for one in each] if all(fresh) else []
+
+
 def slerp_columns(strength: float, low: Tensor, high: Tensor) -> Tensor:
     """Spherical interpolation from `low` (strength 0) to `high` (strength 1). Both (c, h, w).
 

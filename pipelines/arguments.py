@@ -1,0 +1,361 @@
+"""From the arguments of a call to its Request. Everything that cannot be drawn as asked is refused here, before any
+work. `given` is always the call's arguments by name."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..loaders.faces.load import load_face_detector, load_face_restorer
+from ..loaders.utils import unknown_choice
+from .checks import (
+    call_size,
+    check_step_arguments,
+    checked_strength,
+    noise_request,
+    prompt_list,
+    refuse_unread,
+)
+from .conditioning import SizeArguments, given_conditioning
+from .drop_in import argument_or_default
+from .images.faces.nets import picture_restorer
+from .images.hires import LATENT_CELL, hires_target
+from .images.init_image import (
+    InitArguments,
+    batch_rows,
+    check_init_arguments,
+    given_images,
+    given_mask,
+    prepare_init,
+)
+from .infotext.from_call import network_tags_text
+from .loras import LoraUse, lora_uses
+from .options import webui_settings
+from .prompt.encode import PromptEncoder
+from .prompt.network_tags import NetworkTag, split_batch_tags
+from .prompt.prompt_2 import SecondTexts, second_texts
+from .prompt.text_encoder import PromptSettings
+from .request import Enlargement, FaceRestoration, InitRequest, Pass, Request, StepArguments
+from .sampling.denoiser import Guidance
+from .sampling.discrete_schedule import NoiseTable, knows_betas, scheduler_alphas_cumprod
+from .sampling.labels import find_schedule
+from .sampling.noise import generator_seeds
+from .sampling.samplers import resolve_sampler
+
+
+HIRES_REFINER_PASSES = ("first pass", "second pass", "both passes")
+
+# Arguments of diffusers' img2img call that only its own drawing reads, with their defaults.
+_STOCK_IMG2IMG_ONLY = {
+    "denoising_start": None,
+    "latents": None,
+    "aesthetic_score": 6.0,
+    "negative_aesthetic_score": 2.5,
+}
+
+
+def txt2img_request(pipe: Any, given: Mapping[str, Any]) -> Request:
+    """The request of a WebUITxt2ImgPipeline's call."""
+    prompts, negatives = prompt_list(
+        given["prompt"], given["negative_prompt"], given["num_images_per_prompt"], given["prompt_embeds"]
+    )
+    size = call_size(pipe, given["width"], given["height"], given["sampler"])
+    request = _one_pass(pipe, given, prompts, negatives, size)
+    request = replace(request, latents=given["latents"])
+    if given["hires_scale"] or any(given["hires_size"] or ()):
+        request = _with_hires(pipe, given, request, prompts, negatives)
+    request = _with_refiner(pipe, given["refiner_switch_at"], request)
+    check_step_arguments(request.first.step_arguments, given["sampler"], has_hires=request.second is not None)
+    _check_texts(request)
+    return request
+
+
+def img2img_request(pipe: Any, given: Mapping[str, Any]) -> Request:
+    """The request of a WebUIImg2ImgPipeline's call."""
+    refuse_unread(given, _STOCK_IMG2IMG_ONLY)
+    asked = InitArguments(
+        resize_mode=given["resize_mode"],
+        mask_blur=given["mask_blur"],
+        masked_content=given["masked_content"],
+        inpaint_area=given["inpaint_area"],
+        masked_padding=given["masked_padding"],
+        invert_mask=given["invert_mask"],
+        soft_mask=given["soft_mask"],
+    )
+    check_init_arguments(asked)
+    pictures = given_images(given["image"], pipe.vae.config.latent_channels)
+    prompt, each = given["prompt"], given["num_images_per_prompt"]
+    if isinstance(prompt, str) and each == 1:
+        prompt = [prompt] * pictures.number
+    prompts, negatives = prompt_list(prompt, given["negative_prompt"], each, given["prompt_embeds"])
+    rows = batch_rows(pictures.number, len(prompts) // each, each)
+    size = call_size(pipe, *pictures.job_size(given["width"], given["height"]), given["sampler"])
+    request = _one_pass(pipe, given, prompts, negatives, size)
+    check_step_arguments(request.first.step_arguments, given["sampler"], has_hires=False)
+    first = replace(
+        request.first,
+        strength=checked_strength("strength", argument_or_default(pipe, "strength", given["strength"])),
+        exact_steps=bool(request.options["img2img_fix_steps"]),
+        noise_multiplier=request.options["initial_noise_multiplier"],
+    )
+    request = _with_refiner(pipe, given["refiner_switch_at"], replace(request, first=first))
+    _check_texts(request)
+    mask = given_mask(given["mask_image"])
+    images = prepare_init(pictures, mask, size, asked, request.options["img2img_background_color"])
+    return replace(request, init=InitRequest(asked, images, rows, mask is not None, given["generator"]))
+
+
+def _one_pass(
+    pipe: Any, given: Mapping[str, Any], prompts: list[str], negatives: list[str], size: tuple[int, int]
+) -> Request:
+    """What all calls have: the first pass and what holds for both. size: (width, height) in pixels."""
+    options = webui_settings(given["webui_options"])
+    table = None
+    if knows_betas(pipe.scheduler) or given["sampler"] is not None or given.get("hires_sampler") is not None:
+        table = NoiseTable(scheduler_alphas_cumprod(pipe.scheduler, options))
+    noise = noise_request(given, len(prompts))
+    seeds = noise.seeds or generator_seeds(noise.generator, len(prompts), pipe._execution_device)
+    embeds = None if given["prompt_embeds"] is None else given_conditioning(given, is_sdxl=pipe.is_sdxl)
+    return Request(
+        first=_first_pass(pipe, given, prompts, negatives, size, options, table),
+        noise=noise,
+        options=options,
+        prompt_settings=_prompt_settings(options, given["clip_skip"]),
+        sizes=SizeArguments(
+            original_size=given["original_size"],
+            crops_coords_top_left=given["crops_coords_top_left"],
+            target_size=given["target_size"],
+            negative_original_size=given["negative_original_size"],
+            negative_crops_coords_top_left=given["negative_crops_coords_top_left"],
+            negative_target_size=given["negative_target_size"],
+        ),
+        embeds=embeds,
+        eta=given["eta"],
+        faces=_face_restoration(pipe, given["restore_faces"], given["face_fidelity"], options),
+        tiling=bool(given["tiling"]),
+        seeds=seeds,
+    )
+
+
+def _first_pass(
+    pipe: Any,
+    given: Mapping[str, Any],
+    prompts: list[str],
+    negatives: list[str],
+    size: tuple[int, int],
+    options: Mapping[str, Any],
+    table: NoiseTable | None,
+) -> Pass:
+    width, height = size
+    step_arguments = StepArguments(given["timesteps"], given["sigmas"], given["denoising_end"])
+    steps = step_arguments.count(given["num_inference_steps"])
+    if steps < 1:
+        raise ValueError(f"`num_inference_steps` must be at least 1; got {steps}.")
+    if given["sampler"] is None and given["schedule"] is not None:
+        raise ValueError(
+            f"`schedule` is {given['schedule']!r} but no `sampler` is named: the pipeline's scheduler has its own. "
+            'Name a sampler (sampler="Euler", say), or set the scheduler up instead.'
+        )
+    chosen = (None, None) if given["sampler"] is None else resolve_sampler(given["sampler"], given["schedule"])
+    texts, tags = split_batch_tags(prompts)
+    seconds, more_tags = _second_texts(given, len(prompts), is_sdxl=pipe.is_sdxl)
+    loras = lora_uses(pipe.networks, tags + [tag for tag in more_tags if tag not in tags], given["loras"])
+    return Pass(
+        prompts=texts,
+        negatives=negatives,
+        written=[text + network_tags_text(given["loras"] or ()) for text in prompts],
+        loras=loras,
+        encoder=_encoder(pipe, given, loras),
+        sampler=chosen[0],
+        schedule=chosen[1],
+        table=table,
+        steps=steps,
+        width=width // LATENT_CELL * LATENT_CELL,
+        height=height // LATENT_CELL * LATENT_CELL,
+        asked_size=(height, width),
+        guidance=_guidance(pipe, given, options, len(prompts)),
+        seconds=seconds,
+        step_arguments=step_arguments,
+    )
+
+
+def _with_hires(
+    pipe: Any, given: Mapping[str, Any], request: Request, prompts: list[str], negatives: list[str]
+) -> Request:
+    """The request with its second pass, and what comes before it. prompts: the first pass's, with their tags."""
+    first, count = request.first, len(prompts)
+    target = hires_target(first.asked_size[1], first.asked_size[0], given["hires_scale"], given["hires_size"])
+    texts = _texts_or("hires_prompt", given["hires_prompt"], prompts)
+    plain, tags = split_batch_tags(texts)
+    _, more_tags = _second_texts(given, count, is_sdxl=pipe.is_sdxl)
+    loras = lora_uses(pipe.networks, tags + [tag for tag in more_tags if tag not in tags], given["loras"])
+    sampler, schedule = first.sampler, first.schedule
+    if given["hires_sampler"] is not None:
+        sampler, schedule = resolve_sampler(given["hires_sampler"], given["hires_schedule"] or first.schedule)
+    elif given["hires_schedule"] is not None:
+        if sampler is None:
+            raise ValueError("`hires_schedule` needs a sampler: name `hires_sampler` (or `sampler`) too.")
+        schedule = find_schedule(given["hires_schedule"])
+    scale = given["hires_guidance_scale"]
+    scale = first.guidance.guidance_scale if scale is None else float(scale)
+    second = replace(
+        first,
+        prompts=plain,
+        negatives=_texts_or("hires_negative_prompt", given["hires_negative_prompt"], negatives),
+        written=[text + network_tags_text(given["loras"] or ()) for text in texts],
+        loras=loras,
+        encoder=first.encoder if loras == first.loras else _encoder(pipe, given, loras),
+        sampler=sampler,
+        schedule=schedule,
+        steps=given["hires_steps"] or first.steps,
+        width=target.width,
+        height=target.height,
+        asked_size=(target.enlarged_height, target.enlarged_width),
+        guidance=replace(first.guidance, guidance_scale=scale, two_sided=sampler is not None or scale > 1),
+        first_pass_evaluations=first.prompt_steps,
+        strength=checked_strength("hires_strength", given["hires_strength"]),
+        step_arguments=StepArguments(),
+    )
+    label, upscaler = pipe.attached.upscaler(given["hires_upscaler"], pipe.upscaler)
+    asked = (given["hires_scale"], given["hires_size"], given["hires_steps"])
+    return replace(request, second=second, enlargement=Enlargement(target, label, upscaler, *asked))
+
+
+def _with_refiner(pipe: Any, switch_at: float | None, request: Request) -> Request:
+    """The request with the passes in which the refiner takes over. With hires fix that is a matter of the option
+    `hires_fix_refiner_pass`."""
+    if switch_at is None:
+        return request
+    if pipe.refiner is None:
+        raise ValueError(
+            f"`refiner_switch_at` is {switch_at} but the pipeline has no refiner. Load one: "
+            "`pipe.register_modules(refiner=unet)` with the refiner's UNet2DConditionModel."
+        )
+    if not 0 <= switch_at <= 1:
+        raise ValueError(f"`refiner_switch_at` must be from 0 to 1; got {switch_at}.")
+    which = request.options["hires_fix_refiner_pass"]
+    if which not in HIRES_REFINER_PASSES:
+        raise ValueError(unknown_choice("`hires_fix_refiner_pass`:", which, HIRES_REFINER_PASSES))
+    if request.second is None:
+        return replace(request, first=replace(request.first, refines=True))
+    return replace(
+        request,
+        first=replace(request.first, refines=which != "second pass"),
+        second=replace(request.second, refines=which != "first pass"),
+    )
+
+
+def _guidance(pipe: Any, given: Mapping[str, Any], options: Mapping[str, Any], count: int) -> Guidance:
+    scale = argument_or_default(pipe, "guidance_scale", given["guidance_scale"])
+    return Guidance(
+        guidance_scale=scale,
+        guidance_rescale=given["guidance_rescale"],
+        two_sided=given["sampler"] is not None or scale > 1,
+        s_min_uncond=options["s_min_uncond"],
+        s_min_uncond_all=options["s_min_uncond_all"],
+        skip_early_cond=options["skip_early_cond"],
+        pad_cond_uncond=options["pad_cond_uncond"],
+        pad_cond_uncond_v0=options["pad_cond_uncond_v0"],
+        enable_quantization=options["enable_quantization"],
+        refiner_switch_at=given["refiner_switch_at"],
+        refiner_switch_by_sample_steps=options["refiner_switch_by_sample_steps"],
+        cross_attention_kwargs=given["cross_attention_kwargs"],
+        image_embeds=_ip_adapter_embeds(pipe, given, scale, count),
+    )
+
+
+def _ip_adapter_embeds(
+    pipe: Any, given: Mapping[str, Any], scale: float, count: int
+) -> tuple[list[Tensor], list[Tensor]] | None:
+    """The IP-Adapter's embeddings of `count` images, cond and uncond, one row an image; None without one."""
+    image, embeds = given["ip_adapter_image"], given["ip_adapter_image_embeds"]
+    if image is None and embeds is None:
+        return None
+    both_sides = image is not None or scale > 1  # given embeddings have both, as in diffusers
+    rows = pipe.prepare_ip_adapter_image_embeds(image, embeds, pipe._execution_device, count, both_sides)
+    if not both_sides:
+        return rows, [torch.zeros_like(cond) for cond in rows]
+    pairs = [both.chunk(2) for both in rows]
+    return [cond for _, cond in pairs], [uncond for uncond, _ in pairs]
+
+
+def _encoder(pipe: Any, given: Mapping[str, Any], loras: Sequence[LoraUse]) -> PromptEncoder | None:
+    """None where there are no text encoders, and embeddings stand for the prompts."""
+    has_encoder = pipe.text_encoder is not None or pipe.text_encoder_2 is not None
+    if not has_encoder and given["prompt_embeds"] is not None:
+        return None
+    return pipe.attached.encoder(pipe, [lora.network for lora in loras])
+
+
+def _face_restoration(
+    pipe: Any, name: str | None, fidelity: float | None, options: Mapping[str, Any]
+) -> FaceRestoration | None:
+    """What `restore_faces=name` does, as the webui does it; None for nothing.
+
+    The pipeline's component `face_restorer` is what restores, whatever its kind; without one, the file known by
+    `name` ("CodeFormer", "GFPGAN", a path) is loaded once. Without `face_detector`, MTCNN finds the faces.
+    fidelity: 0..1; None is the option `code_former_weight`.
+    """
+    if name is None or name == "None":
+        return None
+    restorer, detector = pipe.face_restorer, pipe.face_detector
+    if restorer is None:
+        restorer = pipe.attached.face_model(name, load_face_restorer)
+    if detector is None:
+        detector = pipe.attached.face_model("MTCNN", load_face_detector)
+    device = pipe._execution_device
+    weight = options["code_former_weight"] if fidelity is None else fidelity
+    restore = picture_restorer(restorer.to(device), detector.to(device), pipe.face_parser, fidelity=weight)
+    return FaceRestoration(name, restore)
+
+
+def _prompt_settings(options: Mapping[str, Any], clip_skip: int | None) -> PromptSettings:
+    """The options that prompts are read with; `clip_skip` counts skipped layers and wins over the option."""
+    return PromptSettings(
+        emphasis=options["emphasis"],
+        comma_padding_backtrack=options["comma_padding_backtrack"],
+        CLIP_stop_at_last_layers=options["CLIP_stop_at_last_layers"] if clip_skip is None else clip_skip + 1,
+        sdxl_clip_l_skip=options["sdxl_clip_l_skip"],
+        use_old_scheduling=options["use_old_scheduling"],
+        enable_prompt_comments=options["enable_prompt_comments"],
+    )
+
+
+def _second_texts(
+    given: Mapping[str, Any], count: int, *, is_sdxl: bool
+) -> tuple[SecondTexts | None, list[NetworkTag]]:
+    """`prompt_2` and `negative_prompt_2`, one an image, without network tags; and the tags of the first."""
+
+    def each_image(texts: str | Sequence[str] | None) -> str | list[str] | None:
+        if texts is None or isinstance(texts, str):
+            return texts
+        repeats = count // len(texts) if texts and count % len(texts) == 0 else 1
+        return [text for text in texts for _ in range(repeats)]
+
+    pair = second_texts(each_image(given["prompt_2"]), each_image(given["negative_prompt_2"]), count, is_sdxl)
+    if pair is None or pair[0] is None:
+        return pair, []
+    texts, tags = split_batch_tags(pair[0])
+    return (texts, pair[1]), tags
+
+
+def _texts_or(argument: str, given: str | Sequence[str] | None, default: list[str]) -> list[str]:
+    """The hires text of every image; an empty one means the first pass's."""
+    if not given:
+        return default
+    texts = [given] * len(default) if isinstance(given, str) else list(given)
+    if len(texts) != len(default):
+        raise ValueError(
+            f"`{argument}` has {len(texts)} entries for {len(default)} images: give one text, or one each."
+        )
+    return [text or before for text, before in zip(texts, default, strict=True)]
+
+
+def _check_texts(request: Request) -> None:
+    """Refuse prompts that would fail later: weights that are no number, negative prompts of unequal length."""
+    if request.embeds is not None:
+        return
+    for plan in (request.first,) if request.second is None else (request.first, request.second):
+        plan.encoder.check(plan.prompts, plan.negatives, plan.prompt_steps, request.prompt_settings, plan.seconds)

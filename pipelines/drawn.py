@@ -1,0 +1,131 @@
+"""What a call did, for the texts under its images."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from .infotext.from_call import Drawn, options_read, schedule_read
+from .loras import lora_hashes
+from .options import WEBUI_OPTIONS
+from .registry import model_facts, refiner_label
+from .request import NoiseRequest, Pass, Request
+
+
+def request_drawn(
+    pipe: Any, request: Request, embeddings: Sequence[str], second_embeddings: Sequence[str] = ()
+) -> Drawn:
+    """What was drawn for a request. embeddings: names of the textual inversions in use, by pass."""
+    first, second, options = request.first, request.second, request.options
+    plans = [plan for plan in (first, second) if plan is not None]
+    samplers = [(plan.sampler, plan.schedule) for plan in plans if plan.sampler is not None]
+    changed = {name: value for name, value in options.items() if value != WEBUI_OPTIONS[name]}
+    arguments = {
+        "num_inference_steps": first.steps,
+        "guidance_scale": first.guidance.guidance_scale,
+        "width": first.asked_size[1],
+        "height": first.asked_size[0],
+        "clip_skip": request.prompt_settings.CLIP_stop_at_last_layers - 1,
+        "tiling": request.tiling,
+        "restore_faces": request.faces and request.faces.name,
+        "refiner_switch_at": first.guidance.refiner_switch_at,
+        "webui_options": options_read(changed, request.eta, samplers),
+        **_sampler_names("", first, pipe),
+        **_noise_arguments(request.noise, pipe),
+        **_hires_arguments(request, pipe),
+    }
+    if request.init is not None:
+        arguments |= {"strength": first.strength, **request.init.arguments.written(masked=request.init.masked)}
+    loras = [lora for plan in plans for lora in plan.loras]
+    names = [name for name in second_embeddings if name not in embeddings] + list(embeddings)
+    hashes = pipe.attached.embedding_hashes([lora.network for lora in loras])
+    fields = {
+        "Lora hashes": lora_hashes(loras),
+        "TI hashes": ", ".join(f"{name.replace(':', '').replace(',', '')}: {hashes[name]}" for name in names),
+        "Refiner": refiner_label(pipe.refiner) if any(plan.refines for plan in plans) else None,
+    }
+    return Drawn(
+        prompts=first.written,
+        negatives=first.negatives,
+        arguments=arguments,
+        hires_prompts=second.written if second is not None else (),
+        hires_negatives=second.negatives if second is not None else (),
+        seeds=request.seeds,
+        subseeds=request.noise.subseeds,
+        settings=model_facts(pipe),
+        fields={label: value for label, value in fields.items() if value},
+    )
+
+
+def stock_drawn(pipe: Any, given: Mapping[str, Any], images: Any, seeds: Sequence[int]) -> Drawn:
+    """What diffusers' own pipeline drew. given: the arguments that it was called with; images: what it gave."""
+    steps = next((len(given[name]) for name in ("timesteps", "sigmas") if given.get(name) is not None), None)
+    width, height = _image_size(images[0], pipe.vae_scale_factor)
+    arguments = {
+        "num_inference_steps": given["num_inference_steps"] if steps is None else steps,
+        "guidance_scale": given["guidance_scale"],
+        "sampler": type(pipe.scheduler).__name__,
+        "width": width,
+        "height": height,
+        "clip_skip": given.get("clip_skip"),
+        "strength": given.get("strength"),
+        **_noise_arguments(NoiseRequest(generator=given.get("generator")), pipe),
+    }
+    return Drawn(
+        prompts=_by_image(given["prompt"], len(images)),
+        negatives=_by_image(given["negative_prompt"], len(images)),
+        arguments=arguments,
+        seeds=seeds,
+        settings=model_facts(pipe),
+    )
+
+
+def _sampler_names(prefix: str, plan: Pass, pipe: Any) -> dict[str, Any]:
+    """Sampler and schedule of a pass by the labels it was drawn with; of a scheduler, its class."""
+    if plan.sampler is None:
+        return {f"{prefix}sampler": type(pipe.scheduler).__name__}
+    return {f"{prefix}sampler": plan.sampler.label, f"{prefix}schedule": schedule_read(plan.sampler, plan.schedule)}
+
+
+def _hires_arguments(request: Request, pipe: Any) -> dict[str, Any]:
+    second, before = request.second, request.enlargement
+    if second is None:
+        return {}
+    scale = second.guidance.guidance_scale
+    return {
+        "hires_scale": before.scale,
+        "hires_size": before.size,
+        "hires_upscaler": before.label,
+        "hires_steps": before.steps,
+        "hires_strength": second.strength,
+        "hires_guidance_scale": None if scale == request.first.guidance.guidance_scale else scale,
+        **_sampler_names("hires_", second, pipe),
+    }
+
+
+def _noise_arguments(noise: NoiseRequest, pipe: Any) -> dict[str, Any]:
+    """Arguments about seeds. A generator on the CPU draws what the webui's noise source "cpu" does."""
+    if noise.seeds is None:
+        first = noise.generator[0] if isinstance(noise.generator, list) else noise.generator
+        device = pipe._execution_device if first is None else first.device
+        return {"noise_source": "cpu" if device.type == "cpu" else "gpu"}
+    return {
+        "noise_source": noise.source,
+        "subseed_strength": noise.subseed_strength,
+        "seed_resize": noise.seed_resize,
+    }
+
+
+def _by_image(text: Any, count: int) -> list[str]:
+    """The text of each image, from one for all or one a prompt."""
+    texts = [text or ""] if text is None or isinstance(text, str) else list(text)
+    return [texts[i * len(texts) // count] for i in range(count)]
+
+
+def _image_size(image: Any, cell: int) -> tuple[int, int]:
+    """(width, height) in pixels of an image of any output type."""
+    if isinstance(image, Tensor):
+        factor = 1 if image.shape[0] == 3 else cell
+        return image.shape[2] * factor, image.shape[1] * factor
+    return (image.shape[1], image.shape[0]) if isinstance(image, np.ndarray) else image.size
