@@ -222,7 +222,9 @@ class GuidedDenoiser:
         timestep = x_in.new_full((), t, dtype=self._dtype)  # the webui rounds it to the model's dtype too
         if skipped not in batch.runs:
             batch.runs[skipped] = self._unet_rows(batch, skipped, timestep)
-        outputs = [self._run(x_in, timestep, rows) for rows in batch.runs[skipped]]
+        outputs = []
+        for rows in batch.runs[skipped]:
+            outputs.append(self._run(x_in, timestep, rows))
         self.calls += 1
         self.timestep = timestep
         return outputs
