@@ -32,7 +32,7 @@ from .images.init_image import (
 )
 from .infotext.from_call import network_tags_text
 from .loras import LoraUse, lora_uses
-from .options import webui_settings
+from .options import HIRES_REFINER_PASSES, webui_settings
 from .prompt.encode import PromptEncoder
 from .prompt.network_tags import NetworkTag, split_batch_tags
 from .prompt.prompt_2 import SecondTexts, second_texts
@@ -45,15 +45,8 @@ from .sampling.noise import generator_seeds
 from .sampling.samplers import resolve_sampler
 
 
-HIRES_REFINER_PASSES = ("first pass", "second pass", "both passes")
-
-# Arguments of diffusers' img2img call that only its own drawing reads, with their defaults.
-_STOCK_IMG2IMG_ONLY = {
-    "denoising_start": None,
-    "latents": None,
-    "aesthetic_score": 6.0,
-    "negative_aesthetic_score": 2.5,
-}
+# Arguments of diffusers' img2img call that only its own drawing reads.
+_STOCK_IMG2IMG_ONLY = ("denoising_start", "latents", "aesthetic_score", "negative_aesthetic_score")
 
 
 def txt2img_request(pipe: Any, given: Mapping[str, Any]) -> Request:
@@ -74,7 +67,7 @@ def txt2img_request(pipe: Any, given: Mapping[str, Any]) -> Request:
 
 def img2img_request(pipe: Any, given: Mapping[str, Any]) -> Request:
     """The request of a WebUIImg2ImgPipeline's call."""
-    refuse_unread(given, _STOCK_IMG2IMG_ONLY)
+    refuse_unread(pipe, given, _STOCK_IMG2IMG_ONLY)
     asked = InitArguments(
         resize_mode=given["resize_mode"],
         mask_blur=given["mask_blur"],

@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
+from inspect import signature
 from typing import Any
 
 from torch import Tensor
@@ -113,9 +114,11 @@ def checked_strength(argument: str, strength: float) -> float:
     return float(strength)
 
 
-def refuse_unread(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-    """Refuse arguments that only diffusers' own drawing reads, where they are not at their `defaults`."""
-    for name, default in defaults.items():
+def refuse_unread(pipe: Any, given: Mapping[str, Any], names: Iterable[str]) -> None:
+    """Refuse arguments that only diffusers' own drawing reads, where they are not at their defaults."""
+    parameters = signature(type(pipe).__call__).parameters
+    for name in names:
+        default = parameters[name].default
         if given[name] is not None and (default is None or given[name] != default):
             raise ValueError(
                 f"`{name}` is read by diffusers' own drawing only, and this call asks for more: a webui argument, or "

@@ -76,6 +76,9 @@ WEBUI_OPTIONS: dict[str, Any] = {
 }
 
 
+HIRES_REFINER_PASSES = ("first pass", "second pass", "both passes")  # values of `hires_fix_refiner_pass`
+
+
 def webui_settings(options: Mapping[str, Any] | None) -> dict[str, Any]:
     """All settings: the given ones over the defaults. Raises ValueError for a name the webui does not have here."""
     for name in options or {}:

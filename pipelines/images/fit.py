@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from PIL import Image, ImageColor, ImageFilter, ImageOps
 from torch import Tensor
 
+from ..options import WEBUI_OPTIONS
+
 
 RESIZE_MODES = ("stretch", "crop", "fill", "latent")  # the webui's numbers 0 to 3
 
@@ -21,7 +23,7 @@ RESIZE_MODES = ("stretch", "crop", "fill", "latent")  # the webui's numbers 0 to
 _FILL_BLURS = ((256, 1), (64, 1), (16, 2), (4, 4), (2, 2), (0, 1))
 
 
-def flatten_picture(picture: Image.Image, color: str = "#ffffff") -> Image.Image:
+def flatten_picture(picture: Image.Image, color: str = WEBUI_OPTIONS["img2img_background_color"]) -> Image.Image:
     """RGB; what is transparent shows `color` (any name or #rrggbb that PIL reads), as far as it is transparent.
 
     Turned as its EXIF data say; 16-bit grey loses its lower 8 bits.

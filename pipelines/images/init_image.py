@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...loaders.utils import unknown_choice
+from ..options import WEBUI_OPTIONS
 from .color_match import match_colors
 from .fit import RESIZE_MODES, fill_masked, fit_picture, flatten_picture, resize_latents
 from .masks import MaskArea, composite_overlay, doubled_mask, masked_area, overlay_picture, prepare_mask
@@ -208,7 +209,7 @@ def prepare_init(
     mask: Image.Image | None,
     size: tuple[int, int],
     asked: InitArguments,
-    background: str = "#ffffff",
+    background: str = WEBUI_OPTIONS["img2img_background_color"],
 ) -> InitPictures:
     """Steps 1 to 7 of images/masks.py. size: (width, height) of the job; background: what transparent parts show.
 

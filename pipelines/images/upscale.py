@@ -17,12 +17,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..options import WEBUI_OPTIONS
 from .tile_grid import webui_tile_starts
 
 
 # The webui's options ESRGAN_tile and ESRGAN_tile_overlap, in pixels of the model's input; tile 0 is the whole picture.
-WEBUI_TILE = 192
-WEBUI_TILE_OVERLAP = 8
+WEBUI_TILE = WEBUI_OPTIONS["ESRGAN_tile"]
+WEBUI_TILE_OVERLAP = WEBUI_OPTIONS["ESRGAN_tile_overlap"]
 
 # The webui's upscalers that are a filter and no model. "None" is Lanczos straight to the size.
 PIXEL_FILTERS = {"Lanczos": Image.Resampling.LANCZOS, "Nearest": Image.Resampling.NEAREST}

@@ -4,6 +4,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from ..options import HIRES_REFINER_PASSES, WEBUI_OPTIONS
+
 
 class TextField(NamedTuple):
     """What a field means for a call, or what a reader is told about it."""
@@ -16,6 +18,11 @@ class TextField(NamedTuple):
     note: str = ""  # of "needed": what is told, `{}` being the value
     idle: tuple[str, ...] = ()  # of "needed": values that mean that nothing is needed
     others: tuple[str, ...] = ()  # the same field as other programs and people call it, in lower case
+
+
+def _setting(label: str, option: str, read: Callable[[str], Any], part: str = "call") -> TextField:
+    """The field of one of the webui's settings; leaving it out means the setting's default."""
+    return TextField(label, f"webui_options.{option}", read, WEBUI_OPTIONS[option], part)
 
 
 INPAINT_AREAS = {"Whole picture": "whole", "Only masked": "masked"}
@@ -93,43 +100,34 @@ FIELDS = (
     TextField("Variation seed", "subseed", _SEED),
     TextField("Variation seed strength", "subseed_strength", _read_number, 0.0),
     TextField("Clip skip", "clip_skip", _read_skipped_layers, 0, others=("clip_skip", "clipskip", "clip")),
-    TextField("ENSD", "webui_options.eta_noise_seed_delta", read_infotext_int, 0),
+    _setting("ENSD", "eta_noise_seed_delta", read_infotext_int),
     TextField("RNG", "noise_source", _read_choice(_RNG), "gpu"),
     TextField("Tiling", "tiling", read_infotext_bool, False),
-    TextField("Emphasis", "webui_options.emphasis", _among("None", "Ignore", "Original", "No norm"), "Original"),
-    TextField("Eta", "webui_options.eta_ancestral", _read_number, 1.0),
-    TextField("Eta DDIM", "webui_options.eta_ddim", _read_number, 0.0),
-    TextField("Sigma churn", "webui_options.s_churn", _read_number, 0.0),
-    TextField("Sigma tmin", "webui_options.s_tmin", _read_number, 0.0),
-    TextField("Sigma tmax", "webui_options.s_tmax", _read_number, 0.0),
-    TextField("Sigma noise", "webui_options.s_noise", _read_number, 1.0),
-    TextField("Schedule min sigma", "webui_options.sigma_min", _read_number, 0.0),
-    TextField("Schedule max sigma", "webui_options.sigma_max", _read_number, 0.0),
-    TextField("Schedule rho", "webui_options.rho", _read_number, 0.0),
-    TextField("Beta schedule alpha", "webui_options.beta_dist_alpha", _read_number, 0.6),
-    TextField("Beta schedule beta", "webui_options.beta_dist_beta", _read_number, 0.6),
-    TextField(
-        "Discard penultimate sigma", "webui_options.always_discard_next_to_last_sigma", read_infotext_bool, False
-    ),
-    TextField("SGM noise multiplier", "webui_options.sgm_noise_multiplier", read_infotext_bool, False),
-    TextField("Pad conds", "webui_options.pad_cond_uncond", read_infotext_bool, False),
-    TextField("Pad conds v0", "webui_options.pad_cond_uncond_v0", read_infotext_bool, False),
-    TextField("NGMS", "webui_options.s_min_uncond", _read_number, 0.0),
-    TextField("NGMS all steps", "webui_options.s_min_uncond_all", read_infotext_bool, False),
-    TextField("Skip Early CFG", "webui_options.skip_early_cond", _read_number, 0.0),
-    TextField("Noise Schedule", "webui_options.sd_noise_schedule", _among("Default", "Zero Terminal SNR"), "Default"),
-    TextField("Downcast alphas_cumprod", "webui_options.use_downcasted_alpha_bar", read_infotext_bool, False),
-    TextField("Old prompt editing timelines", "webui_options.use_old_scheduling", read_infotext_bool, False),
+    _setting("Emphasis", "emphasis", _among("None", "Ignore", "Original", "No norm")),
+    _setting("Eta", "eta_ancestral", _read_number),
+    _setting("Eta DDIM", "eta_ddim", _read_number),
+    _setting("Sigma churn", "s_churn", _read_number),
+    _setting("Sigma tmin", "s_tmin", _read_number),
+    _setting("Sigma tmax", "s_tmax", _read_number),
+    _setting("Sigma noise", "s_noise", _read_number),
+    _setting("Schedule min sigma", "sigma_min", _read_number),
+    _setting("Schedule max sigma", "sigma_max", _read_number),
+    _setting("Schedule rho", "rho", _read_number),
+    _setting("Beta schedule alpha", "beta_dist_alpha", _read_number),
+    _setting("Beta schedule beta", "beta_dist_beta", _read_number),
+    _setting("Discard penultimate sigma", "always_discard_next_to_last_sigma", read_infotext_bool),
+    _setting("SGM noise multiplier", "sgm_noise_multiplier", read_infotext_bool),
+    _setting("Pad conds", "pad_cond_uncond", read_infotext_bool),
+    _setting("Pad conds v0", "pad_cond_uncond_v0", read_infotext_bool),
+    _setting("NGMS", "s_min_uncond", _read_number),
+    _setting("NGMS all steps", "s_min_uncond_all", read_infotext_bool),
+    _setting("Skip Early CFG", "skip_early_cond", _read_number),
+    _setting("Noise Schedule", "sd_noise_schedule", _among("Default", "Zero Terminal SNR")),
+    _setting("Downcast alphas_cumprod", "use_downcasted_alpha_bar", read_infotext_bool),
+    _setting("Old prompt editing timelines", "use_old_scheduling", read_infotext_bool),
     TextField("Refiner switch at", "refiner_switch_at", _read_number),
-    TextField(
-        "Refiner switch by sampling steps", "webui_options.refiner_switch_by_sample_steps", read_infotext_bool, False
-    ),
-    TextField(
-        "Hires refiner",
-        "webui_options.hires_fix_refiner_pass",
-        _among("first pass", "second pass", "both passes"),
-        "second pass",
-    ),
+    _setting("Refiner switch by sampling steps", "refiner_switch_by_sample_steps", read_infotext_bool),
+    _setting("Hires refiner", "hires_fix_refiner_pass", _among(*HIRES_REFINER_PASSES)),
     TextField(
         "CFG rescale",
         "guidance_rescale",
@@ -152,9 +150,9 @@ FIELDS = (
     TextField("Inpaint area", "inpaint_area", _read_choice(INPAINT_AREAS), "whole", part="img2img"),
     TextField("Masked area padding", "masked_padding", read_infotext_int, 32, part="img2img"),
     TextField("Masked content", "masked_content", absent="original", part="img2img"),
-    TextField("Noise multiplier", "webui_options.initial_noise_multiplier", _read_number, 1.0, part="img2img"),
-    TextField("Extra noise", "webui_options.img2img_extra_noise", _read_number, 0.0, part="img2img"),
-    TextField("Conditional mask weight", "webui_options.inpainting_mask_weight", _read_number, 1.0, part="img2img"),
+    _setting("Noise multiplier", "initial_noise_multiplier", _read_number, part="img2img"),
+    _setting("Extra noise", "img2img_extra_noise", _read_number, part="img2img"),
+    _setting("Conditional mask weight", "inpainting_mask_weight", _read_number, part="img2img"),
     # what else the picture was made of
     TextField(
         "Model",

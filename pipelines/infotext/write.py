@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from ..options import WEBUI_OPTIONS
 from ..sampling.labels import SAMPLER_ROWS
 
 
@@ -19,11 +20,11 @@ ENSD_SAMPLERS = tuple(row.label for row in SAMPLER_ROWS if row.uses_ensd)  # the
 
 # The webui's settings that writing depends on, with its defaults.
 INFOTEXT_WRITE_OPTIONS: dict[str, Any] = {
-    "CLIP_stop_at_last_layers": 1,
-    "eta_noise_seed_delta": 0,
-    "eta_ancestral": 1.0,
+    "CLIP_stop_at_last_layers": WEBUI_OPTIONS["CLIP_stop_at_last_layers"],
+    "eta_noise_seed_delta": WEBUI_OPTIONS["eta_noise_seed_delta"],
+    "eta_ancestral": WEBUI_OPTIONS["eta_ancestral"],
     "randn_source": "GPU",
-    "inpainting_mask_weight": 1.0,
+    "inpainting_mask_weight": WEBUI_OPTIONS["inpainting_mask_weight"],
     "token_merging_ratio": 0.0,
     "token_merging_ratio_hr": 0.0,
     "face_restoration_model": "CodeFormer",

@@ -14,6 +14,7 @@ name of an embedding               as many places (token 0) as it has vectors, k
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from ..options import WEBUI_OPTIONS
 from .attention import parse_attention
 
 
@@ -49,7 +50,7 @@ EmbeddingIndex = dict[int, list[EmbeddingName]]  # by first id, the longest firs
 
 
 def tokenize_fragments(
-    text: str, tokenize: Callable[[str], list[int]], emphasis: str = "Original"
+    text: str, tokenize: Callable[[str], list[int]], emphasis: str = WEBUI_OPTIONS["emphasis"]
 ) -> list[TokenFragment]:
     """A plain text (no edits, no ANDs) -> its fragments' token ids and weights; None stands for BREAK.
 
@@ -80,7 +81,7 @@ def chunk_tokens(
     start: int,
     end: int,
     comma: int | None,
-    backtrack: int = 20,
+    backtrack: int = WEBUI_OPTIONS["comma_padding_backtrack"],
     embeddings: EmbeddingIndex | None = None,
 ) -> tuple[list[PromptChunk], int]:
     """Lay fragments out in chunks of 75 tokens; the result has at least one. Also returns the count a user sees.

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..options import WEBUI_OPTIONS
 from .chunks import PromptChunk
 from .clip_tokenizer import FragmentTokenizer
 
@@ -20,12 +21,12 @@ _CACHED_ROWS = 256  # of one 77-token chunk each: 60 MB for SD 1.x in float32
 class PromptSettings:
     """How text becomes numbers. Names and defaults are the webui's options."""
 
-    emphasis: str = "Original"  # "None", "Ignore", "Original", "No norm"
-    comma_padding_backtrack: int = 20  # tokens
-    CLIP_stop_at_last_layers: int = 1  # counts layers from the end, 1 is the last: diffusers' clip_skip + 1
-    sdxl_clip_l_skip: bool = False
-    use_old_scheduling: bool = False
-    enable_prompt_comments: bool = True
+    emphasis: str = WEBUI_OPTIONS["emphasis"]  # "None", "Ignore", "Original", "No norm"
+    comma_padding_backtrack: int = WEBUI_OPTIONS["comma_padding_backtrack"]  # tokens
+    CLIP_stop_at_last_layers: int = WEBUI_OPTIONS["CLIP_stop_at_last_layers"]  # from the end: diffusers' clip_skip + 1
+    sdxl_clip_l_skip: bool = WEBUI_OPTIONS["sdxl_clip_l_skip"]
+    use_old_scheduling: bool = WEBUI_OPTIONS["use_old_scheduling"]
+    enable_prompt_comments: bool = WEBUI_OPTIONS["enable_prompt_comments"]
 
 
 @dataclass

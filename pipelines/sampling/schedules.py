@@ -9,6 +9,7 @@ import torch
 from scipy.special import betaincinv
 from torch import Tensor
 
+from ..options import SAMPLING_DEFAULTS
 from .discrete_schedule import NoiseTable
 from .labels import SCHEDULE_ROWS, ScheduleRow
 
@@ -31,8 +32,8 @@ class ScheduleInputs:
     table: NoiseTable
     rho: float | None = None  # None: the schedule's own
     quantize: bool = False  # timesteps of sigma_min and sigma_max are whole
-    beta_alpha: float = 0.6
-    beta_beta: float = 0.6
+    beta_alpha: float = SAMPLING_DEFAULTS["beta_dist_alpha"]
+    beta_beta: float = SAMPLING_DEFAULTS["beta_dist_beta"]
     is_sdxl: bool = False
 
 

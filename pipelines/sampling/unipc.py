@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..options import SAMPLING_DEFAULTS
 from .loops import NoiseFn, StepFn, keep_latents
 
 
@@ -61,8 +62,8 @@ def sample_unipc(
     noise: NoiseFn,
     on_step: StepFn = keep_latents,
     t_start: float = 1.0,
-    variant: str = "bh1",
-    skip_type: str = "time_uniform",
+    variant: str = SAMPLING_DEFAULTS["uni_pc_variant"],
+    skip_type: str = SAMPLING_DEFAULTS["uni_pc_skip_type"],
     order: int = 3,
     lower_order_final: bool = True,
 ) -> Tensor:
