@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from .utils import LOGGER
 
@@ -40,6 +41,12 @@ class ModelGate:
         self.changed = threading.Condition()
         self.running: list[ModelUse] = []
         self.waiting: list[ModelUse] = []
+        self._parts: WeakKeyDictionary[Any, threading.RLock] = WeakKeyDictionary()
+
+    def part_lock(self, model: Any) -> threading.RLock:
+        """For a moment inside of uses that share a model: a lock of its own."""
+        with self.changed:
+            return self._parts.setdefault(model, threading.RLock())
 
     def enter(self, use: ModelUse) -> None:
         """Wait until `use` may run. Raises RuntimeError where it would wait for itself."""

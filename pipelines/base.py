@@ -12,7 +12,9 @@ from ..loaders.checkpoint.load import load_single_file
 from ..loaders.lora.library import NetworkLibrary
 from ..loaders.lora.plan import NetworkReport
 from .bundle.saving import SavedWithCode
+from .call_state import CallState
 from .drop_in import diffusers_pipeline
+from .images.vae import needs_float32
 from .infotext.files import save_pictures
 from .loras import LoraMethods
 from .output import WebUIPipelineOutput
@@ -20,7 +22,7 @@ from .registry import Attachments
 from .sampling.denoiser import Guidance
 
 
-class WebUIMixin(LoraMethods, SavedWithCode):
+class WebUIMixin(CallState, LoraMethods, SavedWithCode):
     """Goes before diffusers' pipeline among the bases. It is no pipeline itself: diffusers takes a file with one only.
 
     A class names in `_stands_for` diffusers' pipelines for models with one text encoder and with two, and calls
@@ -119,4 +121,5 @@ class WebUIMixin(LoraMethods, SavedWithCode):
         """Set what diffusers' properties of the same names show during a call."""
         self._guidance_scale, self._guidance_rescale = guidance.guidance_scale, guidance.guidance_rescale
         self._clip_skip, self._cross_attention_kwargs = clip_skip, guidance.cross_attention_kwargs
-        self._interrupt = False
+        if self.is_sdxl and self.vae.config.get("force_upcast"):
+            needs_float32(self.vae)

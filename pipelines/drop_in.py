@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from inspect import Parameter, signature
 from typing import Any
 
+from .call_state import own_call, stock_changes_models
 from .drawn import stock_drawn
 from .infotext.from_call import drawn_infotexts
 from .output import WebUIPipelineOutput
@@ -48,7 +49,8 @@ def draw_as_diffusers(
     arguments = {name: stock_value(known[name], value) for name, value in given.items() if name in known}
     arguments["callback_on_step_end_tensor_inputs"] = list(given["callback_on_step_end_tensor_inputs"])
     seeds = generator_seeds(given["generator"], 1, pipe._execution_device)
-    output = stock.__call__(pipe, **arguments, **deprecated)
+    with own_call(pipe, changes=stock_changes_models(pipe, arguments)):
+        output = stock.__call__(pipe, **arguments, **deprecated)
     if not given["return_dict"]:
         return output
     images = output.images

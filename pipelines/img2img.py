@@ -27,6 +27,7 @@ from transformers import (
 )
 from webui_diffusers.pipelines.arguments import img2img_request
 from webui_diffusers.pipelines.base import WebUIMixin
+from webui_diffusers.pipelines.call_state import own_call
 from webui_diffusers.pipelines.checks import check_leftovers
 from webui_diffusers.pipelines.components import overridable_components
 from webui_diffusers.pipelines.drawn import request_drawn
@@ -225,9 +226,15 @@ class WebUIImg2ImgPipeline(WebUIMixin, StableDiffusionImg2ImgPipeline):
             return draw_as_diffusers(self, {**given, "image": opaque}, kwargs)
         request = img2img_request(self, given)
         watch = StepWatch(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
-        self._begin(request.first.guidance, clip_skip)
 
-        with networks_on(self, lora_backend) as networks, seamless_tiling(*([self.unet, self.vae] if tiling else [])):
+        padded = [self.unet, self.vae] if tiling else []
+        with (
+            own_call(self, changes=request.changes_models),
+            networks_on(self, lora_backend) as networks,
+            seamless_tiling(*padded),
+        ):
+            self._begin(request.first.guidance, clip_skip)
+
             # 2. Networks on, text -> conditioning, images -> latents, and those through the tail of a schedule
             drawn = redraw(self, request, networks, watch)
 
@@ -235,14 +242,13 @@ class WebUIImg2ImgPipeline(WebUIMixin, StableDiffusionImg2ImgPipeline):
             x = drawn.latents
             pixels, flagged = (x, None) if output_type == "latent" else decoded_pixels(self, x)
 
-        # 4. Pixels -> pictures, their faces, and what is laid over
-        images = pixels
-        if output_type != "latent":
-            edits = [] if request.faces is None else [request.faces.edit]
-            if over_init := finish_over_init(request.init.images, request.init.rows, request.options):
-                edits.append(over_init)
-            images = output_images(pixels, output_type, truncates=sampler is not None, edits=edits)
-        self.maybe_free_model_hooks()
+            # 4. Pixels -> pictures, their faces, and what is laid over
+            images = pixels
+            if output_type != "latent":
+                edits = [] if request.faces is None else [request.faces.edit]
+                if over_init := finish_over_init(request.init.images, request.init.rows, request.options):
+                    edits.append(over_init)
+                images = output_images(pixels, output_type, truncates=sampler is not None, edits=edits)
         if not return_dict:
             return images, flagged
 

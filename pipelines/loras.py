@@ -29,6 +29,7 @@ from ..loaders.lora.peft_mix import AdapterMixer
 from ..loaders.lora.plan import NetworkReport
 from ..loaders.lora.read import Network
 from ..loaders.utils import LOGGER, unknown_choice
+from .call_state import own_call, stock_changes_models
 from .infotext.from_call import file_label
 from .prompt.network_tags import NetworkTag, split_network_tags
 
@@ -202,9 +203,10 @@ def draw_with_networks(
             raise ValueError(unknown_choice("argument", name, known))
     call = mixed_call(library, arguments, loras)
     if not any(call.mixes):
-        return draw(pipe, **call.arguments), []
+        with own_call(pipe, changes=stock_changes_models(pipe, call.arguments)):
+            return draw(pipe, **call.arguments), []
     _warn_of_embeddings(call)
-    with networks_on(pipe, backend) as networks:
+    with own_call(pipe, changes=True), networks_on(pipe, backend) as networks:
         if call.alike:
             reports = networks.switch(call.mixes[0])
             return draw(pipe, **call.arguments), reports

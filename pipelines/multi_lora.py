@@ -7,10 +7,11 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Generator, Tensor
 from webui_diffusers.pipelines.bundle.saving import SavedWithCode
+from webui_diffusers.pipelines.call_state import CallState
 from webui_diffusers.pipelines.loras import LoraMethods, draw_with_networks
 
 
-class MultiLoraPipeline(LoraMethods, SavedWithCode, StableDiffusionPipeline):
+class MultiLoraPipeline(CallState, LoraMethods, SavedWithCode, StableDiffusionPipeline):
     """StableDiffusionPipeline with networks by name, in prompts and in `loras`: one mix for each image of a batch.
 
     Everything StableDiffusionPipeline does works the same. Networks act through PEFT by default, beside the adapters

@@ -7,10 +7,11 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from torch import Generator, Tensor
 from webui_diffusers.pipelines.bundle.saving import SavedWithCode
+from webui_diffusers.pipelines.call_state import CallState
 from webui_diffusers.pipelines.loras import LoraMethods, draw_with_networks
 
 
-class MultiLoraXLPipeline(LoraMethods, SavedWithCode, StableDiffusionXLPipeline):
+class MultiLoraXLPipeline(CallState, LoraMethods, SavedWithCode, StableDiffusionXLPipeline):
     """StableDiffusionXLPipeline with networks by name, in prompts and in `loras`: one mix for each image of a batch.
 
     Everything StableDiffusionXLPipeline does works the same. Networks act through PEFT by default, beside the adapters

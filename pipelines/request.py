@@ -143,3 +143,10 @@ class Request:
     faces: FaceRestoration | None = None
     tiling: bool = False
     seeds: Sequence[int] = ()  # of each image, as far as one is known; also of generators
+
+    @property
+    def changes_models(self) -> bool:
+        """Whether others must not use the models meanwhile."""
+        passes = [one for one in (self.first, self.second) if one is not None]
+        scaled = any("scale" in (one.guidance.cross_attention_kwargs or {}) for one in passes)
+        return self.tiling or scaled or any(one.loras for one in passes)

@@ -24,6 +24,7 @@ from transformers import (
 )
 from webui_diffusers.pipelines.arguments import txt2img_request
 from webui_diffusers.pipelines.base import WebUIMixin
+from webui_diffusers.pipelines.call_state import own_call
 from webui_diffusers.pipelines.checks import call_size, check_callback_inputs, check_leftovers
 from webui_diffusers.pipelines.components import overridable_components
 from webui_diffusers.pipelines.drawn import request_drawn
@@ -207,10 +208,16 @@ class WebUITxt2ImgPipeline(WebUIMixin, StableDiffusionPipeline):
         request = txt2img_request(self, given)
         first, second, before = request.first, request.second, request.enlargement
         watch = StepWatch(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
-        self._begin(first.guidance, clip_skip)
         embeddings: list[tuple[str, ...]] = []  # textual inversions in use, by pass
 
-        with networks_on(self, lora_backend) as networks, seamless_tiling(*([self.unet, self.vae] if tiling else [])):
+        padded = [self.unet, self.vae] if tiling else []
+        with (
+            own_call(self, changes=request.changes_models),
+            networks_on(self, lora_backend) as networks,
+            seamless_tiling(*padded),
+        ):
+            self._begin(first.guidance, clip_skip)
+
             # 2. Networks named in the prompt
             self._network_reports = networks.switch(first.loras)
 
@@ -234,12 +241,11 @@ class WebUITxt2ImgPipeline(WebUIMixin, StableDiffusionPipeline):
             # 6. Latents -> pixels, and what the safety checker says
             pixels, flagged = (x, None) if output_type == "latent" else decoded_pixels(self, x)
 
-        # 7. Pixels -> pictures, and their faces
-        images = pixels
-        if output_type != "latent":
-            edits = [] if request.faces is None else [request.faces.edit]
-            images = output_images(pixels, output_type, truncates=sampler is not None, edits=edits)
-        self.maybe_free_model_hooks()
+            # 7. Pixels -> pictures, and their faces
+            images = pixels
+            if output_type != "latent":
+                edits = [] if request.faces is None else [request.faces.edit]
+                images = output_images(pixels, output_type, truncates=sampler is not None, edits=edits)
         if not return_dict:
             return images, flagged
 

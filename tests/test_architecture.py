@@ -24,6 +24,7 @@ LEAVES = (
     "loaders/utils",
     "loaders/data_files",
     "loaders/library/missing",
+    "loaders/model_lock",
     "pipelines/options",
     "pipelines/conditioning",
     "pipelines/sampling/labels",

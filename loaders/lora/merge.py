@@ -14,6 +14,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from ..model_lock import models_in_use
 from ..utils import LOGGER
 from ..weight_files import NetworkError
 from .originals import CheckpointFiles, give_back_memory, kept_original
@@ -36,17 +37,24 @@ def merged_networks(
     uses: (network, te, unet), with `dyn` and per-block strengths after them if wanted, in the order of application.
     semantics: "webui", "reference" or "auto"; strict: see plan_networks. backup_device: where copies of the originals
     are kept; by default they are read again from the checkpoint's file, or kept on the CPU where it is not known.
-    Gives the reports. Blocks nest: the inner one works on, and restores, what it finds.
+    Gives the reports. Blocks nest: the inner one works on, and restores, what it finds. Other threads wait with their
+    calls on the same models until the block ends.
     Raises NetworkError or ValueError with the weights untouched.
     """
-    merger = NetworkMerger(pipe, backup_device)
-    try:
-        yield merger.switch(uses, semantics, strict=strict)
-    finally:
+    with models_in_use(network_models(pipe), alone=True, is_call=False):
+        merger = NetworkMerger(pipe, backup_device)
         try:
-            merger.restore()
+            yield merger.switch(uses, semantics, strict=strict)
         finally:
-            merger.restore()  # where an interrupt cut the first one short; else there is nothing to do
+            try:
+                merger.restore()
+            finally:
+                merger.restore()  # where an interrupt cut the first one short; else there is nothing to do
+
+
+def network_models(pipe: object) -> list[object]:
+    """The models of a pipeline that networks change."""
+    return [getattr(pipe, name, None) for name in ("unet", "text_encoder", "text_encoder_2")]
 
 
 class NetworkMerger:

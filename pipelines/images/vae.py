@@ -9,12 +9,14 @@ and memory does not grow with the batch.
 """
 
 from collections.abc import Callable, Sequence
+from weakref import WeakSet
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Generator, Tensor, nn
 
+from ...loaders.model_lock import model_gate
 from ...loaders.utils import LOGGER
 
 
@@ -33,7 +35,7 @@ def decode_latents(vae: nn.Module, latents: Tensor) -> Tensor:
     inputs = [
         factor * z.float()[None] if mean is None else factor * z.float()[None] * deviation + mean for z in latents
     ]
-    decoded = [finite_or_float32(vae, decode, z, "decoded picture") for z in inputs]
+    decoded = finite_or_float32(vae, decode, inputs, "decoded image")
     return ((torch.cat(decoded) + 1.0) / 2.0).clamp(0.0, 1.0)
 
 
@@ -71,8 +73,8 @@ def encode_pictures(vae: nn.Module, pixels: Tensor, generator: Generator | None 
 
     latents = []
     shift, deviation = _latents_scale(vae, pixels.device)
-    for picture in pixels:
-        parameters = finite_or_float32(vae, encode, picture[None], "encoded picture")
+    inputs = [picture[None] for picture in pixels]
+    for parameters in finite_or_float32(vae, encode, inputs, "encoded image"):
         mean, logvar = parameters.chunk(2, dim=1)
         std = torch.exp(0.5 * logvar.clamp(-30.0, 20.0))
         home = "cpu" if generator is None else generator.device
@@ -93,31 +95,59 @@ def _latents_scale(vae: nn.Module, device: torch.device) -> tuple[Tensor | None,
     return mean, deviation
 
 
-def finite_or_float32(vae: nn.Module, run: Callable[[Tensor], Tensor], x: Tensor, what: str) -> Tensor:
-    """run(x) in the VAE's dtype, as float32; once more with the VAE in float32 where half precision overflowed.
+def needs_float32(vae: nn.Module) -> None:
+    """Remember that a VAE overflows in float16, so that it is not tried in it again."""
+    _OVERFLOWED.add(vae)
 
-    The VAE gets its dtype back, also after an error. Raises ValueError when the output is not finite even then, or
-    when its weights lie where they cannot be converted (sequential offloading).
+
+def finite_or_float32(
+    vae: nn.Module, run: Callable[[Tensor], Tensor], inputs: Sequence[Tensor], what: str
+) -> list[Tensor]:
+    """run(x) for each x in the VAE's dtype, as float32; from the first one that overflows on with the VAE in float32.
+
+    An overflow is remembered: later images begin in float32. The VAE gets its dtype back, also after an error, and
+    nobody else runs it meanwhile. Raises ValueError when an output is not finite even then, or when the VAE's weights
+    lie where they cannot be converted (sequential offloading).
     """
-    dtype = vae.dtype
-    y = run(x.to(dtype)).float()
-    if torch.isfinite(y).all():
-        return y
+    dtype, done = vae.dtype, []
+    with model_gate().part_lock(vae):
+        if dtype != torch.float16 or vae not in _OVERFLOWED:
+            for x in inputs:
+                y = run(x.to(dtype)).float()
+                if not torch.isfinite(y).all():
+                    _refuse_not_finite(x, f"The VAE's input for the {what}")
+                    break
+                done.append(y)
+        rest = inputs[len(done) :]
+        if not rest:
+            return done
+        if dtype != torch.float32 and not any(weight.is_meta for weight in vae.parameters()):
+            if vae not in _OVERFLOWED:
+                LOGGER.warning("The VAE overflowed in %s; it draws in float32 from now on.", dtype)
+            needs_float32(vae)
+            try:
+                vae.to(dtype=torch.float32)
+                return done + [_checked_finite(run(x.float()), what, dtype) for x in rest]
+            finally:
+                vae.to(dtype=dtype)
+        return done + [_checked_finite(run(x.to(dtype)).float(), what, dtype) for x in rest]
+
+
+def _refuse_not_finite(x: Tensor, what: str) -> None:
     if not torch.isfinite(x).all():
         raise ValueError(
-            f"The VAE's input for the {what} holds NaN or infinite values, so it was spoilt before. Half precision "
+            f"{what} contains NaN or Inf: they were produced earlier, by the UNet or the sampler. Half precision "
             "overflow in the UNet is the usual reason: load the model in bfloat16 or float32."
         )
-    if dtype != torch.float32 and not any(weight.is_meta for weight in vae.parameters()):
-        LOGGER.warning("The VAE overflowed in %s; the picture is made again with it in float32.", dtype)
-        try:
-            vae.to(dtype=torch.float32)
-            y = run(x.float())
-        finally:
-            vae.to(dtype=dtype)
-        if torch.isfinite(y).all():
-            return y
+
+
+def _checked_finite(y: Tensor, what: str, dtype: torch.dtype) -> Tensor:
+    if torch.isfinite(y).all():
+        return y
     raise ValueError(
-        f"The {what} holds NaN or infinite values (VAE in {dtype}). Half-precision overflow or a broken VAE file "
-        "does this: load the VAE in float32, or take another one."
+        f"The {what} contains NaN or Inf (VAE in {dtype}). Half-precision overflow or a broken VAE file does this: "
+        "load the VAE in float32, or take another one."
     )
+
+
+_OVERFLOWED: "WeakSet[nn.Module]" = WeakSet()

@@ -1,0 +1,106 @@
+"""What belongs to one call and not to the pipeline: the attributes that diffusers keeps on `self` while it draws.
+
+Callbacks and helpers read and write them there (`pipe._guidance_scale`, `pipe._interrupt`, `pipe.scheduler`, …). With
+several calls on several threads each thread has its own; a thread that draws nothing reads those of the call that
+ended last, and what it writes is for all calls that run: so `pipe._interrupt = True` from outside stops them.
+"""
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any
+
+import torch
+
+from ..loaders.model_lock import models_in_use
+
+
+class OfCall:
+    """An attribute of which every running call has its own."""
+
+    def __init__(self, default: Any = None):
+        self.default = default
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, pipe: Any, owner: type | None = None) -> Any:
+        if pipe is None:
+            return self
+        own = _running_calls(pipe).get(threading.get_ident(), {})
+        return own[self.name] if self.name in own else pipe.__dict__.get(self.name, self.default)
+
+    def __set__(self, pipe: Any, value: Any) -> None:
+        calls = _running_calls(pipe)
+        own = calls.get(threading.get_ident())
+        if own is not None:
+            own[self.name] = value
+            return
+        pipe.__dict__[self.name] = value
+        for call in list(calls.values()):
+            call[self.name] = value
+
+
+class CallState:
+    """Goes before diffusers' pipeline among the bases. It is no pipeline itself."""
+
+    scheduler = OfCall()
+    _guidance_scale = OfCall()
+    _guidance_rescale = OfCall(0.0)
+    _clip_skip = OfCall()
+    _cross_attention_kwargs = OfCall()
+    _interrupt = OfCall(False)
+    _num_timesteps = OfCall()
+    _denoising_end = OfCall()
+
+
+@contextmanager
+def own_call(pipe: Any, *, changes: bool) -> Iterator[None]:
+    """One call of a pipeline: its models beside other calls, or alone where it changes them, and its own state.
+
+    changes: whether it puts networks, adapters or another padding on the models. Offloading hooks move the models
+    about, so with them a call is alone too; they are reset at the end. Raises RuntimeError inside a call that changes
+    the same models.
+    """
+    models = [model for model in pipe.components.values() if hasattr(model, "parameters")]
+    hooked = any(hasattr(model, "_hf_hook") for model in models)
+    with models_in_use(models, alone=changes or hooked), own_state(pipe):
+        yield
+        if hooked:
+            pipe.maybe_free_model_hooks()
+
+
+def stock_changes_models(pipe: Any, arguments: Mapping[str, Any]) -> bool:
+    """Whether diffusers' own call changes the models while it draws: the adapters' scale, or the VAE's dtype."""
+    upcasts = pipe.vae is not None and pipe.vae.dtype == torch.float16 and pipe.vae.config.get("force_upcast", False)
+    return upcasts or "scale" in (arguments.get("cross_attention_kwargs") or {})
+
+
+@contextmanager
+def own_state(pipe: Any) -> Iterator[None]:
+    """One call's attributes, for the thread that makes it; afterwards the pipeline shows those of this call.
+
+    A scheduler counts its steps, so a call that begins while another one runs gets a copy.
+    """
+    calls, thread = _running_calls(pipe), threading.get_ident()
+    outer = calls.get(thread)
+    own: dict[str, Any] = {"_interrupt": False}
+    copied = deepcopy(pipe.scheduler) if any(other != thread for other in list(calls)) else None
+    if copied is not None:
+        own["scheduler"] = copied
+    calls[thread] = own
+    try:
+        yield
+    finally:
+        if outer is None:
+            calls.pop(thread, None)
+        else:
+            calls[thread] = outer
+        if copied is not None and own["scheduler"] is copied:
+            del own["scheduler"]
+        pipe.__dict__.update(own)
+
+
+def _running_calls(pipe: Any) -> dict[int, dict[str, Any]]:
+    return pipe.__dict__.setdefault("_running_calls", {})

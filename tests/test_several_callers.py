@@ -1,0 +1,173 @@
+"""Several threads on one model: every image is the one that the call draws alone, and the model is as it was."""
+
+import random
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from recordings import GOLDEN
+from webui_diffusers.loaders import merged_networks, read_network
+from webui_diffusers.pipelines import MultiLoraPipeline, WebUITxt2ImgPipeline
+
+
+FAST = {"num_inference_steps": 3, "width": 64, "height": 64, "output_type": "np"}
+LORAS = {"ink": GOLDEN / "lora" / "kohya_lora.safetensors", "glow": GOLDEN / "lora" / "alpha_ne_rank.safetensors"}
+JOBS: list[dict[str, Any]] = [
+    {"prompt": "a (red:1.3) circle", "sampler": "Euler a", "seed": 1, "guidance_scale": 3.0},
+    {"prompt": "a red circle <lora:ink:1>", "sampler": "Euler a", "seed": 1},
+    {"prompt": "[red:blue:0.5] square", "sampler": "DPM++ 2M", "seed": 2, "loras": {"glow": 0.8}},
+    {"prompt": "a star", "sampler": "Euler", "seed": 3, "tiling": True},
+    {"prompt": "a star", "sampler": "DPM++ SDE", "seed": 3},
+    {"prompt": "a circle", "loras": {"ink": 0.5}, "lora_backend": "peft", "sampler": "Euler", "seed": 4},
+]
+PLAIN = {"prompt": "a circle", "num_inference_steps": 4}  # diffusers' own road, with the pipeline's scheduler
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_sd: Path) -> WebUITxt2ImgPipeline:
+    pipe = WebUITxt2ImgPipeline.from_pretrained(tiny_sd, dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    for name, path in LORAS.items():
+        pipe.add_lora(path, name)
+    return pipe
+
+
+def weights(pipe: Any) -> dict[str, torch.Tensor]:
+    parts = {name: getattr(pipe, name).state_dict() for name in ("unet", "text_encoder", "vae")}
+    return {f"{part}.{key}": value.clone() for part, state in parts.items() for key, value in state.items()}
+
+
+def together(draw: Callable[[Any], np.ndarray], jobs: list, threads: int = 4) -> list[np.ndarray]:
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(draw, jobs))
+
+
+def test_calls_side_by_side_draw_what_each_draws_alone(pipe):
+    other = WebUITxt2ImgPipeline.from_pipe(pipe)  # another pipeline on the same model
+    other.set_progress_bar_config(disable=True)
+    before, jobs = weights(pipe), [*enumerate(JOBS * 2)]
+
+    def draw(job: tuple[int, dict]) -> np.ndarray:
+        return (other if job[0] % 3 == 0 else pipe)(**FAST, **job[1]).images
+
+    alone = [draw(job) for job in jobs]
+    for number, (one, now) in enumerate(zip(alone, together(draw, jobs), strict=True)):
+        assert np.array_equal(one, now), JOBS[number % len(JOBS)]
+    after = weights(pipe)
+    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+    assert not getattr(pipe.unet, "peft_config", None)
+
+
+def test_the_schedulers_steps_belong_to_the_call(pipe):
+    def draw(seed: int) -> np.ndarray:
+        return pipe(**PLAIN, output_type="np", generator=torch.Generator().manual_seed(seed)).images
+
+    alone = [draw(seed) for seed in range(4)]
+    scheduler = pipe.scheduler
+    assert all(map(np.array_equal, alone, together(draw, list(range(4)))))
+    assert pipe.scheduler is scheduler
+
+
+def test_what_a_callback_reads_and_writes_belongs_to_its_call(pipe):
+    seen: dict[float, set[float]] = {}
+    meet = threading.Barrier(2, timeout=30)
+
+    def draw(scale: float) -> np.ndarray:
+        def callback(running: Any, step: int, timestep: Any, tensors: dict) -> dict:
+            meet.wait()
+            seen.setdefault(scale, set()).add(running.guidance_scale)
+            if scale == 5.0:
+                running._interrupt = True
+            return {}
+
+        job = {"prompt": "a star", "sampler": "Euler", "seed": 1, "guidance_scale": scale}
+        return pipe(**{**FAST, "num_inference_steps": 1}, **job, callback_on_step_end=callback).images
+
+    together(draw, [3.0, 5.0], threads=2)
+    assert seen == {3.0: {3.0}, 5.0: {5.0}}
+
+
+def test_an_interrupt_from_outside_stops_the_call_that_runs(pipe):
+    begun, go_on, steps = threading.Event(), threading.Event(), []
+
+    def callback(running: Any, step: int, timestep: Any, tensors: dict) -> dict:
+        steps.append(step)
+        begun.set()
+        assert go_on.wait(30)
+        return {}
+
+    arguments = {**FAST, **JOBS[0], "num_inference_steps": 8, "callback_on_step_end": callback}
+    thread = threading.Thread(target=lambda: pipe(**arguments))
+    thread.start()
+    assert begun.wait(30)
+    pipe._interrupt = True
+    go_on.set()
+    thread.join(30)
+    assert steps == [0]
+    assert pipe(**FAST, **JOBS[0]).images.shape == (1, 64, 64, 3) and not pipe.interrupt
+
+
+def test_a_callback_that_calls_the_pipe_again_is_refused_where_it_would_draw_with_the_outer_networks(pipe):
+    def callback(running: Any, step: int, timestep: Any, tensors: dict) -> dict:
+        running(**FAST, **JOBS[0])
+        return {}
+
+    before = weights(pipe)
+    with pytest.raises(RuntimeError, match="inside a call on the same model"):
+        pipe(**FAST, **JOBS[1], callback_on_step_end=callback)
+    after = weights(pipe)
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert pipe(**FAST, **JOBS[0], callback_on_step_end=callback).images.shape == (1, 64, 64, 3)
+
+
+def test_others_wait_while_a_block_of_merged_networks_is_open(pipe):
+    network = read_network(LORAS["ink"])
+    alone, inside = pipe(**FAST, **JOBS[0]).images, []
+    with ThreadPoolExecutor(1) as pool, merged_networks(pipe, [(network, 1.0, 1.0)]):
+        waiting = pool.submit(lambda: pipe(**FAST, **JOBS[0]).images)
+        inside.append(pipe(**FAST, **JOBS[0]).images)
+        assert not waiting.done()
+    assert not np.array_equal(inside[0], alone) and np.array_equal(waiting.result(30), alone)
+
+
+def test_multi_lora_pipelines_wait_too(tiny_sd: Path):
+    pipe = MultiLoraPipeline.from_pretrained(tiny_sd, dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    for name, path in LORAS.items():
+        pipe.add_lora(path, name)
+    mixes: list[Any] = [{"ink": 1.0}, None, {"glow": 0.7}, {"ink": 0.4, "glow": 0.4}] * 2
+    before = weights(pipe)
+
+    def draw(mix: Any) -> np.ndarray:
+        arguments = {"prompt": "a star", "num_inference_steps": 2, "output_type": "np", "loras": mix}
+        return pipe(**arguments, generator=torch.Generator().manual_seed(1)).images
+
+    alone = [draw(mix) for mix in mixes]
+    assert all(map(np.array_equal, alone, together(draw, mixes)))
+    after = weights(pipe)
+    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+
+
+@pytest.mark.slow
+def test_three_hundred_random_calls_are_those_of_one_caller(pipe):
+    chance = random.Random(0)
+    jobs = [{**chance.choice(JOBS), "seed": chance.randrange(3)} for _ in range(300)]
+
+    def draw(job: dict) -> np.ndarray:
+        return pipe(**{**FAST, "num_inference_steps": 2}, **job).images
+
+    known: dict[str, np.ndarray] = {}
+    for job in jobs:
+        if repr(job) not in known:
+            known[repr(job)] = draw(job)
+    before = weights(pipe)
+    wrong = [
+        job for job, now in zip(jobs, together(draw, jobs, threads=8)) if not np.array_equal(known[repr(job)], now)
+    ]
+    after = weights(pipe)
+    assert not wrong and all(torch.equal(before[key], after[key]) for key in before)
