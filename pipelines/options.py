@@ -91,3 +91,65 @@ def sampling_options(options: Mapping[str, object] | None) -> dict:
     """`SAMPLING_DEFAULTS` with what `options` says instead. Names that are not in the table are left out."""
     given = options or {}
     return {name: given.get(name, default) for name, default in SAMPLING_DEFAULTS.items()}
+
+
+# Arguments of the webui's API (`/sdapi/v1/txt2img`, `/img2img`) that have another name here -> what is meant.
+WEBUI_API_NAMES: dict[str, str] = {
+    "steps": "num_inference_steps",
+    "cfg_scale": "guidance_scale",
+    "sampler_name": "sampler",
+    "sampler_index": "sampler",
+    "scheduler": "schedule",
+    "batch_size": "num_images_per_prompt",
+    "n_iter": "num_images_per_prompt (its seeds count up), or several calls",
+    "seed_resize_from_w": "seed_resize=(width, height)",
+    "seed_resize_from_h": "seed_resize=(width, height)",
+    "styles": "prompts that `pipelines.prompt.apply_styles` has merged them into",
+    "denoising_strength": "hires_strength, or strength of the img2img pipeline",
+    "enable_hr": "hires_scale or hires_size, which turn the pass on",
+    "hr_scale": "hires_scale",
+    "hr_upscaler": "hires_upscaler",
+    "hr_second_pass_steps": "hires_steps",
+    "hr_resize_x": "hires_size=(width, height)",
+    "hr_resize_y": "hires_size=(width, height)",
+    "hr_sampler_name": "hires_sampler",
+    "hr_scheduler": "hires_schedule",
+    "hr_prompt": "hires_prompt",
+    "hr_negative_prompt": "hires_negative_prompt",
+    "hr_cfg": "hires_guidance_scale",
+    "hr_checkpoint_name": "the pipeline of that checkpoint; both passes are drawn by one",
+    "firstphase_width": "width",
+    "firstphase_height": "height",
+    "refiner_checkpoint": "the component `refiner`",
+    "override_settings": "webui_options",
+    "override_settings_restore_afterwards": "nothing: `webui_options` are of one call",
+    "alwayson_scripts": "control_units, detailers, soft_inpainting",
+    "script_name": "sd_upscale or loopback of the img2img pipeline",
+    "script_args": "sd_upscale or loopback of the img2img pipeline",
+    "init_images": "image of the img2img pipeline",
+    "mask": "mask_image of the img2img pipeline",
+    "mask_blur_x": "mask_blur=(x, y)",
+    "mask_blur_y": "mask_blur=(x, y)",
+    "inpainting_fill": "masked_content",
+    "inpaint_full_res": "inpaint_area",
+    "inpaint_full_res_padding": "masked_padding",
+    "inpainting_mask_invert": "invert_mask",
+    "initial_noise_multiplier": 'webui_options={"initial_noise_multiplier": …}',
+    "image_cfg_scale": "nothing: models that edit pictures by a text are not drawn here",
+    "send_images": "nothing: the pictures are in the output",
+    "save_images": "nothing: `save_pictures` writes files",
+    "do_not_save_samples": "nothing: `save_pictures` writes files",
+    "do_not_save_grid": "nothing: no grid is made",
+    "infotext": "call_arguments(parse_infotext(text))",
+    **{name: f"webui_options={{{name!r}: …}}" for name in ("s_min_uncond", "s_churn", "s_tmax", "s_tmin", "s_noise")},
+}
+
+
+def api_argument_hint(name: str) -> str | None:
+    """What to say about an argument of the webui's API that has another name here; None for any other.
+
+    >>> api_argument_hint("steps")
+    '`steps` is a name of the webui\\'s API. What is meant is here: num_inference_steps.'
+    """
+    meant = WEBUI_API_NAMES.get(name)
+    return None if meant is None else f"`{name}` is a name of the webui's API. What is meant is here: {meant}."

@@ -121,6 +121,10 @@ def _named(line: str, *labels: str) -> Callable[[Mapping[str, str]], str]:
     return tell
 
 
+def _values(fields: Mapping[str, str], labels: str) -> str:
+    return ", ".join(value for label, value in fields.items() if re.fullmatch(labels, label, re.I)) or "unknown"
+
+
 _NOT_HERE = "it is not done here, and the picture differs"
 # In the order in which lines are told.
 EXTENSIONS = (
@@ -223,6 +227,17 @@ EXTENSIONS = (
     Extension(r"lora block weight.*|lbw.*", f"LoRA block weights: {_NOT_HERE}"),
     Extension(r"animatediff.*", f"AnimateDiff drew a film, of which this is a frame; {_NOT_HERE}"),
     Extension(r"refiner (hash|steps|vae|start|prompt).*|refine", ""),
+    Extension(
+        r"lora_\d+ .*|lora \d+ (name|hash|weight|strength.*)",
+        lambda fields: (
+            "it needs these LoRA files: "
+            + _values(fields, r".* (model )?name")
+            + ", at "
+            + _values(fields, r".* (weight|strength( model)?)")
+        ),
+    ),
+    Extension(r"embedding_\d+ .*", lambda fields: "it needs these textual inversions: " + _values(fields, r".* name")),
+    Extension(r"aesthetic .*", f"an aesthetic gradient was followed; {_NOT_HERE}", off="aesthetic embedding"),
     Extension(r"shift|(hires )?shift", ""),
     Extension(r"diffusion in low bits", ""),
 )
@@ -243,7 +258,7 @@ _HARMLESS = re.compile(
     r"generation ?mode|positive style prompt|negative style prompt|rand ?device|seamless.*|version.*|extension.*|"
     r"cfg ?(start|end|interval)|inpaint (width|height)|mask (mode|blur.*)|denoising|denoise|"
     r"use (stable diffusion|vae|lora) model|stable diffusion model|vae model|use (face correction|upscaling)|"
-    r"prompt strength|output format|output quality|vram.*|latent (upscaler|scale)|sd ?upscale.*version"
+    r"never ?oom.*|prompt strength|output format|output quality|vram.*|latent (upscaler|scale)|sd ?upscale.*version"
 )
 
 

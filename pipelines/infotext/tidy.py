@@ -11,7 +11,6 @@ Hashes: {...}, Civitai resources: [...]                      the same, quoted, s
 JSON of another program                                      the fields that it means
 """
 
-import html
 import json
 import re
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from .fields import FIELDS
 from .other_programs import ToolText, read_json_text
 from .programs import program_of
 from .read import line_fields
+from .wrapping import unwrap_text
 
 
 class PictureText(str):
@@ -69,13 +69,16 @@ _FIELD_WITHOUT_COMMA = re.compile(
     re.I,
 )
 _STEPS_INSIDE_LABEL = re.compile(r"(?i)\b(hires|adetailer|separate|sampling|all|pass|refiner|by|inference)[ \t]+$")
-_NEGATIVE = re.compile(r"(?i)(?<![\w])(?:negative[ _]prompt|neg(?:ative)?)\s*:[ \t]*")
+_BARE_RESTORER = re.compile(r"((?:^|, ))(GFPGAN|CodeFormer)(?=,|$)")  # as the first versions wrote it
+_NEGATIVE = re.compile(
+    r"(?i)(?<![\w])(?:negative[ _]prompt|neg(?:ative)?|反向提示词|负面提示词|ネガティブプロンプト)\s*[:：][ \t]*"
+)
 _HEADINGS = re.compile(
     r"(?i)\W*(parameters|png ?info|generation (data|parameters|info(rmation)?)|prompt|positive prompt|copy( all)?|"
     r"copied|txt2img|img2img|info(text)?|other metadata|metadata|show (more|less)|edit|remix|view more|image|save)\W*"
 )
 _TAIL_HEADINGS = re.compile(r"(?i)\W*(extras|postprocessing|other metadata|resources used|copy( all)?|show less)\W*")
-_PROMPT_LABEL = re.compile(r"(?i)(positive )?prompt\s*:\s*")
+_PROMPT_LABEL = re.compile(r"(?i)((positive )?prompt|正向提示词|提示词|プロンプト)\s*[:：]\s*")
 _TEMPLATES = re.compile(r"(?i)\s*(negative )?(template|wildcard prompt|dynamic prompt)\s*:")
 _REMARKS = re.compile(
     r"(?i)\s*(time taken|torch active|sys vram|a: [\d.]+ (gb|mb)|saved:|download|vram|took |active/reserved|"
@@ -92,7 +95,7 @@ def tidy_infotext(text: str) -> PictureText:
     >>> str(tidy_infotext("parameters\\na kite Negative prompt: blurry Steps: 4, Sampler: Euler a,\\nSeed: 7"))
     'a kite\\nNegative prompt: blurry\\nSteps: 4, Sampler: Euler a, Seed: 7'
     """
-    plain = _without_wrapping(text)
+    plain = unwrap_text(text)
     if (found := read_json_text(plain)) is not None:
         return PictureText.of(found)
     start = _fields_start(plain)
@@ -110,7 +113,10 @@ def tidy_infotext(text: str) -> PictureText:
             line = ", ".join(part.strip() for part in line.split(sign))
     if line.count(",") + 1 < len(_CORE_LABELS.findall(line)):
         line = _FIELD_WITHOUT_COMMA.sub(", ", line)
-    line = quote_bracketed(line)
+    line = quote_bracketed(_BARE_RESTORER.sub(r"\1Face restoration: \2", line))
+    if line and sum(1 for _ in line_fields(line)) < 3:
+        first = line.partition(",")[0]
+        line = ", ".join([first, first, line])  # the webui reads three fields or none; the last of a name counts
     return _as_picture_text(text, _joined(prompt or behind[0], negative or behind[1], line), (*notes, *more_notes))
 
 
@@ -125,50 +131,6 @@ def _as_picture_text(given: str, tidied: str, notes: tuple[str, ...]) -> Picture
 def _joined(prompt: str, negative: str, line: str) -> str:
     parts = (prompt, f"Negative prompt: {negative}" if negative else "", line)
     return "\n".join(part for part in parts if part)
-
-
-# --- what is around a text
-
-
-def _without_wrapping(text: str) -> str:
-    """Without line ends of other systems, code fences, marks of forums, HTML and JSON around it."""
-    text = text.replace("\r\n", "\n").replace("\r", "\n").lstrip("\ufeff")
-    text = re.sub(r"(?mi)^[\u200b\u200e\u200f\u2060\ufeff]+(?=(negative prompt|steps)\s*:)", "", text)
-    if re.fullmatch(r'\s*"(?:[^"\\]|\\.)*"\s*', text) and "\\n" in text:
-        try:
-            text = str(json.loads(text))
-        except ValueError:
-            pass
-    if (
-        "\n" not in text.strip()
-        and text.lstrip()[:1] not in ("{", "[")
-        and re.search(r"\\n(Negative prompt|Steps):", text)
-    ):
-        text = text.replace("\\n", "\n")
-    if fenced := re.search(r"^```[\w-]*\n(.*?)^```", f"{text}\n", re.S | re.M):
-        if "Steps" in fenced[1] or fenced.start() == 0 or "{" in fenced[1][:2]:
-            text = fenced[1]
-    lines = text.split("\n")
-    if len(lines) > 1 and all(line.lstrip().startswith(">") for line in lines if line.strip()):
-        text = "\n".join(re.sub(r"^\s*> ?", "", line) for line in lines)
-    if re.search(r"(?i)<(br|p|div)\s*/?>", text):
-        text = re.sub(
-            r"(?i)</?(p|div|span|pre|code|b|i|strong|em)(\s[^<>]*)?>",
-            "",
-            re.sub(r"(?i)<br\s*/?>|</p>|</div>", "\n", text),
-        )
-    if re.search(r"&(lt|gt|amp|quot|nbsp|#\d+|#x[0-9a-f]+);", text):
-        text = html.unescape(text)
-    if re.search(r"(?i)\*\*(steps|negative prompt|prompt|seed)", text):
-        text = re.sub(r"\*\*([\w /.-]+?)(:?)\*\*(:?)", r"\1\2\3", text)
-    if "Steps:" not in text and re.search(r"Steps\s*：", text):
-        at = re.search(r"Steps\s*：", text)
-        if at:
-            head, tail = text[: at.start()], text[at.start() :]
-            text = head.replace("Negative prompt：", "Negative prompt: ") + tail.replace("：", ": ").replace(
-                "，", ", "
-            )
-    return text
 
 
 def _plain_spaces(line: str) -> str:
@@ -197,7 +159,8 @@ def _fields_start(text: str) -> int | None:
     for start, following in zip(starts[:MOST_STARTS], [*starts[1:], len(text)]):
         begin = _run_above(text, start)
         block = text[begin : min(following, start + 4000)]
-        if len({label.lower() for label in _CORE_LABELS.findall(block)}) >= 2:
+        at_line = not begin or text[begin - 1] == "\n"
+        if len({label.lower() for label in _CORE_LABELS.findall(block)}) >= (1 if at_line else 2):
             return begin
     for match in re.finditer(r"^.*$", text, re.M):
         if _LABEL_AT_START.match(match[0]) and not _NEGATIVE.match(match[0].lstrip()):

@@ -1,0 +1,67 @@
+"""What stands around a text where people paste it from: code fences, marks of forums, HTML, JSON, cells of a page."""
+
+import html
+import json
+import re
+
+
+_LABEL_ALONE = re.compile(r"\s*(sampler|model|cfg scale|steps|seed|clip skip|size|guidance scale|scheduler)\s*", re.I)
+
+
+def unwrap_text(text: str) -> str:
+    """Without line ends of other systems, code fences, marks of forums, HTML and JSON around it."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n").lstrip("\ufeff")
+    text = re.sub(r"(?mi)^[\u200b\u200e\u200f\u2060\ufeff]+(?=(negative prompt|steps)\s*:)", "", text)
+    if re.fullmatch(r'\s*"(?:[^"\\]|\\.)*"\s*', text) and "\\n" in text:
+        try:
+            text = str(json.loads(text))
+        except ValueError:
+            pass
+    if (
+        "\n" not in text.strip()
+        and text.lstrip()[:1] not in ("{", "[")
+        and re.search(r"\\n(Negative prompt|Steps):", text)
+    ):
+        text = text.replace("\\n", "\n")
+    if fenced := re.search(r"^```[\w-]*\n(.*?)^```", f"{text}\n", re.S | re.M):
+        if "Steps" in fenced[1] or fenced.start() == 0 or "{" in fenced[1][:2]:
+            text = fenced[1]
+    lines = text.split("\n")
+    if len(lines) > 1 and all(line.lstrip().startswith(">") for line in lines if line.strip()):
+        text = "\n".join(re.sub(r"^\s*> ?", "", line) for line in lines)
+    if re.search(r"(?i)<(br|p|div)\s*/?>", text):
+        text = re.sub(
+            r"(?i)</?(p|div|span|pre|code|b|i|strong|em)(\s[^<>]*)?>",
+            "",
+            re.sub(r"(?i)<br\s*/?>|</p>|</div>", "\n", text),
+        )
+    if re.search(r"&(lt|gt|amp|quot|nbsp|#\d+|#x[0-9a-f]+);", text):
+        text = html.unescape(text)
+    if re.search(r"(?i)\*\*(steps|negative prompt|prompt|seed)", text):
+        text = re.sub(r"\*\*([\w /.-]+?)(:?)\*\*(:?)", r"\1\2\3", text)
+    text = _paired_lines(text)
+    if "Steps:" not in text and re.search(r"Steps\s*：", text):
+        at = re.search(r"Steps\s*：", text)
+        if at:
+            head, tail = text[: at.start()], text[at.start() :]
+            text = head.replace("Negative prompt：", "Negative prompt: ") + tail.replace("：", ": ").replace(
+                "，", ", "
+            )
+    return text
+
+
+def _paired_lines(text: str) -> str:
+    """A page's labels and values, each on a line of its own or with a tab between, as `label: value`."""
+    lines = [f"{cells[0]}: {cells[1]}" if (cells := _tabbed(line)) else line for line in text.split("\n")]
+    pairs = zip(lines, lines[1:])
+    alone = {number for number, (line, value) in enumerate(pairs) if _LABEL_ALONE.fullmatch(line) and value.strip()}
+    if len(alone) >= 3 and any(lines[number].strip().lower() == "steps" for number in alone):
+        for number in alone:
+            lines[number] = f"{lines[number].strip()}: {lines[number + 1].strip()}"
+        lines = [line for number, line in enumerate(lines) if number - 1 not in alone]
+    return "\n".join(lines)
+
+
+def _tabbed(line: str) -> list[str] | None:
+    cells = [cell.strip() for cell in line.split("\t") if cell.strip()]
+    return cells if len(cells) == 2 and _LABEL_ALONE.fullmatch(cells[0]) else None
