@@ -148,8 +148,8 @@ WEBUI_API_NAMES: dict[str, str] = {
 def api_argument_hint(name: str) -> str | None:
     """What to say about an argument of the webui's API that has another name here; None for any other.
 
-    >>> api_argument_hint("steps")
-    '`steps` is a name of the webui\\'s API. What is meant is here: num_inference_steps.'
+    >>> print(api_argument_hint("steps"))
+    `steps` is a name of the webui's API. What is meant is here: num_inference_steps.
     """
     meant = WEBUI_API_NAMES.get(name)
     return None if meant is None else f"`{name}` is a name of the webui's API. What is meant is here: {meant}."
