@@ -23,6 +23,7 @@ _HOME = {
     "read_embedding_folder": ".textual_inversion",
     "describe_checkpoint": ".checkpoint.describe",
     "read_refiner": ".checkpoint.load",
+    "load_vae": ".checkpoint.vae",
     "model_hash": ".hashes",
     "ImageUpscaler": ".upscaler",
     "UPSCALER_LABELS": ".upscaler",

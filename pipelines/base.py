@@ -1,6 +1,6 @@
 """What the drawing pipelines share beside their stories."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +9,13 @@ from PIL import Image
 from torch import Tensor
 
 from ..loaders.checkpoint.load import load_single_file
+from ..loaders.checkpoint.vae import load_vae
 from ..loaders.lora.library import NetworkLibrary
 from ..loaders.lora.plan import NetworkReport
 from .bundle.saving import SavedWithCode
 from .call_state import CallState
 from .drop_in import diffusers_pipeline
+from .from_text import pipeline_from_text
 from .images.vae import needs_float32
 from .infotext.files import save_pictures
 from .loras import LoraMethods
@@ -81,6 +83,19 @@ class WebUIMixin(CallState, LoraMethods, SavedWithCode):
         return pipe
 
     @classmethod
+    def from_infotext(cls, text: str | Mapping[str, Any], library: Any, **kwargs: Any) -> Any:
+        """The checkpoint, VAE, networks, embeddings, upscaler, refiner and control models that a picture's text (or
+        its fields) names, found in a library by name and hash, each known by the name that it has in the text.
+
+        library: a WebUIFolder. kwargs: of `from_single_file`. Raises ValueError that lists all that is missing before
+        anything is loaded.
+
+        >>> pipe = WebUITxt2ImgPipeline.from_infotext(text, WebUIFolder("~/stable-diffusion-webui"))
+        >>> image = pipe(**call_arguments(parse_infotext(text))).images[0]
+        """
+        return pipeline_from_text(cls, text, library, **kwargs)
+
+    @classmethod
     def from_pipe(cls, pipeline: Any, **kwargs: Any) -> Any:
         """diffusers' own; from another pipeline of this pack also what is attached to it: networks, embeddings."""
         pipe = super().from_pipe(pipeline, **kwargs)
@@ -94,6 +109,10 @@ class WebUIMixin(CallState, LoraMethods, SavedWithCode):
     def check_inputs(self, *args: Any, **kwargs: Any) -> None:
         """diffusers' own checks, for the kind of model that is loaded."""
         diffusers_pipeline(self).check_inputs(self, *args, **kwargs)
+
+    def load_vae(self, path: str | Path) -> None:
+        """Put another VAE in place of the model's, from a file of any kind or a folder, with the model's scaling."""
+        self.register_modules(vae=load_vae(path, like=self.vae).to(self.vae.device))
 
     # --- what prompts and arguments call by name
 

@@ -309,7 +309,7 @@ def test_metadata_is_read_without_the_rest(tmp_path: Path) -> None:
 
 # ---- what is missing
 
-TEXT = """a cat <lora:ink_a:0.8> <lora:Ink:0.5> <lora:ink_b:0.6:0.2> <hypernet:anime2:1>
+TEXT = """a cat <lora:ink_a:0.8> <lora:Ink:0.5> <lora:ink_b:0.6:0.2>
 Negative prompt: (EasyNegative:1.2), badhandv4
 Steps: 4, Sampler: Euler a, CFG scale: 5, Seed: 7, Size: 128x128, Model hash: 0123456789, Model: dream_9, \
 VAE: my.vae.pt, VAE hash: 1234567890, Denoising strength: 0.4, Face restoration: GFPGAN, \
@@ -328,7 +328,6 @@ def test_everything_that_a_text_names_is_listed_with_its_hash() -> None:
         ("lora", "ink_a", "aaaaaaaaaaaa"),
         ("lora", "Ink", "abababababab"),
         ("lora", "ink_b", None),
-        ("hypernetwork", "anime2", None),
         ("embedding", "mine", "c74b4e810b03"),
         ("embedding", "EasyNegative", None),
         ("embedding", "badhandv4", None),
@@ -346,7 +345,6 @@ def test_what_is_missing_is_said_all_at_once_with_near_names(webui: Path) -> Non
         ("checkpoint", "r"),
         ("lora", "ink_a"),
         ("lora", "ink_b"),
-        ("hypernetwork", "anime2"),
         ("embedding", "mine"),
         ("upscaler", "4x-UltraSharpe"),
         ("controlnet", "control_v11p_sd15_depth"),
@@ -358,9 +356,9 @@ def test_what_is_missing_is_said_all_at_once_with_near_names(webui: Path) -> Non
         "Named in `Model`; goes to the model."
     )
     assert "Near: `Ink`" in lines[3] and f"{webui}/models/Lora or {webui}/models/LyCORIS" in lines[3]
-    assert "Near: `4x-UltraSharp`." in lines[7] and "goes to `hires_upscaler`" in lines[7]
+    assert "Near: `4x-UltraSharp`." in lines[6] and "goes to `hires_upscaler`" in lines[6]
     everything = missing_files(parse_infotext(TEXT))
-    assert len(everything) == 12 and "no folder to look in is named" in str(everything[0])
+    assert len(everything) == 11 and "no folder to look in is named" in str(everything[0])
 
 
 def test_what_comes_by_itself_is_not_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ from importlib import import_module
 _HOME = {
     "describe_checkpoint": ".describe",
     "read_refiner": ".load",
+    "load_vae": ".vae",
 }
 __all__ = sorted(_HOME)
 

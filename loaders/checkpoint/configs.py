@@ -57,7 +57,7 @@ def model_config_files(
     schedule = {**_TRAINED_BETAS, **known["scheduler"], "prediction_type": prediction_type, **scheduler}
     files: dict[str, dict[str, object]] = {
         "unet/config.json": unet,
-        "vae/config.json": {**_VAE, **known["vae"]},
+        "vae/config.json": {**SD_VAE_CONFIG, **known["vae"]},
         "scheduler/scheduler_config.json": schedule,
     }
     index: dict[str, object] = {**known["index"], "scheduler": ["diffusers", schedule["_class_name"]]}
@@ -172,7 +172,7 @@ _OPENCLIP_BIGG = {
     "projection_dim": 1280,
 }
 
-_VAE = {
+SD_VAE_CONFIG = {
     "_class_name": "AutoencoderKL",
     "act_fn": "silu",
     "block_out_channels": [128, 256, 512, 512],

@@ -79,14 +79,14 @@ def describe_checkpoint(path: str | Path, prediction_type: str | None = None) ->
     Raises CheckpointError (or WeightFileError) for a file that is missing, damaged, would run code, or is no
     checkpoint of Stable Diffusion 1, 2 or XL: then the message says what it is instead.
     """
-    with _opened_checkpoint(Path(path)) as table:
+    with opened_checkpoint(Path(path)) as table:
         if prediction_type is not None and prediction_type not in _PREDICTIONS:
             raise ValueError(f"`prediction_type` must be 'epsilon' or 'v_prediction'; got {prediction_type!r}.")
         keys = dict.fromkeys(table.keys())
         unet = unet_names(keys)
         first = unet.get(f"{LDM_UNET}input_blocks.0.0.weight")
         if first is None:
-            raise CheckpointError(f"`{path}` is no Stable Diffusion checkpoint: {_what_else_it_is(keys)}")
+            raise CheckpointError(f"`{path}` is no Stable Diffusion checkpoint: {what_else_it_is(keys)}")
         shapes = {name: table.shape(key) for name, key in unet.items() if "attn2.to_k.weight" in name}
         if any(len(shape) < 2 for shape in (table.shape(first), *shapes.values())):
             raise CheckpointError(f"`{path}`: weights of its UNet have no shape of weights: damaged. Fetch it again.")
@@ -119,7 +119,7 @@ def describe_checkpoint(path: str | Path, prediction_type: str | None = None) ->
 @contextmanager
 def opened_parts(path: str | Path, base: str) -> Iterator[tuple["_MappedPickle", CheckpointNames]]:
     """A checkpoint's tensors, and where its parts stand among them."""
-    with _opened_checkpoint(Path(path)) as table:
+    with opened_checkpoint(Path(path)) as table:
         yield table, checkpoint_names(table.keys(), base)
 
 
@@ -180,8 +180,8 @@ class _MappedPickle:
 
 
 @contextmanager
-def _opened_checkpoint(path: Path) -> Iterator[_MappedPickle]:
-    """Both kinds of file behind the same four methods."""
+def opened_checkpoint(path: Path) -> Iterator[_MappedPickle]:
+    """Both kinds of file behind the same four methods: keys, tensor, shape, dtype."""
     if weight_file_kind(path) == "pickle":
         yield _MappedPickle(path)
     else:
@@ -280,7 +280,7 @@ def _other_channels(channels: int) -> str:
     return kinds.get(channels, "a kind that is not known here. Checkpoints read 4, or 9 for inpainting.")
 
 
-def _what_else_it_is(keys: Mapping[str, None]) -> str:
+def what_else_it_is(keys: Mapping[str, None]) -> str:
     for test, answer in _OTHER_FILES:
         if any(test(key) for key in keys):
             return answer

@@ -110,16 +110,17 @@ def single_file_config(info: CheckpointInfo) -> Path:
     )
 
 
-def read_refiner(path: str | Path, **kwargs: Any) -> UNet2DConditionModel:
+def read_refiner(path: str | Path, *, like: str | None = None, **kwargs: Any) -> UNet2DConditionModel:
     """The UNet of an SDXL refiner's checkpoint, for a pipeline's `refiner`. kwargs: torch_dtype, config...
 
+    like: the base of the pipeline's own model ("sd1", "sdxl", ...), whose checkpoints finish its pictures as well.
     Raises CheckpointError when the file holds another model.
     """
     local = local_checkpoint(path, kwargs)
     arguments, odd = dict(kwargs), {}
     if arguments.get("config") is None:
         info = describe_checkpoint(local)
-        if info.base != "sdxl-refiner":
+        if info.base not in ("sdxl-refiner", like):
             raise CheckpointError(f"{info}. It is no refiner: load it with from_single_file as a pipeline.")
         arguments |= {"config": str(single_file_config(info)), "local_files_only": True}
         with opened_parts(local, info.base) as (table, names):

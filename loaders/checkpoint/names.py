@@ -80,7 +80,7 @@ class CheckpointNames(NamedTuple):
 def checkpoint_names(keys: Iterable[str], base: str) -> CheckpointNames:
     """Where the parts of a checkpoint of kind `base` stand among its keys."""
     keys = list(keys)
-    unet, vae = unet_names(keys), _vae_names(keys)
+    unet, vae = unet_names(keys), vae_names(keys)
     odd = {name for name, names in (("unet", unet), ("vae", vae)) if any(a != b for a, b in names.items())}
     text, plain = {}, True
     for encoder, places in TEXT_PLACES[base].items():
@@ -137,10 +137,15 @@ def text_encoder_tensors(table: TensorTable, place: str, layers: int) -> dict[st
     return state
 
 
-def _vae_names(keys: Iterable[str]) -> dict[str, str]:
+def vae_names(keys: Iterable[str], *, bare: bool = False) -> dict[str, str]:
+    """The converter's key -> the file's, for the VAE. bare: in a file of its own its keys need no prefix."""
+    keys = list(keys)
+    starts = LDM_VAE if not bare or any(key.startswith(LDM_VAE) for key in keys) else ("encoder.", "decoder.")
     found = {}
     for key in keys:
-        if key.startswith(LDM_VAE):
+        if bare and key.startswith(("quant_conv.", "post_quant_conv.")) and "encoder." in starts:
+            found[key] = key
+        elif key.startswith(starts):
             name = re.sub(r"(?<=\.mid\.attn_1\.)(to_out\.0|\w+)(?=\.)", lambda m: _VAE_ATTENTION.get(m[1], m[1]), key)
             found[name] = key
     return found

@@ -86,17 +86,13 @@ def _wanted_by_text(fields: Mapping[str, Any]) -> Iterator[WantedFile]:
     if model or digest:
         yield WantedFile("checkpoint", model, digest, "the model", "`Model`")
     vae = str(fields.get("VAE") or "")
-    if vae and vae.lower() not in ("none", "automatic"):
+    if vae and vae.lower() not in _NO_VAE:
         yield WantedFile("vae", vae, _digits(fields.get("VAE hash")) or hashes.get("vae"), "`load_vae`", "`VAE`")
-    for label, argument in (("Refiner", "`refiner`"), ("Hires checkpoint", "the model of the hires pass")):
-        name, digest = _title(str(fields.get(label) or ""))
-        if name and name.lower() not in ("none", "use same checkpoint"):
-            yield WantedFile("checkpoint", name, digest, argument, f"`{label}`")
+    name, digest = _title(str(fields.get("Refiner") or ""))
+    if name and name.lower() not in ("none", "false"):
+        yield WantedFile("checkpoint", name, digest, "`refiner`", "`Refiner`")
     loras = {**hashes, **{f"lora:{name}": digest for name, digest in _pairs(fields.get("Lora hashes"))}}
     yield from _tagged(_texts_of(fields, ("Prompt", "Hires prompt")), loras)
-    if fields.get("Hypernet"):
-        digest = _digits(fields.get("Hypernet hash"))
-        yield WantedFile("hypernetwork", str(fields["Hypernet"]), digest, "the prompt", "`Hypernet`")
     for name, digest in (*_pairs(fields.get("TI hashes")), *_pairs(fields.get("Used embeddings"))):
         yield WantedFile("embedding", name, digest, "`add_embedding`", "`TI hashes`")
     for key, digest in hashes.items():
@@ -133,8 +129,6 @@ def _tagged(prompts: Iterable[str], hashes: Mapping[str, str | None]) -> Iterato
         if word in ("lora", "lyco"):
             digest = hashes.get(f"lora:{name}") or hashes.get(f"lora:{re.sub('[:,]', '', name)}")
             yield WantedFile("lora", name, digest, "`add_lora`, `lora_folder`", "the prompt")
-        elif word == "hypernet":
-            yield WantedFile("hypernetwork", name, None, "the prompt", "the prompt")
 
 
 def _named_embeddings(text: str, library: Any) -> Iterator[WantedFile]:
@@ -205,6 +199,8 @@ def _json_hashes(written: Any) -> dict[str, str]:
         pairs = re.findall(r'"([^"]+)":\s*"([0-9a-fA-F]+)"', str(written or ""))
     return {str(key): digest for key, value in pairs if (digest := _digits(value))}
 
+
+_NO_VAE = ("none", "automatic", "default (model)", "default", "baked vae")  # the checkpoint's own
 
 KIND_TITLES = {
     "checkpoint": "Checkpoint",
