@@ -146,11 +146,11 @@ def test_cfgpp_goes_back_along_the_negative_prompt():
     torch.testing.assert_close(found.float(), a_prev.sqrt() * x0 + (1 - a_prev).sqrt() * negative)
 
 
-def test_ddim_takes_a_draw_in_every_step():
-    noise = SeededNoise(SHAPE, [1])
-    sample_from_noise(plan_of("DDIM", None, 4, ALPHAS), Narrow(), noise)
-    other = SeededNoise(SHAPE, [1])
-    [other.next() for _ in range(4)]
+@pytest.mark.parametrize("eta, draws", [(0.0, 1), (0.5, 4)])
+def test_ddim_takes_a_draw_in_every_step_where_eta_is_not_0(eta, draws):
+    noise, other = SeededNoise(SHAPE, [1]), SeededNoise(SHAPE, [1])
+    sample_from_noise(plan_of("DDIM", None, 4, ALPHAS, eta=eta), Narrow(), noise)
+    [other.next() for _ in range(draws)]
     assert torch.equal(noise.next(), other.next())
 
 

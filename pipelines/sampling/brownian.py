@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .noise import noise_stream
+from .noise import noise_stream, stacked
 
 
 # torchsde.BrownianTree's own settings: times are rounded to `tol` = 1e-6, seeds are pooled over 24 words.
@@ -66,7 +66,8 @@ class BrownianPath:
             normal = self._draw(int(sequence.generate_state(4)[0]))
             reciprocal = 1 / (end - start)
             deviation = math.sqrt((middle - start) * (end - middle) * reciprocal)
-            self._halves[node] = (middle - start) * w * reciprocal + deviation * normal
+            mean = ((middle - start) * w).mul_(reciprocal)
+            self._halves[node] = normal.mul_(deviation).add_(mean)
             if len(self._halves) > _TREE_MEMORY:
                 self._halves.popitem(last=False)
         self._halves.move_to_end(node)
@@ -88,7 +89,7 @@ class BrownianNoise:
         self.paths = [BrownianPath(float(sigma_min), float(sigma_max), seed, draw) for seed in noise.seeds]
 
     def __call__(self, sigma: Tensor, sigma_next: Tensor) -> Tensor:
-        sign = 1 if sigma < sigma_next else -1
-        a, b = sorted((float(sigma), float(sigma_next)))
-        increment = torch.stack([path(a, b) for path in self.paths]) * sign
-        return increment / (sigma_next - sigma).abs().sqrt()
+        a, b = float(sigma), float(sigma_next)
+        scale = (sigma_next - sigma).abs().sqrt()
+        increments = stacked([path(min(a, b), max(a, b)) for path in self.paths])
+        return increments / (scale if a < b else -scale)

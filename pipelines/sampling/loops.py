@@ -14,6 +14,7 @@ and returns the latents at the last sigma. Letters are those of Karras et al. (2
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 
@@ -41,3 +42,12 @@ def ancestral_step(sigma_from: Tensor, sigma_to: Tensor, eta: float) -> tuple[Te
         return sigma_to, 0.0
     sigma_up = min(sigma_to, eta * (sigma_to**2 * (sigma_from**2 - sigma_to**2) / sigma_from**2) ** 0.5)
     return (sigma_to**2 - sigma_up**2) ** 0.5, sigma_up
+
+
+def ancestral_steps(sigmas: Tensor, eta: float) -> tuple[Tensor, Tensor]:
+    """`ancestral_step` of all steps at once: (n,) sigma_down and (n,) sigma_up. sigmas: (n + 1,)."""
+    start, end = sigmas[:-1], sigmas[1:]
+    if not eta:
+        return end, torch.zeros_like(end)
+    ups = torch.minimum(end, eta * (end**2 * (start**2 - end**2) / start**2) ** 0.5)
+    return (end**2 - ups**2) ** 0.5, ups

@@ -26,7 +26,17 @@ def noise_stream(seed: int, source: str, device: torch.device) -> Callable[[tupl
         return lambda shape: torch.from_numpy(philox.randn(tuple(shape))).to(device)
     home = device if source == "gpu" else torch.device("cpu")
     generator = torch.Generator(home).manual_seed(seed)
-    return lambda shape: torch.randn(shape, generator=generator, device=home, dtype=torch.float32).to(device)
+    return lambda shape: normal_numbers(shape, generator, home, device)
+
+
+def normal_numbers(
+    shape: Sequence[int], generator: torch.Generator | None, home: torch.device, device: torch.device
+) -> Tensor:
+    """Normal numbers drawn on `home`, float32 on `device`. From the CPU to a GPU they go without waiting for it."""
+    if home == device or device.type != "cuda" or home.type != "cpu":
+        return torch.randn(shape, generator=generator, device=home, dtype=torch.float32).to(device)
+    drawn = torch.randn(shape, generator=generator, dtype=torch.float32, pin_memory=True)
+    return drawn.to(device, non_blocking=True)
 
 
 class SeededNoise:
@@ -72,9 +82,9 @@ class SeededNoise:
     def next(self) -> Tensor:
         """The next draw of every image, (n, c, h, w) float32. The first is what the pass starts from."""
         if not self._is_first:
-            return torch.stack([stream(self.shape) for stream in self._streams])
+            return stacked([stream(self.shape) for stream in self._streams])
         self._is_first = False
-        noise = torch.stack([self._first(i) for i in range(len(self.seeds))])
+        noise = stacked([self._first(i) for i in range(len(self.seeds))])
         if self.delta:
             self._streams = [self._stream(_checked_seed(seed + self.delta)) for seed in self.seeds]
         return noise
@@ -142,8 +152,12 @@ class GeneratorNoise:
 
     def _draw(self, count: int, generator: torch.Generator | None) -> Tensor:
         home = self.device if generator is None else generator.device
-        noise = torch.randn((count, *self.shape), generator=generator, device=home, dtype=torch.float32)
-        return noise.to(self.device)
+        return normal_numbers((count, *self.shape), generator, home, self.device)
+
+
+def stacked(images: list[Tensor]) -> Tensor:
+    """(n, c, h, w) of n images (c, h, w); one is not copied."""
+    return images[0][None] if len(images) == 1 else torch.stack(images)
 
 
 def generator_seeds(

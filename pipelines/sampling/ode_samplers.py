@@ -3,7 +3,10 @@
 After k-diffusion 0.1.1, sampling.py (MIT), unless a loop says otherwise. The protocol is in loops.py.
 """
 
+from typing import NamedTuple
+
 import numpy as np
+import torch
 from torch import Tensor
 
 from .loops import DenoiserFn, NoiseFn, StepFn, keep_latents, to_d
@@ -17,10 +20,28 @@ RESTART_PLANS = ((36, None, 2), (20, 9, 1))
 RESTART_LOW, RESTART_HIGH = 0.1, 2.0
 
 
-def churned_sigma(sigma: Tensor, steps: int, s_churn: float, s_tmin: float, s_tmax: float) -> Tensor | None:
-    """sigma_hat of Karras et al. (2022), algorithm 2, or None where no noise is put in."""
-    gamma = min(s_churn / steps, 2**0.5 - 1) if s_tmin <= sigma <= s_tmax else 0.0
-    return sigma * (gamma + 1) if gamma > 0 else None
+class Churn(NamedTuple):
+    """Karras et al. (2022), algorithm 2: the sigmas that a schedule's steps really start from.
+
+    hats: (n,) sigma_hat. spreads: deviations of the noise that leads to them, 0 where the window holds no sigma.
+    """
+
+    hats: Tensor
+    spreads: list[float]
+
+    @property
+    def draws(self) -> bool:
+        """Whether noise is put in anywhere. Then each step takes a draw, so that a window sees the right ones."""
+        return any(self.spreads)
+
+
+def churned(sigmas: Tensor, s_churn: float, s_tmin: float, s_tmax: float) -> Churn:
+    """`Churn` of the options of these names. sigmas: (n + 1,)."""
+    starts = sigmas[:-1]
+    gamma = min(s_churn / max(len(starts), 1), 2**0.5 - 1)
+    inside = (s_tmin <= starts) & (starts <= s_tmax) if gamma > 0 else torch.zeros_like(starts, dtype=torch.bool)
+    hats = torch.where(inside, starts * (gamma + 1), starts)
+    return Churn(hats, ((hats**2 - starts**2) ** 0.5).tolist())
 
 
 def sample_euler(
@@ -35,19 +56,14 @@ def sample_euler(
     s_tmax: float = float("inf"),
     s_noise: float = 1.0,
 ) -> Tensor:
-    """Euler steps: Karras et al. (2022), algorithm 2 without the second order.
-
-    A draw is taken in every step, also where there is no churn, so that a window of churn sees the right draws.
-    """
-    for i in range(len(sigmas) - 1):
-        eps = noise(sigmas[i], sigmas[i + 1]) * s_noise
-        sigma_hat = churned_sigma(sigmas[i], len(sigmas) - 1, s_churn, s_tmin, s_tmax)
-        if sigma_hat is None:
-            sigma_hat = sigmas[i]
-        else:
-            x = x + eps * (sigma_hat**2 - sigmas[i] ** 2) ** 0.5
-        d = to_d(x, sigma_hat, denoiser(x, sigma_hat))
-        x = on_step(i, x + d * (sigmas[i + 1] - sigma_hat))
+    """Euler steps: Karras et al. (2022), algorithm 2 without the second order."""
+    churn = churned(sigmas, s_churn, s_tmin, s_tmax)
+    steps = zip(sigmas[:-1], sigmas[1:], churn.hats, sigmas[1:] - churn.hats, churn.spreads)
+    for i, (sigma, sigma_next, sigma_hat, dt, spread) in enumerate(steps):
+        if churn.draws:
+            eps = noise(sigma, sigma_next) * s_noise
+            x = x + eps * spread if spread else x
+        x = on_step(i, x + to_d(x, sigma_hat, denoiser(x, sigma_hat)) * dt)
     return x
 
 
@@ -64,14 +80,13 @@ def sample_heun(
     s_noise: float = 1.0,
 ) -> Tensor:
     """Heun steps: Karras et al. (2022), algorithm 2. Draws as `sample_euler` does."""
-    for i in range(len(sigmas) - 1):
-        eps = noise(sigmas[i], sigmas[i + 1]) * s_noise
-        sigma_hat = churned_sigma(sigmas[i], len(sigmas) - 1, s_churn, s_tmin, s_tmax)
-        if sigma_hat is None:
-            sigma_hat = sigmas[i]
-        else:
-            x = x + eps * (sigma_hat**2 - sigmas[i] ** 2) ** 0.5
-        x = on_step(i, heun_step(denoiser, x, sigma_hat, sigmas[i + 1]))
+    churn = churned(sigmas, s_churn, s_tmin, s_tmax)
+    steps = zip(sigmas[:-1], sigmas[1:], churn.hats, churn.spreads)
+    for i, (sigma, sigma_next, sigma_hat, spread) in enumerate(steps):
+        if churn.draws:
+            eps = noise(sigma, sigma_next) * s_noise
+            x = x + eps * spread if spread else x
+        x = on_step(i, heun_step(denoiser, x, sigma_hat, sigma_next))
     return x
 
 
@@ -99,20 +114,19 @@ def sample_dpm_2(
     s_noise: float = 1.0,
 ) -> Tensor:
     """DPM-Solver-2 steps with algorithm 2's churn. Draws as `sample_euler` does."""
-    for i in range(len(sigmas) - 1):
-        eps = noise(sigmas[i], sigmas[i + 1]) * s_noise
-        sigma_hat = churned_sigma(sigmas[i], len(sigmas) - 1, s_churn, s_tmin, s_tmax)
-        if sigma_hat is None:
-            sigma_hat = sigmas[i]
-        else:
-            x = x + eps * (sigma_hat**2 - sigmas[i] ** 2) ** 0.5
+    churn = churned(sigmas, s_churn, s_tmin, s_tmax)
+    steps = zip(sigmas[:-1], sigmas[1:], churn.hats, sigmas[1:] - churn.hats, churn.spreads)
+    for i, (sigma, sigma_next, sigma_hat, dt, spread) in enumerate(steps):
+        if churn.draws:
+            eps = noise(sigma, sigma_next) * s_noise
+            x = x + eps * spread if spread else x
         d = to_d(x, sigma_hat, denoiser(x, sigma_hat))
-        if sigmas[i + 1] == 0:
-            x = x + d * (sigmas[i + 1] - sigma_hat)  # Euler
+        if sigma_next == 0:
+            x = x + d * dt  # Euler
         else:
-            sigma_mid = sigma_hat.log().lerp(sigmas[i + 1].log(), 0.5).exp()
+            sigma_mid = sigma_hat.log().lerp(sigma_next.log(), 0.5).exp()
             x_2 = x + d * (sigma_mid - sigma_hat)
-            x = x + to_d(x_2, sigma_mid, denoiser(x_2, sigma_mid)) * (sigmas[i + 1] - sigma_hat)
+            x = x + to_d(x_2, sigma_mid, denoiser(x_2, sigma_mid)) * dt
         x = on_step(i, x)
     return x
 
@@ -123,8 +137,8 @@ def sample_lms(
     """Linear multistep (Adams-Bashforth on uneven sigmas), order 4. Draws no noise."""
     levels = sigmas.cpu().numpy()
     ds: list[Tensor] = []  # newest first
-    for i in range(len(sigmas) - 1):
-        ds = [to_d(x, sigmas[i], denoiser(x, sigmas[i])), *ds[: LMS_ORDER - 1]]
+    for i, sigma in enumerate(sigmas[:-1]):
+        ds = [to_d(x, sigma, denoiser(x, sigma)), *ds[: LMS_ORDER - 1]]
         x = on_step(i, x + sum(w * d for w, d in zip(lms_weights(levels, i, len(ds)), ds)))
     return x
 
@@ -152,16 +166,17 @@ def sample_dpmpp_2m(
     denoiser: DenoiserFn, x: Tensor, sigmas: Tensor, *, noise: NoiseFn, on_step: StepFn = keep_latents
 ) -> Tensor:
     """DPM-Solver++(2M): Lu et al. (2022), arXiv:2211.01095, algorithm 2. Draws no noise."""
+    t = -sigmas.log()
+    h = t[1:] - t[:-1]
+    reach = 1 / (2 * (h.roll(1) / h))  # of the difference from the step before
+    steps = zip(sigmas[:-1], sigmas[1:].tolist(), (-t[1:]).exp() / (-t[:-1]).exp(), (-h).expm1(), 1 + reach, reach)
     old_denoised = None
-    for i in range(len(sigmas) - 1):
-        denoised = denoiser(x, sigmas[i])
-        t, t_next = -sigmas[i].log(), -sigmas[i + 1].log()
-        h = t_next - t
-        denoised_d = denoised
-        if old_denoised is not None and sigmas[i + 1] > 0:
-            r = (t + sigmas[i - 1].log()) / h
-            denoised_d = (1 + 1 / (2 * r)) * denoised - (1 / (2 * r)) * old_denoised
-        x = on_step(i, ((-t_next).exp() / (-t).exp()) * x - (-h).expm1() * denoised_d)
+    for i, (sigma, sigma_next, kept, turn, new, old) in enumerate(steps):
+        denoised = denoiser(x, sigma)
+        ahead = denoised
+        if old_denoised is not None and sigma_next > 0:
+            ahead = new * denoised - old * old_denoised
+        x = on_step(i, kept * x - turn * ahead)
         old_denoised = denoised
     return x
 

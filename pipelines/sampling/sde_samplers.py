@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .discrete_schedule import NoiseTable
-from .loops import DenoiserFn, NoiseFn, StepFn, ancestral_step, keep_latents, to_d
+from .loops import DenoiserFn, NoiseFn, StepFn, ancestral_step, ancestral_steps, keep_latents, to_d
 
 
 TCD_SLACK = 1e-3  # timesteps of a sigma from the table are whole but for rounding
@@ -23,12 +23,12 @@ def sample_euler_ancestral(
     eta: float = 1.0,
 ) -> Tensor:
     """Euler steps to sigma_down, then noise up to the next sigma."""
-    for i in range(len(sigmas) - 1):
-        d = to_d(x, sigmas[i], denoiser(x, sigmas[i]))
-        sigma_down, sigma_up = ancestral_step(sigmas[i], sigmas[i + 1], eta)
-        x = x + d * (sigma_down - sigmas[i])
-        if sigmas[i + 1] > 0:
-            x = x + noise(sigmas[i], sigmas[i + 1]) * sigma_up
+    downs, ups = ancestral_steps(sigmas, eta)
+    steps = zip(sigmas[:-1], sigmas[1:], (sigmas[1:] > 0).tolist(), downs - sigmas[:-1], ups)
+    for i, (sigma, sigma_next, goes_on, dt, sigma_up) in enumerate(steps):
+        x = x + to_d(x, sigma, denoiser(x, sigma)) * dt
+        if goes_on:
+            x = x + noise(sigma, sigma_next) * sigma_up
         x = on_step(i, x)
     return x
 
@@ -134,23 +134,25 @@ def sample_dpmpp_2m_sde(
     heun: bool = False,
 ) -> Tensor:
     """DPM-Solver++(2M) SDE, with the midpoint rule or Heun's. `noise` should be increments of one Brownian path."""
-    old_denoised, h_last = None, None
-    for i in range(len(sigmas) - 1):
-        denoised = denoiser(x, sigmas[i])
-        if sigmas[i + 1] == 0:
+    h = sigmas[:-1].log() - sigmas[1:].log()
+    h_eta = h + eta * h
+    turn = (-h_eta).expm1().neg()
+    half = turn / (-h_eta) + 1 if heun else 0.5 * turn
+    kept, reach = sigmas[1:] / sigmas[:-1] * (-eta * h).exp(), half * (1 / (h.roll(1) / h))
+    spread = (-2 * eta * h).expm1().neg().sqrt()
+    old_denoised = None
+    steps = zip(sigmas[:-1], sigmas[1:], (sigmas[1:] > 0).tolist(), kept, turn, reach, spread)
+    for i, (sigma, sigma_next, goes_on, c_x, c_denoised, c_change, deviation) in enumerate(steps):
+        denoised = denoiser(x, sigma)
+        if not goes_on:
             x = denoised
         else:
-            h = sigmas[i].log() - sigmas[i + 1].log()
-            h_eta = h + eta * h
-            decay = (-eta * h).exp()
-            x = sigmas[i + 1] / sigmas[i] * decay * x + (-h_eta).expm1().neg() * denoised
+            x = c_x * x + c_denoised * denoised
             if old_denoised is not None:
-                half = (-h_eta).expm1().neg() / (-h_eta) + 1 if heun else 0.5 * (-h_eta).expm1().neg()
-                x = x + half * (1 / (h_last / h)) * (denoised - old_denoised)
+                x = x + c_change * (denoised - old_denoised)
             if eta:
-                spread = (-2 * eta * h).expm1().neg().sqrt()
-                x = x + noise(sigmas[i], sigmas[i + 1]) * sigmas[i + 1] * spread * s_noise
-            old_denoised, h_last = denoised, h
+                x = x + noise(sigma, sigma_next) * sigma_next * deviation * s_noise
+        old_denoised = denoised
         x = on_step(i, x)
     return x
 

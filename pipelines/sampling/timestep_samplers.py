@@ -9,6 +9,7 @@ and `noise` and `on_step` as in loops.py. Webui quirk, kept: the last step ends 
 clean latent, so that n timesteps make n - 1 steps. Square roots are taken in float32: PLMS shows the difference.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -39,17 +40,22 @@ def sample_ddim(
     eta: float = 0.0,
     cfgpp: bool = False,
 ) -> Tensor:
-    """Song et al. (2021), arXiv:2010.02502, equation 12. A draw is taken in every step, also where eta is 0.
+    """Song et al. (2021), arXiv:2010.02502, equation 12. Where eta is not 0, every step takes a draw.
 
     cfgpp: the direction back to the noise follows the negative prompt's eps: Chung et al. (2024), arXiv:2406.08070.
     """
-    for i, (t, t_prev) in enumerate(zip(timesteps.flip(0)[:-1], timesteps.flip(0)[1:])):
-        a, a_prev = alphas_cumprod[t], alphas_cumprod[t_prev]
-        e, e_uncond = denoiser.eps(x, t.float())
-        sigma = _ddim_sigma(a.double(), a_prev.double(), eta)
-        x0 = (x - (1 - a).sqrt() * e) / a.sqrt()
-        direction = (1 - a_prev - sigma**2).sqrt() * (e_uncond if cfgpp else e)
-        x = on_step(i, a_prev.sqrt() * x0 + direction + sigma * noise(t, t_prev))
+    falling = timesteps.flip(0)
+    a, a_prev = alphas_cumprod[falling[:-1]], alphas_cumprod[falling[1:]]
+    sigmas = _ddim_sigma(a.double(), a_prev.double(), eta)
+    roots = (1 - a).sqrt(), a.sqrt(), a_prev.sqrt(), (1 - a_prev - sigmas**2).sqrt()
+    steps = zip(falling[:-1].float(), falling[1:], *roots, sigmas)
+    for i, (t, t_prev, noise_now, signal_now, signal, noise_kept, sigma) in enumerate(steps):
+        e, e_uncond = denoiser.eps(x, t)
+        x0 = (x - noise_now * e) / signal_now
+        x = signal * x0 + noise_kept * (e_uncond if cfgpp else e)
+        if eta:
+            x = x + sigma * noise(t, t_prev)
+        x = on_step(i, x)
     return x
 
 
@@ -77,23 +83,28 @@ def sample_plms(
     on_step: StepFn = keep_latents,
 ) -> Tensor:
     """Pseudo linear multistep: Liu et al. (2022), arXiv:2202.09778, equations 11 and 12. Draws no noise."""
+    falling = timesteps.flip(0)
+    a, a_prev = alphas_cumprod[falling[:-1]], alphas_cumprod[falling[1:]]
 
-    def transfer(x: Tensor, e: Tensor, a: Tensor, a_prev: Tensor) -> Tensor:
-        return a_prev.sqrt() * ((x - (1 - a).sqrt() * e) / a.sqrt()) + (1 - a_prev).sqrt() * e
+    def transfer(x: Tensor, e: Tensor, roots: Sequence[Tensor]) -> Tensor:
+        noise_now, signal_now, signal, noise_kept = roots
+        return signal * ((x - noise_now * e) / signal_now) + noise_kept * e
 
     es: list[Tensor] = []  # newest first, at most three
-    for i, (t, t_prev) in enumerate(zip(timesteps.flip(0)[:-1], timesteps.flip(0)[1:])):
-        a, a_prev = alphas_cumprod[t], alphas_cumprod[t_prev]
-        e = denoiser.eps(x, t.float())[0]
+    steps = zip(
+        falling[:-1].float(), falling[1:].float(), (1 - a).sqrt(), a.sqrt(), a_prev.sqrt(), (1 - a_prev).sqrt()
+    )
+    for i, (t, t_prev, *roots) in enumerate(steps):
+        e = denoiser.eps(x, t)[0]
         if len(es) == 0:
-            e_prime = (e + denoiser.eps(transfer(x, e, a, a_prev), t_prev.float())[0]) / 2
+            e_prime = (e + denoiser.eps(transfer(x, e, roots), t_prev)[0]) / 2
         elif len(es) == 1:
             e_prime = (3 * e - es[0]) / 2
         elif len(es) == 2:
             e_prime = (23 * e - 16 * es[0] + 5 * es[1]) / 12
         else:
             e_prime = (55 * e - 59 * es[0] + 37 * es[1] - 9 * es[2]) / 24
-        x = on_step(i, transfer(x, e_prime, a, a_prev))
+        x = on_step(i, transfer(x, e_prime, roots))
         es = [e, *es[:2]]
     return x
 

@@ -77,22 +77,24 @@ def sample_unipc(
     time = UniPCTime(alphas_cumprod)
     ts = time.grid(skip_type, t_start, steps)
 
-    def x0_at(x: Tensor, t: Tensor) -> Tensor:
-        alpha, sigma, _ = time.levels(t)
-        return (x - sigma * denoiser.eps(x, (t - 1.0 / time.rows) * 1000.0)[0]) / alpha
+    alphas, sigmas, lambdas = (each.unbind() for each in time.levels(ts))
+    timesteps = ((ts - 1.0 / time.rows) * 1000.0).unbind()
 
-    outputs = [x0_at(x, ts[0])]  # x0 estimates, newest last
+    def x0_at(x: Tensor, i: int) -> Tensor:
+        return (x - sigmas[i] * denoiser.eps(x, timesteps[i])[0]) / alphas[i]
+
+    outputs = [x0_at(x, 0)]  # x0 estimates, newest last
     for step in range(1, steps + 1):
         k = min(order, step, steps + 1 - step) if lower_order_final and step >= order else min(order, step)
-        (alpha, sigma, lambda_t), (_, sigma_0, lambda_0) = time.levels(ts[step]), time.levels(ts[step - 1])
-        h = lambda_t - lambda_0
-        rks = [(time.levels(ts[step - 1 - j])[2] - lambda_0) / h for j in range(1, k)]
+        alpha, lambda_0 = alphas[step], lambdas[step - 1]
+        h = lambdas[step] - lambda_0
+        rks = [(lambdas[step - 1 - j] - lambda_0) / h for j in range(1, k)]
         d1s = [(outputs[-1 - j] - outputs[-1]) / rk for j, rk in enumerate(rks, start=1)]
         scale, predicting, correcting = unipc_weights(variant, rks, -h)
-        base = sigma / sigma_0 * x - alpha * (-h).expm1() * outputs[-1]
+        base = sigmas[step] / sigmas[step - 1] * x - alpha * (-h).expm1() * outputs[-1]
         x = base - alpha * scale * sum((w * d for w, d in zip(predicting, d1s)), torch.zeros(()))
         if step < steps:
-            output = x0_at(x, ts[step])
+            output = x0_at(x, step)
             d1s.append(output - outputs[-1])
             x = base - alpha * scale * sum(w * d for w, d in zip(correcting, d1s))
             outputs = [*outputs[-order:], output]
