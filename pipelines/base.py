@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import FunctionType, MethodType
 from typing import Any
 
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from PIL import Image
-from torch import Tensor
 
 from ..loaders.checkpoint.load import load_single_file
 from ..loaders.checkpoint.vae import load_vae
@@ -22,6 +22,17 @@ from .loras import LoraMethods
 from .output import WebUIPipelineOutput
 from .registry import Attachments
 from .sampling.denoiser import Guidance
+
+
+class OfKind:
+    """An attribute of diffusers' pipeline for the kind of model that is loaded: its methods keep their signatures."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __get__(self, pipe: Any, owner: type) -> Any:
+        found = getattr(owner._stands_for[0] if pipe is None else diffusers_pipeline(pipe), self.name)  # type: ignore[attr-defined]
+        return MethodType(found, pipe) if isinstance(found, FunctionType) and pipe is not None else found
 
 
 class WebUIMixin(CallState, LoraMethods, SavedWithCode):
@@ -46,13 +57,9 @@ class WebUIMixin(CallState, LoraMethods, SavedWithCode):
         "face_detector",
         "face_parser",
     ]
-    _callback_tensor_inputs = [
-        "latents",
-        "prompt_embeds",
-        "negative_prompt_embeds",
-        "add_text_embeds",
-        "add_time_ids",
-    ]
+    _callback_tensor_inputs = OfKind("_callback_tensor_inputs")
+    encode_prompt = OfKind("encode_prompt")
+    check_inputs = OfKind("check_inputs")
     _stands_for: tuple[type, type] = (StableDiffusionPipeline, StableDiffusionXLPipeline)
 
     def _register_own(self, *, force_zeros_for_empty_prompt: bool, **components: Any) -> None:
@@ -101,14 +108,6 @@ class WebUIMixin(CallState, LoraMethods, SavedWithCode):
         pipe = super().from_pipe(pipeline, **kwargs)
         pipe.attached = getattr(pipeline, "attached", pipe.attached)
         return pipe
-
-    def encode_prompt(self, *args: Any, **kwargs: Any) -> tuple[Tensor | None, ...]:
-        """diffusers' own, with its signature and order: that of the pipeline for the kind of model that is loaded."""
-        return diffusers_pipeline(self).encode_prompt(self, *args, **kwargs)
-
-    def check_inputs(self, *args: Any, **kwargs: Any) -> None:
-        """diffusers' own checks, for the kind of model that is loaded."""
-        diffusers_pipeline(self).check_inputs(self, *args, **kwargs)
 
     def load_vae(self, path: str | Path) -> None:
         """Put another VAE in place of the model's, from a file of any kind or a folder, with the model's scaling."""

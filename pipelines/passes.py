@@ -135,7 +135,8 @@ def conditioned_model(
 
 def pass_noise(pipe: Any, request: NoiseRequest, plan: Pass, delta: int) -> SeededNoise | GeneratorNoise:
     """The noise of one pass: by seeds, or by diffusers' generators. delta: the option eta_noise_seed_delta."""
-    shape = (pipe.vae.config.latent_channels, plan.height // 8, plan.width // 8)
+    cell = pipe.vae_scale_factor
+    shape = (pipe.vae.config.latent_channels, plan.height // cell, plan.width // cell)
     device = pipe._execution_device
     if request.seeds is None:
         return GeneratorNoise(shape, plan.batch_size, request.generator, device=device)

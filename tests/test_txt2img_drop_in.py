@@ -1,5 +1,6 @@
 """WebUITxt2ImgPipeline where StableDiffusionPipeline stood: the same pictures, and all that users do with one."""
 
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from diffusers import (
     PNDMScheduler,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
     UniPCMultistepScheduler,
 )
 from webui_diffusers.pipelines import WebUITxt2ImgPipeline
@@ -257,3 +259,31 @@ def test_a_unet_for_inpainting_is_told_that_all_is_to_be_painted(ours):
 def test_what_is_attached_goes_along_from_pipe_to_pipe(ours):
     ours.attached.embeddings_folder = "embeddings"
     assert WebUITxt2ImgPipeline.from_pipe(ours).attached is ours.attached
+
+
+@pytest.mark.parametrize(
+    "kind, folder", [(StableDiffusionPipeline, "tiny_sd"), (StableDiffusionXLPipeline, "tiny_sdxl")]
+)
+def test_methods_and_callback_tensors_are_those_of_the_kind_of_model(kind, folder, request):
+    pipe = WebUITxt2ImgPipeline.from_pretrained(request.getfixturevalue(folder), dtype=torch.float32)
+    stock = kind(**{name: part for name, part in pipe.components.items() if name in signature(kind).parameters})
+    assert signature(pipe.encode_prompt) == signature(stock.encode_prompt)
+    assert pipe._callback_tensor_inputs == stock._callback_tensor_inputs
+    seen = []
+
+    def callback(pipe, step, timestep, tensors):
+        seen.append({name: tensor is not None for name, tensor in tensors.items()})
+        return tensors
+
+    pipe.set_progress_bar_config(disable=True)
+    for more in ({}, {"sampler": "Euler", "seed": 1}):
+        names = list(stock._callback_tensor_inputs)
+        pipe(
+            "a star",
+            num_inference_steps=1,
+            callback_on_step_end=callback,
+            output_type="latent",
+            **more,
+            callback_on_step_end_tensor_inputs=names,
+        )
+    assert seen == [dict.fromkeys(names, True)] * 2

@@ -294,17 +294,26 @@ def test_half_precision_draws_nearly_the_same(tiny_sdxl, ours, dtype):
     assert np.abs(pipe(**given).images - ours(**given).images).mean() < tolerance
 
 
-def test_a_vae_that_overflows_is_run_once_more_in_float32(tiny_sdxl, ours, caplog):
-    """Weights scaled so that activations in between pass 65504; SDXL's own VAE does so in float16."""
+@pytest.mark.parametrize("announced", [False, True])
+def test_a_vae_that_overflows_draws_in_float32_and_that_is_remembered(tiny_sdxl, caplog, announced):
+    """Weights scaled so that activations in between pass 65504; SDXL's own VAE does so in float16, and says so."""
     pipe = loaded(WebUITxt2ImgPipeline, tiny_sdxl)
+    pipe.vae.register_to_config(force_upcast=announced)
     pipe.vae.decoder.conv_in.weight.data *= 3e4
     pipe.vae.decoder.conv_in.bias.data *= 3e4
-    given = {"prompt": "a red circle", "seed": 1, "sampler": "Euler", **CALL}
+    given = {"prompt": ["a red circle", "a star"], "seed": 1, "sampler": "Euler", **CALL}
     expected = pipe(**given).images
     pipe.vae.half()
+    runs = []
+    pipe.vae.decoder.register_forward_pre_hook(lambda module, inputs: runs.append(inputs[0].dtype))
     with caplog.at_level("WARNING", logger="webui_diffusers"):
         actual = pipe(**given).images
-    assert [r.getMessage() for r in caplog.records if "float32" in r.getMessage() and "overflowed" in r.getMessage()]
+        told = [r.getMessage() for r in caplog.records if "overflowed" in r.getMessage()]
+        pipe(**given)
+    assert len(told) == (0 if announced else 1) and len(told) == len(
+        [r for r in caplog.records if "overflowed" in r.getMessage()]
+    )
+    assert runs == [torch.float16] * (not announced) + [torch.float32] * 4
     assert pipe.vae.dtype == torch.float16
     assert np.isfinite(actual).all() and np.abs(actual - expected).mean() < 0.01
 
