@@ -7,14 +7,15 @@
 
 The token comes from `--token`, HF_TOKEN or `hf auth login`; the Hub from HF_ENDPOINT. A repository gets `pipeline.py`,
 the same code under a name of its own, the data files it reads, a model card, requirements.txt and LICENSE; with
-weights also the model's folders. It is tried in a process of its own before anything is sent.
+weights also what model_index.json and its components name; what else is in the model's folder is left out, and listed.
+It is tried in a process of its own before anything is sent, goes up in one commit, and is tagged when the Hub holds
+what was sent.
 """
 
 import argparse
 import json
 import os
 import re
-import runpy
 import shutil
 import string
 import subprocess
@@ -37,14 +38,16 @@ from webui_diffusers.pipelines.bundle.build import (
 )
 from webui_diffusers.pipelines.bundle.sources import BUNDLE_REQUIREMENTS
 
+from hub.model_files import ModelFilesError, model_files, read_index, without_paths
+from hub.sending import UploadError, hub_cause, plain_address, retried, send_folder, status_of, without_token
+from hub.tiny_model import save_tiny_model
+
 
 HUB_FOLDER = Path(__file__).parent / "hub"
-HTTP_LIBRARIES = ("httpx", "httpx2", "requests")  # of huggingface_hub, by version; their errors are theirs
+_MODEL_LIBRARIES = ("diffusers", "transformers", "stable_diffusion")  # the last: of the safety checker
+_SHOWN_FILES = 20
+_TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN")
 ALWAYS_REQUIRED = ("accelerate", "diffusers", "torch", "transformers")
-
-
-class UploadError(RuntimeError):
-    """What stopped the upload, and what to do."""
 
 
 def available_pipelines() -> list[str]:
@@ -97,15 +100,11 @@ def requirements_text(packages: set[str]) -> str:
 
 
 def _add_weights(name: str, folder: Path, model: Path) -> None:
-    """A model's files beside the code, and an index that names our class."""
-    if not (model / "model_index.json").is_file():
-        raise UploadError(
-            f"`{model}` has no model_index.json, so it is no diffusers model folder. Convert a single file first: "
-            "`WebUITxt2ImgPipeline.from_single_file(file).save_pretrained(folder)`."
-        )
-    index = json.loads((model / "model_index.json").read_text(encoding="utf-8"))
-    parts = {key: value for key, value in index.items() if not key.startswith("_") and (model / key).is_dir()}
-    settings = {k: v for k, v in index.items() if not k.startswith("_") and not isinstance(v, list)}
+    """What a model is made of beside the code, and an index that names our class. Prints what is left out."""
+    try:
+        index, (parts, files, left_out) = read_index(model), model_files(model)
+    except ModelFilesError as error:
+        raise UploadError(str(error)) from error
     missing = [part for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler") if part not in parts]
     is_xl = "text_encoder_2" in parts
     wrong_size = {"multi-lora": is_xl, "multi-lora-xl": not is_xl}.get(name, False)
@@ -113,17 +112,38 @@ def _add_weights(name: str, folder: Path, model: Path) -> None:
         why = f"it lacks {', '.join(missing)}" if missing else "it is made for another kind of model"
         raise UploadError(
             f"The weights of `{model}` ({index.get('_class_name')}) cannot go with {name}: {why}. Choose the "
-            f"pipelines that "
-            "they fit with --only."
+            "pipelines that they fit with --only."
         )
-    empty = {
-        key: [None, None]
-        for key, value in index.items()
-        if isinstance(value, list) and key not in parts and key[0] != "_"
-    }
-    for part in parts:
-        shutil.copytree(model / part, folder / part, copy_function=_linked_or_copied)
-    _write_index(name, folder, {**empty, **parts, **settings})
+    for file in files:
+        (folder / file).parent.mkdir(exist_ok=True)
+        if file.endswith("config.json"):
+            config = without_paths(json.loads((model / file).read_text(encoding="utf-8")))
+            (folder / file).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        else:
+            _linked_or_copied(str(model / file), str(folder / file))
+    entries = {part: _index_entry(name, folder, part, entry) for part, entry in parts.items()}
+    settings = {key: value for key, value in index.items() if not key.startswith("_") and not isinstance(value, list)}
+    empty = {key: [None, None] for key, value in index.items() if isinstance(value, list) and key[0] != "_"}
+    _write_index(name, folder, {**empty, **entries, **settings})
+    if left_out:
+        shown = ", ".join(left_out[:_SHOWN_FILES]) + (" ..." if len(left_out) > _SHOWN_FILES else "")
+        print(f"{name}: left out of `{model}`, because the model does not need it: {shown} ({len(left_out)})")
+
+
+def _index_entry(name: str, folder: Path, part: str, entry: Sequence[str]) -> list[str]:
+    """A component's library and class. A class of ours comes from this bundle, which then lies in its folder too."""
+    library, class_name = entry
+    if library in _MODEL_LIBRARIES:
+        return list(entry)
+    module = bundle_module_name(name)
+    text = (folder / f"{module}.py").read_text(encoding="utf-8")
+    if not library.startswith("webui_") or f"\nclass {class_name}(" not in text:
+        raise UploadError(
+            f"The component `{part}` is a {class_name} of `{library}`, code that does not come from this pack, so it "
+            "is not published. Take the component out of the model's folder and index."
+        )
+    shutil.copyfile(folder / f"{module}.py", folder / part / f"{module}.py")
+    return [module, class_name]
 
 
 def _add_detector(name: str, folder: Path) -> None:
@@ -165,10 +185,10 @@ def try_repository(name: str, folder: Path, model: Path | None) -> str:
     class_name = PIPELINES[name].class_name
     command = [sys.executable, str(HUB_FOLDER / "try_folder.py"), str(folder), class_name]
     with tempfile.TemporaryDirectory() as modules:
-        offline = {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": modules}
+        known = {key: value for key, value in os.environ.items() if key not in _TOKEN_VARIABLES}
         done = subprocess.run(
             [*command, *([] if model is None else [str(model)])],
-            env={**os.environ, **offline},
+            env={**known, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": modules},
             capture_output=True,
             text=True,
         )
@@ -188,23 +208,18 @@ def publish(folder: Path, repo: str, *, token: str | None, private: bool, revisi
     """
     api = HfApi(token=token)
     module = next(path.stem for path in folder.glob("webui_*.py"))
-    if not api.repo_exists(repo):
-        api.create_repo(repo, private=private)
+    if not retried(f"{repo}: looking", lambda: api.repo_exists(repo)):
+        retried(f"{repo}: creating", lambda: api.create_repo(repo, private=private, exist_ok=True))
     else:
         _refuse_foreign(api, repo, module)
-    commit = api.upload_folder(
-        repo_id=repo,
-        folder_path=folder,
-        commit_message=f"{folder.name} {pack_version()}",
-        ignore_patterns=["__pycache__/*", "**/__pycache__/*"],
-    ).oid
+    commit = send_folder(api, repo, folder, f"{folder.name} {pack_version()}")
     _tag(api, repo, commit, revision)
     return commit
 
 
 def _refuse_foreign(api: HfApi, repo: str, module: str) -> None:
     """Refuse a repository that holds something else."""
-    files = api.list_repo_files(repo)
+    files = retried(f"{repo}: looking", lambda: api.list_repo_files(repo))
     if f"{module}.py" not in files and set(files) - {".gitattributes", "README.md"}:
         raise UploadError(
             f"The name is taken: {repo} exists and holds other files ({', '.join(sorted(files)[:3])}, ...), and no "
@@ -213,15 +228,15 @@ def _refuse_foreign(api: HfApi, repo: str, module: str) -> None:
 
 
 def _tag(api: HfApi, repo: str, commit: str, revision: str | None) -> None:
-    known = {tag.name: tag.target_commit for tag in api.list_repo_refs(repo).tags}
+    refs = retried(f"{repo}: looking", lambda: api.list_repo_refs(repo))
+    known = {tag.name: tag.target_commit for tag in refs.tags}
     name = revision or f"v{pack_version()}"
     if name not in known:
-        api.create_tag(repo, tag=name, revision=commit)
+        retried(f"{repo}: tagging", lambda: api.create_tag(repo, tag=name, revision=commit, exist_ok=True))
     elif revision and known[name] != commit:
         raise UploadError(
             f"{repo}: the tag {name} exists and names another commit ({known[name][:12]}). Tags do not move: whoever "
-            f"loads "
-            "it trusts its content. The new content is committed; give it another --revision."
+            "loads it trusts its content. The new content is committed; give it another --revision."
         )
     elif known[name] != commit:
         print(f"{repo}: the tag {name} stays at {known[name][:12]}; name a new one with --revision.")
@@ -232,23 +247,24 @@ def check_access(namespace: str, token: str | None) -> None:
     if token is None:
         raise UploadError(
             "There is no token, and uploading needs one. Make one that may write at "
-            "https://huggingface.co/settings/tokens "
-            "and run `hf auth login`, set HF_TOKEN, or pass --token. --dry-run needs none."
+            "https://huggingface.co/settings/tokens and run `hf auth login`, set HF_TOKEN, or pass --token. "
+            "--dry-run needs none."
         )
-    user = HfApi(token=token).whoami()
+    user = retried("your account", lambda: HfApi(token=token).whoami(), unreached=False)
     owned = [user["name"], *(org["name"] for org in user.get("orgs", []))]
     if namespace not in owned:
         raise UploadError(
             f"The token is {user['name']}'s, who may not write to `{namespace}`. It may write to {', '.join(owned)}: "
-            f"name one "
-            "of these with --namespace, or use a token of a member."
+            "name one of these with --namespace, or use a token of a member."
         )
 
 
-def explained(error: Exception) -> str:
-    """An error of the Hub or the network in words that say what to do."""
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    where = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+def explained(error: BaseException) -> str:
+    """An error of the Hub, the network or the disk in words that say what to do."""
+    status = status_of(error)
+    where = plain_address(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    if isinstance(error, OSError) and error.filename:
+        return f"`{error.filename}`: {str(error.strerror).lower()}. Nothing was sent."
     if status == 401:
         return f"{where} does not accept the token. It may have expired: make a new one and pass it with --token."
     if status == 403:
@@ -256,9 +272,9 @@ def explained(error: Exception) -> str:
     if status is None:
         return (
             f"{where} cannot be reached ({type(error).__name__}: {error}). Check the network, HF_ENDPOINT and "
-            "HF_HUB_OFFLINE; --dry-run works without."
+            "HF_HUB_OFFLINE; --dry-run works without. The same command goes on from here."
         )
-    return f"{where} answered with an error: {error}. Nothing else was sent; try again later."
+    return f"{where} answered with an error: {error}. What was not committed is not there; try again later."
 
 
 # --- the command
@@ -282,13 +298,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for name, folder in folders.items():
                 place = str(folder) if asked.dry_run else f"{asked.namespace}/{name}"
                 print(lines_to_paste(name, place, asked.with_weights is not None))
-    except UploadError as error:
-        print(f"hub_upload: {error}", file=sys.stderr)
-        return 1
+    except KeyboardInterrupt:
+        print(
+            "hub_upload: interrupted. What was not committed is not there; the same command goes on.", file=sys.stderr
+        )
+        return 130
     except Exception as error:
-        if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in HTTP_LIBRARIES:
+        cause = error if isinstance(error, UploadError) else hub_cause(error)
+        if cause is None:
             raise
-        print(f"hub_upload: {explained(error)}", file=sys.stderr)
+        said = str(error) if isinstance(error, UploadError) else explained(cause)
+        print(f"hub_upload: {without_token(said, (asked.token, get_token()))}", file=sys.stderr)
         return 1
     return 0
 
@@ -303,8 +323,7 @@ def _built(names: Sequence[str], asked: argparse.Namespace, out: Path, scratch: 
         folders[name] = build_repository(name, out / name, f"{asked.namespace}/{name}", model=weights)
         xl = name.endswith("-xl")
         if weights is None and xl not in tiny and name != "face-restore":
-            script = runpy.run_path(str(HUB_FOLDER / "tiny_model.py"))
-            tiny[xl] = script["save_tiny_model"](scratch / f"tiny-{'xl' if xl else 'sd'}", xl=xl)
+            tiny[xl] = save_tiny_model(scratch / f"tiny-{'xl' if xl else 'sd'}", xl=xl)
         progress.write(try_repository(name, folders[name], None if weights else tiny.get(xl)))
     return folders
 
@@ -315,7 +334,7 @@ def _model_folder(model: str, token: str | None) -> Path:
         return Path(model).expanduser()
     from diffusers import DiffusionPipeline
 
-    return Path(DiffusionPipeline.download(model, token=token))
+    return Path(retried(model, lambda: DiffusionPipeline.download(model, token=token)))
 
 
 def lines_to_paste(name: str, place: str, with_weights: bool) -> str:

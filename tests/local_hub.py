@@ -5,6 +5,7 @@ files inline, LFS files by batch, PUT and verify), tree, paths-info, refs, tags 
 with ETag, X-Repo-Commit and Range. Writing needs a token of a user who may write there, as on the real one.
 
     with LocalHub() as hub:
+        hub.break_down("POST", "/commit/", 500, times=2)  # also 429, "drop", "answer lost", "other content"
         os.environ["HF_ENDPOINT"] = hub.url        # before huggingface_hub is imported
         os.environ["HF_HUB_DISABLE_XET"] = "1"
         os.environ["HF_TOKEN"] = hub.token         # user "tester", who may write to "tester" and "your-org"
@@ -16,6 +17,7 @@ import base64
 import hashlib
 import json
 import re
+import socket
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -69,6 +71,7 @@ class LocalHub:
         self.repos: dict[tuple[str, str], LocalRepo] = {}
         self.blobs: dict[str, bytes] = {}
         self.log: list[str] = []
+        self.faults: list[list] = []
         handler = type("Handler", (HubHandler,), {"hub": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", port), handler)
         self.server.daemon_threads = True
@@ -81,6 +84,22 @@ class LocalHub:
     def __exit__(self, *_: object) -> None:
         self.server.shutdown()
         self.server.server_close()
+
+    def break_down(self, method: str, part: str, fault: int | str, times: int = 1) -> None:
+        """Answer the next requests of a method whose path has `part` wrongly.
+
+        fault: a status; "drop" cuts the connection in the middle of the request; "answer lost" does what was asked and
+        cuts it then; "other content" takes what is sent as something else.
+        """
+        self.faults.append([method, part, fault, times])
+
+    def fault(self, method: str, path: str) -> int | str | None:
+        """What goes wrong with this request."""
+        for entry in self.faults:
+            if entry[0] == method and entry[1] in path and entry[3] > 0:
+                entry[3] -= 1
+                return entry[2]
+        return None
 
     def repo(self, name: str) -> LocalRepo:
         """A model repository by "owner/name"."""
@@ -97,6 +116,7 @@ class HubHandler(BaseHTTPRequestHandler):
     """One request."""
 
     protocol_version = "HTTP/1.1"
+    answer_is_lost = spoils = False
     hub: LocalHub
 
     # --- coming in and going out
@@ -106,8 +126,17 @@ class HubHandler(BaseHTTPRequestHandler):
     def answer(self) -> None:
         address = urlsplit(self.path)
         self.query = parse_qs(address.query)
-        self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        fault = self.hub.fault(self.command, address.path)
+        length = int(self.headers.get("Content-Length") or 0)
+        self.body = self.rfile.read(length // 2 if fault == "drop" else length)
         self.hub.log.append(f"{self.command} {self.path}")
+        if fault == "drop":
+            return self.cut()
+        if isinstance(fault, int):
+            extra = {"Retry-After": 1} if fault == 429 else {}
+            return self.send({"error": f"fault {fault}; you are {self.headers.get('Authorization')}"}, fault, extra)
+        self.spoils = fault == "other content"
+        self.answer_is_lost = fault == "answer lost"
         for methods, pattern, function in ROUTES:
             found = re.fullmatch(pattern, unquote(address.path))
             if found and self.command in methods:
@@ -116,7 +145,19 @@ class HubHandler(BaseHTTPRequestHandler):
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = answer
 
+    def cut(self) -> None:
+        """End the connection without an answer."""
+        self.close_connection = True
+        self.connection.shutdown(socket.SHUT_RDWR)
+
+    def spoilt(self, content: bytes) -> bytes:
+        """What is kept of something sent: itself, unless this request spoils it."""
+        return content[:-1] + bytes([content[-1] ^ 1]) if self.spoils and content else content
+
     def send(self, data: object = b"", status: int = 200, headers: dict[str, object] | None = None) -> None:
+        if self.answer_is_lost:
+            self.answer_is_lost = False
+            return self.cut()
         content = data if isinstance(data, bytes) else json.dumps(data).encode()
         known = {"Content-Type": "application/json", "Content-Length": len(content), **(headers or {})}
         self.send_response(status)
@@ -310,6 +351,7 @@ class HubHandler(BaseHTTPRequestHandler):
         self.send({"transfer": "basic", "objects": objects}, headers=media)
 
     def lfs_put(self, oid: str) -> None:
+        self.body = self.spoilt(self.body)
         if hashlib.sha256(self.body).hexdigest() != oid:
             return self.send({"message": "the content has another sum"}, 422)
         self.hub.blobs[oid] = self.body
@@ -331,7 +373,7 @@ class HubHandler(BaseHTTPRequestHandler):
                 if value.get("parentCommit") not in (None, found[1]):
                     return self.fail(412, "", "A commit has happened since. Please refresh and try again.")
             elif item["key"] == "file":
-                files[value["path"]] = (base64.b64decode(value["content"]), False)
+                files[value["path"]] = (self.spoilt(base64.b64decode(value["content"])), False)
             elif item["key"] == "lfsFile":
                 if value["oid"] not in self.hub.blobs:
                     return self.fail(400, "", "LFS pointer points to a file that does not exist")

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import shutil
 import subprocess
 import sys
 from importlib.metadata import version
@@ -10,17 +11,28 @@ from pathlib import Path
 import click
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from PIL import Image
 from transformers import CLIPTokenizer
 from webui_diffusers.loaders.checkpoint.configs import model_config_folder
-from webui_diffusers.pipelines.cli.axes import read_axis
+from webui_diffusers.loaders.library.folder import WebUIFolder
+from webui_diffusers.pipelines.cli.axes import read_axis, text_axes
 from webui_diffusers.pipelines.cli.common import handle_errors
+from webui_diffusers.pipelines.cli.library import CallFiles
 from webui_diffusers.pipelines.cli.main import app
-from webui_diffusers.pipelines.cli.options import CALL_OPTIONS, NOT_ON_COMMAND_LINE, argument_name
+from webui_diffusers.pipelines.cli.models import ModelSetup
+from webui_diffusers.pipelines.cli.options import (
+    CALL_OPTIONS,
+    IMG2IMG_OPTIONS,
+    NOT_ON_COMMAND_LINE,
+    NOT_OVER_PICTURES,
+    argument_name,
+)
 from webui_diffusers.pipelines.cli.sheet import labelled_sheet
+from webui_diffusers.pipelines.cli.sources import SourceCall
 from webui_diffusers.pipelines.cli.vocabulary import ClipVocabulary
-from webui_diffusers.pipelines.infotext import parse_infotext
+from webui_diffusers.pipelines.infotext import call_arguments, parse_infotext
 from webui_diffusers.pipelines.infotext.files import read_infotext, save_picture
 from webui_diffusers.pipelines.options import WEBUI_OPTIONS
 from webui_diffusers.pipelines.prompt.clip_tokenizer import FragmentTokenizer
@@ -150,14 +162,136 @@ def test_errors_are_one_message_and_an_exit_code(
     assert message in result.output and "Traceback" not in result.output
 
 
+def test_every_argument_of_img2img_is_an_option():
+    from webui_diffusers.pipelines import WebUIImg2ImgPipeline
+
+    parameters = set(inspect.signature(WebUIImg2ImgPipeline.__call__).parameters) - {"self", "prompt", "kwargs"}
+    assert parameters == {*IMG2IMG_OPTIONS, *NOT_OVER_PICTURES}
+
+
+def test_a_picture_is_drawn_over_where_the_mask_is_white(drawn: Path, tmp_path: Path, tiny_sd: Path):
+    mask = np.zeros((64, 64), np.uint8)
+    mask[:, :32] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    arguments = ["img2img", drawn, "a blue square", "-m", tiny_sd, "--mask", tmp_path / "mask.png", "--mask-blur", 0]
+    arguments += ["--strength", 0.9, "--seed", 3, "--steps", 3, "--masked-content", "latent noise", "--device", "cpu"]
+    (found,) = result_of(*arguments, "-o", tmp_path / "over.png")["pictures"]
+    before, after = np.array(Image.open(drawn)).astype(int), np.array(Image.open(found["path"])).astype(int)
+    assert np.array_equal(before[:, 40:], after[:, 40:]) and np.abs(before - after)[:, :24].mean() > 5
+    fields = parse_infotext(found["infotext"])
+    assert (fields["Denoising strength"], fields["Masked content"]) == ("0.9", "latent noise")
+    again = result_of("img2img", drawn, "--from", found["path"], "--dry-run", "--strength", 0.4)["arguments"]
+    assert (again["strength"], again["masked_content"], again["prompt"]) == (0.4, "latent noise", "a blue square")
+    said = run("img2img", "none.png", "x", "-m", tiny_sd, "--resize-mode", "squash", code=1).stderr
+    assert "no such file" in said and "'squash'" in said
+
+
 def test_everything_in_the_way_is_one_list_before_a_model_is_loaded(tmp_path: Path):
     call = ["txt2img", "a <lora:ink:1> b", "-m", "/nope.ckpt", "--sampler", "Eulr", "--hires-upscaler", "R-ESRGAN 4y+"]
+    (tmp_path / "Ink2.safetensors").write_bytes(b"")
     result = run(*call, "--hires-scale", 2, "--lora-folder", tmp_path, "--embedding", "/none.pt", code=1)
     said = result.stderr.replace("\n", " ")
     assert "5 things are in the way" in said and "nothing was loaded" in said
-    for part in ("/nope.ckpt", "Eulr", "R-ESRGAN 4x+", "'ink'", "/none.pt"):
+    for part in ("/nope.ckpt", "Eulr", "R-ESRGAN 4x+", "LoRA `ink`", "Near: `Ink2`", "/none.pt"):
         assert part in said
     assert not result.stdout
+
+
+FIVE = """a kite <lora:ink_a:0.8>, EasyNegative
+Steps: 2, Sampler: Euler a, CFG scale: 5, Seed: 7, Size: 64x64, Model hash: 879db523c3, Model: dream_8, VAE: soft_vae,
+Denoising strength: 0.5, Hires upscale: 1.5, Hires upscaler: 4x-Sharp, Version: v1.10.1
+""".replace(",\nDenoising", ", Denoising")
+
+
+def test_five_missing_things_are_five_lines_and_nothing_is_loaded(tmp_path: Path):
+    (tmp_path / "five.txt").write_text(FIVE)
+    code = (
+        "import sys\n"
+        "from click.testing import CliRunner\n"
+        "from webui_diffusers.pipelines.cli.main import app\n"
+        f"result = CliRunner().invoke(app, ['txt2img', '--from', {str(tmp_path / 'five.txt')!r}])\n"
+        "print(result.stderr)\n"
+        "assert result.exit_code == 1 and 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "5 things are in the way" in done.stdout and "--without-missing" in done.stdout
+    for part in (
+        "Checkpoint `dream_8` [879db523c3]",
+        "VAE `soft_vae`",
+        "LoRA `ink_a`",
+        "`4x-Sharp`",
+        "`EasyNegative`",
+    ):
+        assert done.stdout.count(part) == 1
+
+
+@pytest.fixture
+def webui(tmp_path: Path, golden: Path) -> Path:
+    """A webui's folder with a network, an upscaler and an embedding, all under names that the text has."""
+    from safetensors.torch import save_file
+
+    places = {"models/Lora/sub": "ink_a", "models/ESRGAN": "4x-Sharp", "embeddings": "EasyNegative"}
+    for folder in (*places, "models/Stable-diffusion", "models/VAE"):
+        (tmp_path / "webui" / folder).mkdir(parents=True)
+    lora = tmp_path / "webui" / "models" / "Lora" / "sub" / "ink_a.safetensors"
+    shutil.copyfile(golden / "lora" / "kohya_lora.safetensors", lora)
+    upscaler = tmp_path / "webui" / "models" / "ESRGAN" / "4x-Sharp.safetensors"
+    shutil.copyfile(golden / "models" / "tiny-compact-x2.safetensors", upscaler)
+    save_file({"emb_params": torch.ones(1, 32)}, tmp_path / "webui" / "embeddings" / "EasyNegative.safetensors")
+    return tmp_path / "webui"
+
+
+def test_a_text_is_drawn_with_the_files_of_a_webui(tmp_path: Path, tiny_sd: Path, webui: Path):
+    (tmp_path / "five.txt").write_text(FIVE)
+    arguments = ["txt2img", "--from", tmp_path / "five.txt", "-m", tiny_sd, "-o", tmp_path, "--device", "cpu"]
+    said = run(*arguments, "--webui", webui, code=1).stderr
+    assert "`soft_vae`" in said and "in the way" not in said  # the only one
+    found = result_of(*arguments, "--webui", webui, "--without-missing")
+    fields = parse_infotext(found["pictures"][0]["infotext"])
+    assert fields["Prompt"].startswith("a kite <lora:ink_a:0.8>") and "ink_a: " in fields["Lora hashes"]
+    assert fields["Hires upscaler"] == "4x-Sharp" and "EasyNegative: " in fields["TI hashes"]
+    assert Image.open(found["pictures"][0]["path"]).size == (96, 96)
+    result = run(*arguments, "--webui", tmp_path / "webui" / "models" / "VAE", code=1)
+    assert "none of a webui's folders" in result.stderr
+
+
+def test_what_is_missing_can_be_done_without_and_is_said(tmp_path: Path, tiny_sd: Path):
+    (tmp_path / "five.txt").write_text(FIVE)
+    arguments = ["txt2img", "--from", tmp_path / "five.txt", "-m", tiny_sd, "-o", tmp_path, "--device", "cpu"]
+    result = run(*arguments, "--without-missing", "--json")
+    for part in ("VAE `soft_vae`", "LoRA `ink_a`", "`4x-Sharp`", "`EasyNegative`"):
+        assert f"Left out: {part.split('`')[0]}" in result.stderr and part in result.stderr
+    fields = parse_infotext(json.loads(result.stdout)["pictures"][0]["infotext"])
+    assert fields["Prompt"] == "a kite , EasyNegative" and fields["Hires upscaler"] == "Latent"
+
+
+def test_files_of_the_library_go_to_the_setup(webui: Path, tmp_path: Path):
+    for name in ("models/Stable-diffusion/dream_8.safetensors", "models/VAE/soft_vae.pt"):
+        (webui / name).write_bytes(b"x")
+    fields = parse_infotext(FIVE)
+    files = CallFiles(WebUIFolder(webui), ())
+    source = SourceCall("", call_arguments(fields), ["Model: dream_8: load that one."], fields)
+    source, setup = files.find(source, ModelSetup())
+    assert setup.model == str(webui / "models/Stable-diffusion/dream_8.safetensors") and not files.missing
+    assert setup.vae == str(webui / "models/VAE/soft_vae.pt") and source.report == []
+    _, setup = files.find(source, ModelSetup(model="mine.safetensors", vae="own.pt"))
+    assert (setup.model, setup.vae) == ("mine.safetensors", "own.pt")
+    _, setup = files.find(source, ModelSetup(model="usual.safetensors"), usual_model=True)
+    assert setup.model.endswith("dream_8.safetensors")
+    _, setup = files.find(SourceCall("", {"prompt": "x"}, []), ModelSetup(model="dream_8"))
+    assert setup.model.endswith("dream_8.safetensors")
+
+
+def test_a_texts_names_are_never_paths_or_ids(tmp_path: Path, golden: Path):
+    """A picture decides about names only; the user may name a path."""
+    path = str(golden / "models" / "tiny-compact-x2.safetensors")
+    fields = parse_infotext(FIVE.replace("4x-Sharp", path))
+    call = {"prompt": "x", "hires_scale": 2, "hires_upscaler": path}
+    for own, missing in (((), True), (("hires_upscaler",), False)):
+        files = CallFiles(None, own)
+        files.find(SourceCall("", call, [], fields if own == () else {}), ModelSetup(model="m"))
+        assert any(kind == "upscaler" for kind, _ in files.missing) == missing
 
 
 def test_help_is_plain_text_and_shows_the_grammar():
@@ -305,6 +439,22 @@ def test_axes_change_the_call():
         read_axis("steps=1-5 (-1)")
     with pytest.raises(ValueError, match="to replace"):
         read_axis("replace=green,blue").changes[1](call)
+
+
+def test_axes_of_a_texts_plot_are_those_that_the_webui_drew():
+    text = (
+        "a red fox\nSteps: 3, Seed: 1, Size: 64x64, Script: X/Y/Z plot, X Type: Seed, X Values: -1, Fixed X Values: "
+    )
+    text += '"11, 12", Y Type: Prompt S/R, Y Values: "red, blue", Z Type: Clip skip, Z Values: "1,2"'
+    x, y, z = text_axes(parse_infotext(text))
+    assert (x.labels, y.labels, z.labels) == (["11", "12"], ["red", "blue"], ["1", "2"])
+    assert x.changes[1]({})["seed"] == 12 and y.changes[1]({"prompt": "a red fox"})["prompt"] == "a blue fox"
+    assert [change({})["clip_skip"] for change in z.changes] == [0, 1]
+    assert read_axis("clip_skip=1").changes[0]({})["clip_skip"] == 1
+    assert read_axis("Size=64x96").changes[0]({}) == {"width": 64, "height": 96}
+    assert read_axis("RNG source=NV").changes[0]({})["noise_source"] == "nv"
+    with pytest.raises(ValueError, match="Styles"):
+        text_axes({"X Type": "Styles", "X Values": "a, b"})
 
 
 def test_every_setting_may_be_an_axis():

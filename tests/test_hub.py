@@ -6,9 +6,11 @@ What concerns huggingface_hub runs in processes of its own, because it reads HF_
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,9 @@ import torch
 from local_hub import LocalHub
 from safetensors.torch import load, load_file, save, save_file
 from webui_diffusers.pipelines.bundle.build import PACK_ROOT, PIPELINES, bundle_module_name
+
+from hub.model_files import ModelFilesError, model_files
+from hub_upload import UploadError, build_repository
 
 
 ROOT = Path(__file__).parent.parent
@@ -199,6 +204,147 @@ def test_without_a_network_it_says_so(session: Session):
     assert "127.0.0.1:9 cannot be reached" in done.stderr and "Traceback" not in done.stderr
 
 
+# --- a Hub that fails, and folders with more in them than a model
+
+
+@pytest.fixture
+def cluttered(tiny_sd: Path, tmp_path: Path) -> Path:
+    """A model's folder as people have them."""
+    model = tmp_path / "my-model"
+    shutil.copytree(tiny_sd, model)
+    for path in (model / "text_encoder").iterdir():
+        path.write_bytes(as_published(path.read_bytes()))
+    for name in (
+        ".env",
+        "notes.md",
+        "id_rsa",
+        "unet/optimizer.bin",
+        "unet/.env",
+        "vae/training_state.pt",
+        "logs/run.txt",
+    ):
+        (model / name).parent.mkdir(exist_ok=True)
+        (model / name).write_text("hf_abcdefghijklmnop")
+    (model / ".git").mkdir()
+    (model / ".git" / "config").write_text("my private notes")
+    (tmp_path / "elsewhere.txt").write_text("my private notes")
+    (model / "unet" / "merges.md").symlink_to(tmp_path / "elsewhere.txt")
+    config = json.loads((model / "unet" / "config.json").read_text())
+    (model / "unet" / "config.json").write_text(json.dumps({**config, "_name_or_path": "/home/me/private"}))
+    return model
+
+
+def test_one_command_with_weights_survives_a_failing_hub_and_sends_nothing_but_the_model(
+    session: Session, cluttered: Path
+):
+    hub = session.hub
+    for method, part, fault in (
+        ("POST", "/api/repos/create", 500),
+        ("POST", "/preupload/", 429),
+        ("PUT", "/_lfs/", "drop"),
+        ("PUT", "/_lfs/", "other content"),
+        ("POST", "/commit/", "answer lost"),
+        ("POST", "/tag/", 503),
+    ):
+        hub.break_down(method, part, fault)
+    command = ["--namespace", "tester", "--only", "webui-txt2img", "--with-weights", str(cluttered), "--private"]
+    done = session.run("-c", QUICK_UPLOAD, *command)
+    repo = hub.repo("tester/webui-txt2img")
+    assert all(times == 0 for *_, times in hub.faults), hub.faults
+    assert list(repo.tags) == [f"v{version('webui-diffusers')}"] and repo.private
+    assert repo.tags == dict.fromkeys(repo.tags, repo.branches["main"]) and len(repo.commits) == 2
+    model = {path.relative_to(cluttered).as_posix() for path in cluttered.rglob("*") if path.is_file()}
+    sent = set(repo.files) & model
+    assert {"unet/diffusion_pytorch_model.safetensors", "tokenizer/merges.txt", "model_index.json"} <= sent
+    for name in model - sent - {".git/config", "README.md"}:
+        assert name in done.stdout, f"{name} was neither sent nor named"
+    assert ".git/" in done.stdout and "logs/run.txt" in done.stdout
+    assert not any(
+        b"my private notes" in data or b"hf_abc" in data or b"/home/me" in data for data in repo.files.values()
+    )
+    assert "trying again" in done.stderr and session.hub.token not in done.stdout + done.stderr
+    hub.repos.pop(("models", "tester/webui-txt2img"))
+
+
+def test_a_hub_that_goes_on_failing_is_left_without_a_commit_or_a_tag(session: Session):
+    for repo, part, fault in (
+        ("five-hundred", "/commit/", 500),
+        ("refused", "/commit/", 403),
+        ("dropped", ".git/info/lfs", "drop"),
+        ("corrupted", "/commit/", "other content"),
+    ):
+        session.hub.break_down("POST", f"tester/{repo}{part}", fault, times=1000)
+    said = session.run("-c", FAILING_HUB).stderr
+    for repo in ("tester/five-hundred", "tester/refused", "tester/dropped", "tester/corrupted"):
+        assert not session.hub.repo(repo).tags, said
+        assert repo == "tester/corrupted" or len(session.hub.repo(repo).commits) == 1, repo
+    assert session.hub.token not in said and "was published" not in said
+    assert "does not allow this" in said and "cannot be reached" in said and "answered with an error" in said
+    assert "something else than was sent as" in said and "was given no tag" in said
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda model: (model / "model_index.json").unlink(), "no model_index.json"),
+        (lambda model: (model / "model_index.json").write_text("{"), "is no JSON"),
+        (lambda model: link_out(model / "vae" / "diffusion_pytorch_model.safetensors"), "is a link to"),
+        (lambda model: rename(model, "vae", "diffusion_pytorch_model.fp16.safetensors"), "as a variant only"),
+        (lambda model: index_entry(model, "vae", ["my_code", "MyVAE"]), "does not come from this pack"),
+    ],
+)
+def test_a_model_that_cannot_be_published_whole_is_refused(change, said: str, cluttered: Path, tmp_path: Path):
+    change(cluttered)
+    with pytest.raises(UploadError, match=said):
+        build_repository("webui-txt2img", tmp_path / "out", "a/b", model=cluttered)
+
+
+def test_weights_in_parts_go_along_as_their_list_says(cluttered: Path):
+    unet = cluttered / "unet"
+    weights = "diffusion_pytorch_model"
+    shards = [f"{weights}-{n:05d}-of-00002.safetensors" for n in (1, 2)]
+    (unet / f"{weights}.safetensors").rename(unet / shards[0])
+    (unet / shards[1]).write_bytes(b"")
+    index = {"weight_map": {"a": shards[0], "b": shards[1]}}
+    (unet / f"{weights}.safetensors.index.json").write_text(json.dumps(index))
+    (unet / f"{weights}-00003-of-00003.safetensors").write_bytes(b"of another training run")
+    found = model_files(cluttered)
+    assert [name for name in found.files if name.startswith("unet/")] == [
+        "unet/config.json",
+        f"unet/{weights}.safetensors.index.json",
+        f"unet/{shards[0]}",
+        f"unet/{shards[1]}",
+    ]
+    index["weight_map"]["b"] = "../../elsewhere.txt"
+    (unet / f"{weights}.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelFilesError, match="elsewhere"):
+        model_files(cluttered)
+
+
+def test_the_hubs_own_cache_may_be_linked_into(tiny_sd: Path, tmp_path: Path):
+    snapshot, blobs = tmp_path / "models--a--b" / "snapshots" / "main", tmp_path / "models--a--b" / "blobs"
+    shutil.copytree(tiny_sd, snapshot)
+    blobs.mkdir()
+    weights = snapshot / "vae" / "diffusion_pytorch_model.safetensors"
+    weights.rename(blobs / "5f")
+    weights.symlink_to(blobs / "5f")
+    assert "vae/diffusion_pytorch_model.safetensors" in model_files(snapshot).files
+
+
+def link_out(path: Path) -> None:
+    path.rename(path.parent.parent.parent / "outside")
+    path.symlink_to(path.parent.parent.parent / "outside")
+
+
+def rename(model: Path, part: str, name: str) -> None:
+    (model / part / "diffusion_pytorch_model.safetensors").rename(model / part / name)
+
+
+def index_entry(model: Path, part: str, entry: list) -> None:
+    index = json.loads((model / "model_index.json").read_text())
+    (model / "model_index.json").write_text(json.dumps({**index, part: entry}))
+
+
 # --- loading
 
 
@@ -307,6 +453,41 @@ def gfpgan_in_the_cache(published: Session) -> None:
     )
     published.run("-c", code)
 
+
+# The command, with waits that a test can wait for.
+QUICK_UPLOAD = """
+import sys
+from huggingface_hub.utils import _http
+from hub import sending
+from hub_upload import main
+sending.RETRY_SECONDS = (0.1,) * 3
+sleep = _http.time.sleep
+_http.time.sleep = lambda seconds: sleep(min(seconds, 0.1))
+sys.exit(main(sys.argv[1:]))
+"""
+
+FAILING_HUB = """
+import sys
+from pathlib import Path
+from huggingface_hub.utils import _http
+from hub import sending
+from hub_upload import explained, publish
+sending.RETRY_SECONDS = (0.05,) * 3
+sleep = _http.time.sleep
+_http.time.sleep = lambda seconds: sleep(min(seconds, 0.05))
+folder = Path("failing")
+folder.mkdir()
+(folder / "webui_x.py").write_text("x = 1")
+for name in ("five-hundred", "refused", "dropped", "corrupted"):
+    (folder / "weights.safetensors").write_bytes(name.encode())
+    try:
+        publish(folder, f"tester/{name}", token=None, private=False, revision=None)
+        print(name, "was published", file=sys.stderr)
+    except sending.UploadError as error:
+        print(error, file=sys.stderr)
+    except Exception as error:
+        print(sending.without_token(explained(sending.hub_cause(error))), file=sys.stderr)
+"""
 
 LORAS = ("latent-consistency/lcm-lora-sdv1-5", "latent-consistency/lcm-lora-sdxl")
 OTHER_PACK = """

@@ -15,12 +15,37 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from ..infotext.fields import FIELDS
 from ..options import WEBUI_OPTIONS
 from .options import CALL_OPTIONS, argument_name, merge_call, read_option
 from .values import read_setting
 
 
 MOST_AXIS_VALUES = 1000
+_SIZE = "width and height"
+# Types of the webui's plot that are called otherwise than the fields of a text.
+_PLOT_TYPES = {
+    "checkpoint name": "model",
+    "size": _SIZE,
+    "var. seed": "subseed",
+    "var. strength": "subseed_strength",
+    "denoising": "hires_strength",
+    "face restore": "restore_faces",
+    "rng source": "noise_source",
+    "initial noise multiplier": "webui_options.initial_noise_multiplier",
+    "extra noise": "webui_options.img2img_extra_noise",
+    "sigma min": "webui_options.s_tmin",
+    "sigma max": "webui_options.s_tmax",
+    "negative guidance minimum sigma": "webui_options.s_min_uncond",
+    "skip early cfg": "webui_options.skip_early_cond",
+    "always discard next-to-last sigma": "webui_options.always_discard_next_to_last_sigma",
+    "unipc order": "webui_options.uni_pc_order",
+    "cfg scale": "guidance_scale",
+}
+# Labels whose values the webui counts or spells otherwise than the argument does.
+_LABEL_READERS = {
+    field.label: field.read for field in FIELDS if field.argument in ("clip_skip", "noise_source", "tiling")
+} | {"RNG source": next(field.read for field in FIELDS if field.argument == "noise_source")}
 _REPLACE_NAMES = ("replace", "prompt s/r", "s/r")
 _AXIS_NUMBER = r"[+-]?\d+(?:\.\d+)?"
 _STEP_RANGE = re.compile(rf"\s*({_AXIS_NUMBER})\s*-\s*({_AXIS_NUMBER})(?:\s*\(\s*({_AXIS_NUMBER})\s*\))?\s*")
@@ -48,12 +73,26 @@ def read_axis(written: str | None) -> Axis:
         raise ValueError(f"an axis is NAME=VALUE,VALUE,...; got {written!r}.")
     if name.strip().lower() in _REPLACE_NAMES:
         return Axis("replace", texts, [_replacement(texts[0], text) for text in texts])
-    argument = argument_name(name)
+    argument = _PLOT_TYPES.get(name.strip().lower()) or argument_name(name)
     kind = _number_kind(argument)
+    read = _LABEL_READERS.get(name.strip())
     labels = [label for text in texts for label in (_range_values(text, kind) if kind else [text])]
     if len(labels) > MOST_AXIS_VALUES:
         raise ValueError(f"the axis {name!r} has {len(labels)} values; at most {MOST_AXIS_VALUES} are drawn.")
-    return Axis(name.strip(), labels, [_change(argument, label) for label in labels])
+    return Axis(name.strip(), labels, [_change(argument, label, read) for label in labels])
+
+
+def text_axes(fields: Mapping[str, Any]) -> tuple[Axis, Axis, Axis]:
+    """The axes of an X/Y/Z plot's text. Raises ValueError for a type that is no argument here, naming it.
+
+    The values of a seed that was drawn at random stand in "Fixed X Values".
+    """
+    axes = []
+    for letter in "XYZ":
+        kind = str(fields.get(f"{letter} Type") or "Nothing")
+        values = str(fields.get(f"Fixed {letter} Values") or fields.get(f"{letter} Values") or "")
+        axes.append(NO_AXIS if kind == "Nothing" else read_axis(f"{kind}={values}"))
+    return axes[0], axes[1], axes[2]
 
 
 def _number_kind(argument: str) -> type | None:
@@ -82,13 +121,26 @@ def _range_values(text: str, kind: type) -> list[str]:
     return [str(int(number)) if kind is int else f"{number:.6g}" for number in numbers]
 
 
-def _change(argument: str, text: str) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+def _change(
+    argument: str, text: str, read: Callable[[str], Any] | None = None
+) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    """What a value does to a call. read: for a label of the webui's whose values are others than the argument's."""
+    if argument == _SIZE:
+        width, height = read_option("hires_size", text)
+        return lambda call: {**call, "width": width, "height": height}
     group, _, setting = argument.rpartition(".")
     if group:
         name, value = read_setting(f"{setting}={text}")
         return lambda call: merge_call(call, {group: {name: value}})
-    value = read_option(argument, text)
+    value = read_option(argument, text) if read is None else _read_label(argument, text, read)
     return lambda call: merge_call(call, {argument: value})
+
+
+def _read_label(argument: str, text: str, read: Callable[[str], Any]) -> Any:
+    try:
+        return read(text)
+    except ValueError as error:
+        raise ValueError(f"`{argument}`: {text!r} is no value of that field of the webui's.") from error
 
 
 def _replacement(before: str, after: str) -> Callable[[Mapping[str, Any]], dict[str, Any]]:

@@ -1,12 +1,13 @@
 """`batch`: many jobs, drawn by one process or several."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
+from .checks import is_usual_model, refuse_missing
 from .common import (
     EXIT_FAILED,
     DrawCommand,
@@ -21,9 +22,19 @@ from .job_file import read_jobs
 from .job_folder import JobFolder
 from .job_names import Job
 from .jobs import JobsDone, run_jobs
-from .models import ModelSetup, PipelineCache, draw_call, model_options, read_setup, with_model_checked
+from .library import CallFiles, library_options, read_library
+from .models import (
+    ModelSetup,
+    PipelineCache,
+    draw_call,
+    load_txt2img,
+    model_options,
+    read_setup,
+    with_model_checked,
+)
 from .options import CALL_OPTIONS, call_options, read_call
 from .outputs import format_option, out_option, quality_option
+from .sources import SourceCall
 
 
 @click.command("batch", cls=DrawCommand)
@@ -34,6 +45,7 @@ from .outputs import format_option, out_option, quality_option
 @json_option
 @call_options(CALL_OPTIONS)
 @model_options
+@library_options
 def batch_command(jobs: Path, out: Path, as_json: bool, **values: Any) -> None:
     """Draw many jobs; run it again to go on after a stop, or to try failed jobs again.
 
@@ -45,8 +57,10 @@ def batch_command(jobs: Path, out: Path, as_json: bool, **values: Any) -> None:
     With several GPUs: accelerate launch --num_processes 2 -m webui_diffusers.pipelines.cli batch jobs.jsonl
     """
     setup = read_setup(values)
-    listed = read_jobs(jobs, read_call(values), setup.model)
-    done = draw_jobs(listed, setup, JobFolder(out, values["extension"], values["quality"]))
+    own = read_call(values)
+    listed = read_jobs(jobs, own, setup.model)
+    files = CallFiles(read_library(values), own, without_missing=values["without_missing"])
+    done = draw_jobs(listed, setup, JobFolder(out, values["extension"], values["quality"]), files)
     if is_main_process():
         found = {"done": [_job_result(record, out) for record in done.results], "failed": done.failed}
         said = f"{len(done.results)} jobs done, {len(done.failed)} failed, in {out}"
@@ -55,27 +69,50 @@ def batch_command(jobs: Path, out: Path, as_json: bool, **values: Any) -> None:
         raise click.exceptions.Exit(EXIT_FAILED)
 
 
-def draw_jobs(jobs: list[Job], setup: ModelSetup, folder: JobFolder) -> JobsDone:
-    """Draw jobs with the other processes that draw them, and give what came of it in the order of their lines."""
+def draw_jobs(jobs: Sequence[Job], setup: ModelSetup, folder: JobFolder, files: CallFiles) -> JobsDone:
+    """Draw jobs with the other processes that draw them, and give what came of it in the order of their lines.
+
+    Raises ValueError before anything is loaded for names that are not free, models that are not there, and files that
+    are missing.
+    """
     folder.check_names(jobs)
-    for model in dict.fromkeys(job.call.get("model") or setup.model for job in jobs):
-        with_model_checked(replace(setup, model=model))
-    pipes = PipelineCache(setup)
+    ready = {job.key: find_job_files(job, setup, files) for job in jobs}
+    refuse_missing(files, (problem for _, own in ready.values() for problem in _model_problems(own)))
+    pipes = PipelineCache(lambda own: load_txt2img(own, bars=False))
 
     def draw(job: Job) -> tuple[Any, Any]:
-        arguments = {name: value for name, value in job.call.items() if name != "model"}
-        pipe = pipes.pipe(job.call.get("model"))
+        call, own = ready[job.key]
+        pipe = pipes.pipe(own)
+        files.attach(pipe, call)
         pipe.attached.row_cache.rows.clear()  # a job's bits depend on nothing that was drawn before it
-        return draw_call(pipe, arguments)
+        return draw_call(pipe, call)
 
     def on_error(job: Job, error: Exception) -> None:
         report(f"Line {job.line}: {error_message(error)}", "red")
 
-    by_model = sorted(jobs, key=lambda job: str(job.call.get("model")))
+    by_model = sorted(jobs, key=lambda job: str(ready[job.key][1].model))
     with progress_total("Jobs", len(jobs)) as progress:
         done = run_jobs(by_model, folder, draw, progress=progress, on_error=on_error)
     folder.close()
     return JobsDone(*(sorted(found, key=lambda entry: entry["line"]) for found in done))
+
+
+def find_job_files(job: Job, setup: ModelSetup, files: CallFiles) -> tuple[dict[str, Any], ModelSetup]:
+    """A job's call and what it is drawn with, with the files that were found for them."""
+    arguments = {name: value for name, value in job.call.items() if name != "model"}
+    model = job.call.get("model")
+    usual = model == setup.model and is_usual_model()
+    own = replace(setup, model=model or setup.model)
+    source, own = files.find(SourceCall(job.name, arguments, [], job.fields), own, usual_model=usual)
+    return source.arguments, own
+
+
+def _model_problems(setup: ModelSetup) -> list[str]:
+    try:
+        with_model_checked(setup)
+    except ValueError as error:
+        return [str(error)]
+    return []
 
 
 def _job_result(record: Mapping[str, Any], out: Path) -> dict[str, Any]:

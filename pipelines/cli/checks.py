@@ -1,112 +1,119 @@
-"""What can be refused before a model is loaded, all at once: names that nothing here is called by, missing files."""
+"""What is settled before a model is loaded: files are found, and all that would stop the calls is said at once."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import click
 
 from ...loaders.utils import unknown_choice
+from ..sampling.labels import resolve_names
+from .common import report
+from .library import CallFiles, read_library
 from .models import ModelSetup, model_problem, with_model_checked
+from .sources import SourceCall
 
 
-def check_calls(calls: Iterable[Mapping[str, Any]], setup: ModelSetup) -> None:
-    """Raises ValueError with everything that would stop the calls, each thing once. Loads no weights."""
-    problems: dict[str, None] = {}
-    try:
-        with_model_checked(setup)
-    except ValueError as error:
-        problems[str(error)] = None
-    checks = CallChecks(setup)
-    for embedding in setup.embeddings:
-        if problem := model_problem("--embedding", embedding):
-            problems[problem] = None
-    for call in calls:
-        problems |= dict.fromkeys(checks.problems(call))
-    if len(problems) == 1:
-        raise ValueError(next(iter(problems)))
-    if problems:
-        lines = "\n  ".join(problems)
-        raise ValueError(f"{len(problems)} things are in the way, and nothing was loaded:\n  {lines}")
+_ADVICE = "Name the folders that the missing files lie in (--webui, --lora-folder, ...), or say --without-missing."
 
 
-class CallChecks:
-    """Checks of calls against what one setup has; folders are looked through once."""
+class ReadyCalls(NamedTuple):
+    """Calls that can be drawn, each with the model it is drawn with, and the files they name."""
 
-    def __init__(self, setup: ModelSetup) -> None:
-        self._setup = setup
-        self._library: Any = None
+    calls: list[tuple[SourceCall, ModelSetup]]
+    files: CallFiles
 
-    def problems(self, call: Mapping[str, Any]) -> list[str]:
-        """What is wrong with the names in a call, a sentence each."""
-        return [*self._samplers(call), *self._choices(call), *self._files(call), *self._networks(call)]
 
-    def _samplers(self, call: Mapping[str, Any]) -> Iterable[str]:
-        from ..sampling.samplers import resolve_sampler
+def ready_calls(
+    sources: Sequence[SourceCall], own: Mapping[str, Any], setup: ModelSetup, values: Mapping[str, Any]
+) -> ReadyCalls:
+    """Find what the calls name and check what can be checked. own: the user's arguments; values: a command's options.
 
-        first = call.get("sampler"), call.get("schedule")
-        pairs = {("sampler", "schedule"): first}
-        if call.get("hires_sampler") or call.get("hires_schedule"):
-            second = call.get("hires_sampler") or first[0], call.get("hires_schedule") or first[1]
-            pairs[("hires_sampler", "hires_schedule")] = second
-        for (sampler, schedule), (name, label) in pairs.items():
-            if name is None:
-                if label is not None:
-                    yield f"`{schedule}` is {label!r}, and no `{sampler}` is named that it could be of."
-                continue
+    Raises ValueError with everything that stands in the way, each thing once. Loads no weights.
+    """
+    files = CallFiles(read_library(values), own, without_missing=bool(values.get("without_missing")))
+    calls = [files.find(source, setup, usual_model=is_usual_model()) for source in sources]
+    refuse_missing(files, call_problems(calls, files))
+    return ReadyCalls(calls, files)
+
+
+def refuse_missing(files: CallFiles, problems: Iterable[str] = ()) -> None:
+    """Raises ValueError with all that is missing and all other problems in one list; does nothing without any.
+
+    What may be missing is reported only.
+    """
+    missing = list(files.missing.values())
+    if files.without_missing:
+        for line in missing:
+            report(f"Left out: {line}", "yellow")
+        missing = []
+    lines = list(dict.fromkeys([*problems, *missing]))
+    if not lines:
+        return
+    advice = _ADVICE if missing else ""
+    if len(lines) > 1:
+        said = "\n  ".join([f"{len(lines)} things are in the way, and nothing was loaded:", *lines])
+        raise ValueError(f"{said}\n{advice}".rstrip())
+    raise ValueError(f"{lines[0]} {advice}".rstrip())
+
+
+def is_usual_model() -> bool:
+    """Whether --model is from the environment: then it is a habit, and no wish for these calls."""
+    context = click.get_current_context(silent=True)
+    source = context.get_parameter_source("model") if context is not None else None
+    return source is click.core.ParameterSource.ENVIRONMENT
+
+
+def call_problems(calls: Iterable[tuple[SourceCall, ModelSetup]], files: CallFiles) -> Iterable[str]:
+    """What is wrong with calls and setups, besides files that are missing."""
+    for source, setup in calls:
+        is_told = ("checkpoint", str(source.fields.get("Model") or "")) in files.missing and not files.without_missing
+        if setup.model or not is_told:
             try:
-                resolve_sampler(name, label)
+                with_model_checked(setup)
             except ValueError as error:
                 yield str(error)
-
-    def _choices(self, call: Mapping[str, Any]) -> Iterable[str]:
-        from ..registry import LORA_BACKENDS
-        from ..sampling.noise import NOISE_SOURCES
-
-        for argument, known in (("noise_source", NOISE_SOURCES), ("lora_backend", (*LORA_BACKENDS, "peft"))):
-            if call.get(argument) not in (None, *known):
-                yield unknown_choice(f"`{argument}`:", call[argument], known)
-
-    def _files(self, call: Mapping[str, Any]) -> Iterable[str]:
-        from ...loaders.upscaler import UPSCALER_LABELS
-        from ..images.hires import LATENT_UPSCALERS
-        from ..images.upscale import PIXEL_FILTERS
-
-        labels = (*LATENT_UPSCALERS, *PIXEL_FILTERS, *UPSCALER_LABELS, "None")
-        wanted = {"--upscaler": self._setup.upscaler}
-        if call.get("hires_scale") or any(call.get("hires_size") or ()):
-            wanted["hires_upscaler"] = call.get("hires_upscaler")
-        for argument, name in wanted.items():
-            if not name or name in labels or Path(name).expanduser().exists():
-                continue
-            if "/" not in name:
-                yield unknown_choice(f"`{argument}`: upscaler", name, labels)
-            elif problem := model_problem(argument, name):
+        for argument, name in (("--upscaler", setup.upscaler), ("--face-restorer", setup.face_restorer)):
+            if name and ("/" in name or "." in name) and (problem := model_problem(argument, name)):
                 yield problem
-        face = self._setup.face_restorer
-        if face and ("/" in face or "." in face) and (problem := model_problem("--face-restorer", face)):
-            yield problem
+        for embedding in setup.embeddings:
+            if problem := model_problem("--embedding", embedding):
+                yield problem
+        yield from _wrong_samplers(source.arguments)
+        yield from _wrong_choices(source.arguments)
+        yield from _wrong_paths(source.arguments)
 
-    def _networks(self, call: Mapping[str, Any]) -> Iterable[str]:
-        from ...loaders.lora.library import NetworkLibrary, network_mentions
-        from ..prompt.network_tags import split_batch_tags
 
-        loras = call.get("loras") or {}
-        names = [str(entry if isinstance(loras, Mapping) else entry[0]) for entry in loras]
-        for argument in ("prompt", "hires_prompt"):
-            texts = call.get(argument) or []
-            _, tags = split_batch_tags([texts] if isinstance(texts, str) else list(texts))
-            names += [mention.name for mention in network_mentions(tags)]
-        if self._library is None and names:
-            self._library = NetworkLibrary(self._setup.lora_folder)
-        folder = self._setup.lora_folder
-        for name in dict.fromkeys(names):
-            if Path(name).expanduser().exists() or self._library.find(name) is not None:
-                continue
-            if folder is None:
-                yield f"LoRA {name!r} is asked for, and no folder is named to find it in: give --lora-folder."
-            else:
-                known = [entry.name for entry in self._library.entries]
-                yield (
-                    f"{unknown_choice('LoRA', name, known)} Looked for in `{folder}`."
-                    if known
-                    else (f"LoRA {name!r} is asked for, and `{folder}` has no network files.")
-                )
+def _wrong_samplers(call: Mapping[str, Any]) -> Iterable[str]:
+    first = call.get("sampler"), call.get("schedule")
+    second = call.get("hires_sampler") or first[0], call.get("hires_schedule") or first[1]
+    for name, schedule in dict.fromkeys((first, second)):
+        if name is not None:
+            try:
+                resolve_names(name, schedule)
+            except ValueError as error:
+                yield str(error)
+        elif schedule is not None:
+            yield f"`schedule` is {schedule!r}, and no `sampler` is named that it could be of."
+
+
+def _wrong_choices(call: Mapping[str, Any]) -> Iterable[str]:
+    for argument, known in CHOICES.items():
+        if call.get(argument) not in (None, *known):
+            yield unknown_choice(f"`{argument}`:", call[argument], known)
+
+
+def _wrong_paths(call: Mapping[str, Any]) -> Iterable[str]:
+    for argument in ("image", "mask_image"):
+        path = call.get(argument)
+        if isinstance(path, (str, Path)) and not Path(path).expanduser().is_file():
+            yield f"`{argument}`: `{path}`: no such file. Check the spelling, and where it lies."
+
+
+CHOICES = {
+    "noise_source": ("gpu", "cpu", "nv"),
+    "lora_backend": ("webui", "reference", "peft"),
+    "resize_mode": ("stretch", "crop", "fill", "latent"),
+    "masked_content": ("original", "fill", "latent noise", "latent nothing"),
+    "inpaint_area": ("whole", "masked"),
+}

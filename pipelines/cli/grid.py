@@ -11,17 +11,19 @@ import click
 
 from ..infotext.files import read_infotext, save_picture
 from ..infotext.write import quote_field
-from .axes import NO_AXIS, Axis, read_axis
+from .axes import NO_AXIS, Axis, read_axis, text_axes
 from .batch import draw_jobs
-from .common import EXIT_FAILED, DrawCommand, is_main_process, json_option, print_result, report
+from .common import EXIT_FAILED, DrawCommand, is_main_process, json_option, print_result
+from .draw import print_reports
 from .job_folder import JobFolder
 from .job_names import Job
 from .jobs import make_jobs
+from .library import CallFiles, library_options, read_library
 from .models import model_options, read_setup
 from .options import CALL_OPTIONS, call_options, merge_call, read_call, with_usual_sampler
 from .outputs import format_option, out_option, quality_option
 from .sheet import labelled_sheet
-from .sources import arguments_from
+from .sources import SourceCall, call_from, read_source
 
 
 MOST_CELLS = 10_000
@@ -42,28 +44,33 @@ MOST_CELLS = 10_000
 @json_option
 @call_options(CALL_OPTIONS)
 @model_options
+@library_options
 def grid_command(prompt: str | None, source: str | None, out: Path, as_json: bool, **values: Any) -> None:
     """Draw a sheet with arguments along its axes; run it again to go on after a stop.
 
-    Axes take any argument or setting, by its name here or the webui's label; `model`; `prompt`; and `replace`.
+    Axes take any argument or setting, by its name here or the webui's label; `model`; `prompt`; and `replace`. Without
+    any, those in the text of --from are drawn.
     """
     setup = read_setup(values)
-    base, lines = arguments_from(source, model=setup.model) if source is not None else ({}, [])
-    call = merge_call(base, {**read_call(values), **({} if prompt is None else {"prompt": prompt})})
+    found = SourceCall("", {}, []) if source is None else call_from(read_source(source), source, model=setup.model)
+    own = {**read_call(values), **({} if prompt is None else {"prompt": prompt})}
+    call = merge_call(found.arguments, own)
     axes = (read_axis(values["x"]), read_axis(values["y"]), read_axis(values["z"]))
+    if all(axis is NO_AXIS for axis in axes):
+        axes = text_axes(found.fields)
     names = [axis.name.lower() for axis in axes]
     if all(axis is NO_AXIS for axis in axes) or (call.get("prompt") is None and "prompt" not in names):
         raise click.UsageError("nothing to draw: give a prompt, and at least one of --x, --y, --z.")
-    for line in lines:
-        report(f"Note: {line}", "yellow")
-    jobs = grid_jobs(call, axes, setup.model)
+    print_reports([found._replace(report=[line for line in found.report if not line.startswith("X/Y/Z grid")])])
+    jobs = [job._replace(fields=found.fields) for job in grid_jobs(call, axes, setup.model)]
     folder = JobFolder(out / "cells", values["extension"], values["quality"])
-    done = draw_jobs(jobs, setup, folder)
-    files = {record["key"]: folder.out / record["files"][0]["path"] for record in done.results}
-    cells = [files.get(job.key) for job in jobs]
+    files = CallFiles(read_library(values), own, without_missing=values["without_missing"])
+    done = draw_jobs(jobs, setup, folder, files)
+    drawn = {record["key"]: folder.out / record["files"][0]["path"] for record in done.results}
+    cells = [drawn.get(job.key) for job in jobs]
     if is_main_process():
-        found = _write_sheet(cells, axes, out / f"grid.{values['extension']}", values)
-        print_result(found, as_json, lambda _: click.echo(found["sheet"]))
+        written = _write_sheet(cells, axes, out / f"grid.{values['extension']}", values)
+        print_result(written, as_json, lambda _: click.echo(written["sheet"]))
     if done.failed:
         raise click.exceptions.Exit(EXIT_FAILED)
 

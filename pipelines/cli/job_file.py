@@ -7,7 +7,7 @@ from typing import Any
 
 from .jobs import Job, make_jobs
 from .options import merge_call, take_option, with_usual_sampler
-from .sources import arguments_from, expand_sources
+from .sources import SourceCall, call_from, expand_sources, read_source
 
 
 _SHOWN_PROBLEMS = 5
@@ -20,12 +20,14 @@ def read_jobs(path: Path, defaults: Mapping[str, Any], model: str | None) -> lis
     wrong.
     """
     path = path.expanduser()
-    calls, problems = [], []
+    calls, fields, problems = [], [], []
     entries = _picture_jobs(path) if path.is_dir() else _job_lines(path)
     for line, job in entries:
         try:
             table = _read_table_line(job) if isinstance(job, str) else job
-            calls.append((line, *_read_job(table, defaults, model, path if path.is_dir() else path.parent)))
+            name, call, own_fields = _read_job(table, defaults, path if path.is_dir() else path.parent)
+            calls.append((line, name, {"model": model, **call}))
+            fields.append(own_fields)
         except (ValueError, OSError) as error:
             problems.append(f"line {line}: {error}" if isinstance(job, str) else str(error))
     if problems:
@@ -34,7 +36,7 @@ def read_jobs(path: Path, defaults: Mapping[str, Any], model: str | None) -> lis
         raise ValueError(f"`{path}` is not drawn, because of\n  {shown}{more}")
     if not calls:
         raise ValueError(f'`{path}` has no jobs. Write one a line, such as {{"prompt": "a cat", "seed": 1}}.')
-    return make_jobs(calls)
+    return [job._replace(fields=own) for job, own in zip(make_jobs(calls), fields)]
 
 
 def _picture_jobs(folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -85,18 +87,19 @@ def _no_number(name: str) -> None:
 
 
 def _read_job(
-    job: Mapping[str, Any], defaults: Mapping[str, Any], model: str | None, folder: Path
-) -> tuple[str | None, dict[str, Any]]:
-    """Name and arguments of one job. folder: where a relative `from` begins."""
+    job: Mapping[str, Any], defaults: Mapping[str, Any], folder: Path
+) -> tuple[str | None, dict[str, Any], Mapping[str, Any]]:
+    """Name, arguments, and the fields of its text, of one job. folder: where a relative `from` begins."""
     name, source = job.get("name"), job.get("from")
     if name is not None and (not isinstance(name, str) or not name.strip(". ")):
         raise ValueError(f"`name` must be a file's name without ending; got {name!r}.")
     if source is not None and (not isinstance(source, str) or not source):
         raise ValueError(f"`from` must be a picture's path; got {source!r}.")
-    base = {} if source is None else arguments_from(folder / Path(source).expanduser())[0]
+    path = None if source is None else folder / Path(source).expanduser()
+    base = SourceCall("", {}, []) if path is None else call_from(read_source(path), str(path))
     own = {key: take_option(key, value) for key, value in job.items() if key not in ("name", "from")}
-    call = with_usual_sampler(merge_call(merge_call(defaults, base), own))
+    call = with_usual_sampler(merge_call(merge_call(defaults, base.arguments), own))
     call = {key: value for key, value in call.items() if value is not None or key == "sampler"}
     if "prompt" not in call:
         raise ValueError("it has no `prompt`.")
-    return name, {"model": model, **call}
+    return name, call, base.fields

@@ -20,6 +20,7 @@ class Job(NamedTuple):
     name: str  # of the file, without ending
     call: Mapping[str, Any]  # `model` may be among the arguments
     line: int  # in the file of jobs, from 1
+    fields: Mapping[str, Any] = {}  # of the text that the call comes from
 
     @property
     def count(self) -> int:

@@ -15,6 +15,7 @@ from ...loaders.utils import unknown_choice
 # Command -> what it does, in a line. `name` is `name_command` in a module of the same name, but for those in _HOME.
 _COMMANDS = {
     "txt2img": "Draw pictures as the webui's txt2img tab does.",
+    "img2img": "Draw over a picture, or with a mask over a part of it.",
     "grid": "Draw a labelled sheet with arguments along its axes.",
     "batch": "Draw a file of jobs, alone or with other processes.",
     "info": "Show the parameters in pictures.",

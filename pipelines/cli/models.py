@@ -2,8 +2,8 @@
 
 import re
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,6 @@ def _model_option(*names: str, **more: Any) -> Any:
     return click.option(*names, cls=HeadedOption, heading="The model", **more)
 
 
-_FOLDER = click.Path(path_type=Path)
 MODEL_OPTIONS = {
     "model": _model_option(
         "--model", "-m", envvar="WEBUI_DIFFUSERS_MODEL", help="Folder, .safetensors or .ckpt file, or Hub id."
@@ -53,9 +52,6 @@ MODEL_OPTIONS = {
     "refiner": _model_option("--refiner", help="Folder, file or Hub id."),
     "upscaler": _model_option("--upscaler", help="Component for hires fix: label, file."),
     "face_restorer": _model_option("--face-restorer", help="GFPGAN, CodeFormer, a file."),
-    "lora_folder": _model_option(
-        "--lora-folder", envvar="WEBUI_DIFFUSERS_LORAS", type=_FOLDER, help="Where LoRA files are looked for."
-    ),
     "embeddings": _model_option(
         "--embedding", "embeddings", multiple=True, help="Textual inversion file; may be repeated."
     ),
@@ -90,6 +86,13 @@ def load_txt2img(setup: ModelSetup, *, bars: bool = True) -> Any:
     from ..txt2img import WebUITxt2ImgPipeline
 
     return load_pipeline(WebUITxt2ImgPipeline, setup, bars=bars)
+
+
+def load_img2img(setup: ModelSetup, *, bars: bool = True) -> Any:
+    """A WebUIImg2ImgPipeline, in the same way."""
+    from ..img2img import WebUIImg2ImgPipeline
+
+    return load_pipeline(WebUIImg2ImgPipeline, setup, bars=bars)
 
 
 def load_pipeline(pipeline: Any, setup: ModelSetup, *, bars: bool = True) -> Any:
@@ -175,18 +178,20 @@ def _load_refiner(source: str, dtype: Any) -> Any:
 
 
 class PipelineCache:
-    """The pipeline of the model asked for last, so that jobs with one model load it once."""
+    """The pipeline of the setup asked for last, so that calls with one model load it once.
 
-    def __init__(self, setup: ModelSetup) -> None:
-        self._setup = setup
-        self._loaded: tuple[str | None, Any] | None = None
+    load: makes a pipeline of a setup.
+    """
 
-    def pipe(self, model: str | None = None) -> Any:
-        """The pipeline of `model`, or of the setup's."""
-        wanted = model or self._setup.model
-        if self._loaded is None or self._loaded[0] != wanted:
+    def __init__(self, load: Callable[[ModelSetup], Any]) -> None:
+        self._load = load
+        self._loaded: tuple[ModelSetup, Any] | None = None
+
+    def pipe(self, setup: ModelSetup) -> Any:
+        """The pipeline of a setup. The one before is let go first: two may be more than the memory holds."""
+        if self._loaded is None or self._loaded[0] != setup:
             self._loaded = None
-            self._loaded = (wanted, load_txt2img(replace(self._setup, model=wanted), bars=False))
+            self._loaded = (setup, self._load(setup))
         return self._loaded[1]
 
 

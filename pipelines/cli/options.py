@@ -95,6 +95,24 @@ CALL_OPTIONS: dict[str, CallOption] = {
     "negative_crops_coords_top_left": CallOption(SIZE, "SDXL: the same for the negative prompt.", _MORE),
     "negative_target_size": CallOption(SIZE, "SDXL: the same for the negative prompt.", _MORE),
 }
+# Arguments of txt2img that img2img does not have, and those that it has besides.
+_ONLY_TXT2IMG = [name for name in CALL_OPTIONS if name.startswith("hires_")]
+_OVER = "Drawing over the picture"
+IMG2IMG_OPTIONS: dict[str, CallOption] = {
+    "strength": CallOption(number_kind(0, 1), "Denoising strength: 0 keeps the picture, 1 draws anew.", _OVER),
+    "resize_mode": CallOption(TEXT, "stretch, crop, fill or latent: how it gets another size.", _OVER),
+    "mask_blur": CallOption(number_kind(0), "Pixels, as a standard deviation.", _OVER),
+    "masked_content": CallOption(TEXT, "original, fill, latent noise or latent nothing.", _OVER),
+    "inpaint_area": CallOption(TEXT, "whole, or masked: only what the mask shows, at full size.", _OVER),
+    "masked_padding": CallOption(whole_kind(0), "Pixels around the mask that are seen.", _OVER),
+    "invert_mask": CallOption(YES_NO, "Draw where the mask is black.", _OVER),
+    "soft_mask": CallOption(YES_NO, "Grey parts of the mask count by degrees.", _OVER),
+    **{name: option for name, option in CALL_OPTIONS.items() if name not in _ONLY_TXT2IMG},
+    "denoising_start": CallOption(number_kind(0, 1), "SDXL: share of the steps that another model drew.", _MORE),
+    "aesthetic_score": CallOption(number_kind(), "SDXL's refiner.", _MORE),
+    "negative_aesthetic_score": CallOption(number_kind(), "SDXL's refiner.", _MORE),
+}
+ALL_OPTIONS = {**IMG2IMG_OPTIONS, **CALL_OPTIONS}
 USUAL_SAMPLER = "DPM++ 2M"
 # Values of a call that are objects of a program, or would make a result that is no picture file.
 NOT_ON_COMMAND_LINE = (
@@ -112,6 +130,7 @@ NOT_ON_COMMAND_LINE = (
     "callback_on_step_end",
     "callback_on_step_end_tensor_inputs",
 )
+NOT_OVER_PICTURES = (*NOT_ON_COMMAND_LINE, "image", "mask_image")  # img2img has these as its own
 _OWN_NAMES = {"prompt": TEXTS, "model": TEXT}  # arguments of jobs and axes that are no option of the call
 
 
@@ -159,7 +178,7 @@ def take_option(name: str, value: Any) -> Any:
 
 
 def _checked(name: str, read: Callable[[ValueKind], Any], value: Any) -> Any:
-    kind = CALL_OPTIONS[name].kind if name in CALL_OPTIONS else _OWN_NAMES[name]
+    kind = ALL_OPTIONS[name].kind if name in ALL_OPTIONS else _OWN_NAMES[name]
     try:
         return read(kind)
     except (ValueError, OverflowError) as error:

@@ -40,15 +40,16 @@ class SourceCall(NamedTuple):
     name: str
     arguments: dict[str, Any]
     report: list[str]
+    fields: Mapping[str, Any] = {}  # as its text has them
 
 
 def is_parameters_text(text: str) -> bool:
-    """Whether a text is no prompt but the parameters of a picture, as pasted.
+    """Whether a text is no prompt but the parameters of a picture, as pasted from any program.
 
     >>> is_parameters_text("a cat\\nSteps: 20, Sampler: Euler a"), is_parameters_text("a cat on steps: 3, red")
     (True, False)
     """
-    return bool(_PARAMETERS.search(text))
+    return bool(_PARAMETERS.search(text) or _PARAMETERS.search(tidy_infotext(text)))
 
 
 def expand_sources(sources: Iterable[str | Path]) -> list[str | Path]:
@@ -81,7 +82,9 @@ def read_source(source: str | Path) -> PictureText:
             raise ValueError(str(error).replace(str(path), "standard input")) from error
 
 
-def call_from(text: PictureText, name: str, styles: Path | None = None, model: str | None = None) -> SourceCall:
+def call_from(
+    text: PictureText, name: str, styles: Path | None = None, model: str | None = None, *, img2img: bool = False
+) -> SourceCall:
     """The call that a picture's (or a text file's) parameters mean, and what of them cannot be given.
 
     model: the one in use; that it has another name or hash is reported, that it is the same is not.
@@ -97,11 +100,11 @@ def call_from(text: PictureText, name: str, styles: Path | None = None, model: s
         from ...loaders.hashes import model_hash
 
         digest = model_hash(file)
-    lines = call_report(fields, styles=known, model_hash=digest)
+    lines = call_report(fields, img2img=img2img, styles=known, model_hash=digest)
     if file is not None and fields.get("Model") in (file.name, file.stem) and digest is None:
         lines = [line for line in lines if not line.startswith("Model: ")]  # of the same name; no hash to compare
     notes = [note for note in notes if not any(line in note for line in lines)]  # a program's line is in both
-    return SourceCall(name, call_arguments(fields, styles=known), notes + lines)
+    return SourceCall(name, call_arguments(fields, img2img=img2img, styles=known), notes + lines, fields)
 
 
 def arguments_from(
@@ -113,19 +116,24 @@ def arguments_from(
 
 
 def source_calls(
-    sources: Sequence[str], prompt: str | None, styles: Path | None = None, model: str | None = None
+    sources: Sequence[str],
+    prompt: str | None,
+    styles: Path | None = None,
+    model: str | None = None,
+    *,
+    img2img: bool = False,
 ) -> tuple[list[SourceCall], list[str]]:
     """A call for each source, and what could not be read. A prompt that is a parameters text is a source too.
 
     One source that cannot be read is an error; of several, it is reported and the others go on.
     """
     if prompt is not None and is_parameters_text(prompt):
-        return [call_from(tidy_infotext(prompt), "the text given as the prompt", styles, model)], []
+        return [call_from(tidy_infotext(prompt), "the text given as the prompt", styles, model, img2img=img2img)], []
     listed = expand_sources(sources)
     calls, problems = [], []
     for source in listed:
         try:
-            calls.append(call_from(read_source(source), str(source), styles, model))
+            calls.append(call_from(read_source(source), str(source), styles, model, img2img=img2img))
         except (ValueError, OSError) as error:
             if len(listed) == 1:
                 raise

@@ -1,0 +1,218 @@
+"""Files that calls name, found in a webui's folder or single ones before anything is loaded; and what is missing."""
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ...loaders.utils import near_names
+from .common import HeadedOption, add_options
+from .models import ModelSetup
+from .sources import SourceCall
+
+
+# Option -> what lies there. Without dashes it is WebUIFolder's argument.
+_FOLDERS = {
+    "--models-folder": "Checkpoints.",
+    "--lora-folder": "LoRA and LyCORIS files.",
+    "--vae-folder": "VAEs.",
+    "--embeddings-folder": "Textual inversions.",
+    "--upscaler-folder": "Upscalers.",
+    "--face-folder": "GFPGAN, CodeFormer.",
+    "--controlnet-folder": "ControlNets.",
+    "--detector-folder": "Detectors of faces and things.",
+}
+_VARIABLES = {"--webui": "WEBUI_DIFFUSERS_WEBUI", "--lora-folder": "WEBUI_DIFFUSERS_LORAS"}
+_HEADING = "Where files are looked for, by name and hash"
+_PROMPTS = ("prompt", "negative_prompt", "hires_prompt", "hires_negative_prompt")
+_PART_KINDS = {
+    "model": "checkpoint",
+    "vae": "vae",
+    "refiner": "checkpoint",
+    "upscaler": "upscaler",
+    "face_restorer": "face_restorer",
+}
+_PATH_ARGUMENTS = {"upscaler": "hires_upscaler", "face_restorer": "restore_faces"}
+
+
+def _folder_option(name: str, text: str) -> Any:
+    options = {"type": click.Path(path_type=Path), "metavar": "FOLDER", "envvar": _VARIABLES.get(name)}
+    return click.option(name, cls=HeadedOption, heading=_HEADING, help=text, **options)
+
+
+library_options = add_options(
+    _folder_option("--webui", "A webui's folder: its models, networks, embeddings and all else."),
+    *(_folder_option(name, text) for name, text in _FOLDERS.items()),
+    click.option(
+        "--without-missing",
+        is_flag=True,
+        cls=HeadedOption,
+        heading=_HEADING,
+        help="Draw without the files that are missing, and say which; otherwise nothing is drawn.",
+    ),
+)
+
+
+def read_library(values: Mapping[str, Any]) -> Any:
+    """The WebUIFolder that a command's options name, or None. Raises ValueError for folders that are not there."""
+    folders = {name.strip("-").replace("-", "_"): name for name in _FOLDERS}
+    named = {argument: values[argument] for argument in folders if values.get(argument) is not None}
+    if values.get("webui") is None and not named:
+        return None
+    from ...loaders.library.folder import WebUIFolder
+
+    return WebUIFolder(values.get("webui"), **named)
+
+
+class CallFiles:
+    """The files of some calls: `find` looks for them, `missing` has what is not there, `attach` gives what was found
+    to a pipeline. Nothing is loaded before `attach`.
+
+    library: a WebUIFolder or None. own: names of arguments that the user gave; they may be paths and Hub ids, where
+    a source's are names only. without_missing: what is missing is left out of a call; else it stays there.
+    """
+
+    def __init__(self, library: Any, own: Collection[str], *, without_missing: bool = False) -> None:
+        self.library, self.own, self.without_missing = library, own, without_missing
+        self.missing: dict[tuple[str, str], str] = {}  # (kind, name) -> a line about it
+        self._found: dict[tuple[str, str], Path] = {}
+        self._attached: set[tuple[int, str, str]] = set()
+
+    def find(
+        self, source: SourceCall, setup: ModelSetup, *, usual_model: bool = False
+    ) -> tuple[SourceCall, ModelSetup]:
+        """The call and the setup with what was found for them.
+
+        usual_model: the setup's model is only for texts that name none, or one that is not found.
+        """
+        from ...loaders.library.missing import found_file, missing_files, wanted_files
+
+        call, setup = dict(source.arguments), self._named(setup)
+        seen: set[tuple[str, str]] = set()
+        labels: set[str] = set()
+        if setup.upscaler and "hires_upscaler" not in self.own:
+            call.pop("hires_upscaler", None)  # the component takes its place
+        for place in filter(None, (source.fields, call)):
+            lines = {(file.kind, file.name): str(file) for file in missing_files(place, self.library)}
+            for wanted in wanted_files(place, self.library):
+                key = wanted.kind, wanted.name
+                if key in seen or self._is_given(wanted, call, setup, usual_model):
+                    continue
+                seen.add(key)
+                labels.add(wanted.label.strip("`"))
+                file = found_file(wanted, self.library)
+                if file is not None:
+                    self._found[key] = file.path
+                    setup = _with_found(wanted, file.path, setup)
+                elif key in lines and not (wanted.kind == "checkpoint" and wanted.label == "`Model`" and setup.model):
+                    self.missing[key] = _with_labels(wanted, lines[key])
+                    call = without_file(call, *key) if self.without_missing else call
+        return source._replace(arguments=call, report=_without_labels(source.report, labels)), setup
+
+    def attach(self, pipe: Any, call: Mapping[str, Any]) -> None:
+        """Make what was found for a call known to a pipeline, under the names that the call has."""
+        from ...loaders.faces.load import load_face_restorer
+        from ...loaders.library.missing import wanted_files
+        from ...loaders.upscaler import load_upscaler
+
+        names = {(wanted.kind, wanted.name) for wanted in wanted_files(call, self.library)}
+        for kind, name in names & set(self._found):
+            if (id(pipe), kind, name) in self._attached:
+                continue
+            self._attached.add((id(pipe), kind, name))
+            path = self._found[kind, name]
+            if kind == "lora":
+                pipe.add_lora(path, name)
+            elif kind == "embedding":
+                pipe.add_embedding(path, name)
+            elif kind == "upscaler":
+                pipe.attached.upscalers[name] = load_upscaler(path)
+            elif kind == "face_restorer":
+                pipe.attached.face_models[name] = load_face_restorer(path)
+
+    def _named(self, setup: ModelSetup) -> ModelSetup:
+        """The setup with files of the library in place of their names."""
+        if self.library is None:
+            return setup
+        changed = {}
+        for part, kind in _PART_KINDS.items():
+            name = getattr(setup, part)
+            if name and not Path(name).expanduser().exists() and (file := self.library.find(kind, name)) is not None:
+                changed[part] = str(file.path)
+        return replace(setup, **changed)
+
+    def _is_given(self, wanted: Any, call: Mapping[str, Any], setup: ModelSetup, usual_model: bool) -> bool:
+        """Whether the user named the file, or the call does not use it after all."""
+        if wanted.kind == "checkpoint" and wanted.label == "`Model`":
+            return setup.model is not None and not usual_model
+        if wanted.kind == "checkpoint":
+            return wanted.label != "`Refiner`" or setup.refiner is not None or not call.get("refiner_switch_at")
+        if wanted.kind == "vae":
+            return setup.vae is not None
+        if wanted.kind == "lora":
+            loras = call.get("loras") or {}
+            own = [entry if isinstance(loras, Mapping) else entry[0] for entry in loras]
+            return (
+                wanted.name not in own
+                and not _is_tagged(call, wanted.name)
+                or (wanted.name in own and Path(wanted.name).expanduser().exists())
+            )
+        if wanted.kind == "embedding":
+            return any(Path(file).stem.lower() == wanted.name.lower() for file in setup.embeddings)
+        if wanted.kind in _PATH_ARGUMENTS:
+            argument = _PATH_ARGUMENTS[wanted.kind]
+            component = setup.face_restorer if wanted.kind == "face_restorer" else None
+            by_path = argument in self.own and ("/" in wanted.name or Path(wanted.name).expanduser().exists())
+            return call.get(argument) != wanted.name or by_path or component is not None
+        return False
+
+
+def _without_labels(lines: list[str], labels: set[str]) -> list[str]:
+    """A report without lines about files that were found, or are said to be missing."""
+    return [line for line in lines if line.partition(":")[0] not in labels]
+
+
+def _with_labels(wanted: Any, line: str) -> str:
+    """A line about a missing upscaler, with the labels that its name may be a slip of."""
+    from ...loaders.library.missing import BUILT_IN_UPSCALERS, DOWNLOADED_UPSCALERS
+
+    if wanted.kind != "upscaler":
+        return line
+    near = near_names(wanted.name, (*BUILT_IN_UPSCALERS, *DOWNLOADED_UPSCALERS))
+    return f"{line} Did you mean {', '.join(map(repr, near))}?" if near else line
+
+
+def without_file(call: Mapping[str, Any], kind: str, name: str) -> dict[str, Any]:
+    """A call without what a missing file is for. An embedding's name stays in the prompt, as words."""
+    call = dict(call)
+    if kind == "lora":
+        tag = re.compile(rf"<(lora|lyco):{re.escape(name)}(:[^<>]*)?>")
+        for argument in _PROMPTS:
+            text = call.get(argument)
+            if text:
+                call[argument] = tag.sub("", text) if isinstance(text, str) else [tag.sub("", one) for one in text]
+        loras = call.get("loras") or {}
+        if isinstance(loras, Mapping):
+            call["loras"] = {own: weight for own, weight in loras.items() if own != name}
+        else:
+            call["loras"] = [entry for entry in loras if entry[0] != name]
+    elif kind in _PATH_ARGUMENTS:
+        call.pop(_PATH_ARGUMENTS[kind], None)
+    elif kind == "checkpoint":
+        call.pop("refiner_switch_at", None)
+    return {argument: value for argument, value in call.items() if argument != "loras" or value}
+
+
+def _is_tagged(call: Mapping[str, Any], name: str) -> bool:
+    texts = [call.get(argument) or "" for argument in _PROMPTS]
+    written = "\n".join(text if isinstance(text, str) else "\n".join(text) for text in texts)
+    return re.search(rf"<(lora|lyco):{re.escape(name)}[:>]", written) is not None
+
+
+def _with_found(wanted: Any, path: Path, setup: ModelSetup) -> ModelSetup:
+    if wanted.kind == "checkpoint":
+        return replace(setup, **{"model" if wanted.label == "`Model`" else "refiner": str(path)})
+    return replace(setup, vae=str(path)) if wanted.kind == "vae" else setup
