@@ -107,7 +107,7 @@ def _exif_texts(picture: Image.Image) -> dict[str, str]:
         if mark := _COMFY_MARK.match(text):
             texts[mark[1].lower()] = text[mark.end() :].strip()
         elif tag == _EXIF_TEXTS[0] and re.search(r"Steps: ?\d", text):
-            texts[PARAMETERS_CHUNK] = text
+            texts[PARAMETERS_CHUNK] = text.removeprefix("parameters:")
     return texts
 
 

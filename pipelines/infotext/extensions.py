@@ -238,6 +238,11 @@ EXTENSIONS = (
     ),
     Extension(r"embedding_\d+ .*", lambda fields: "it needs these textual inversions: " + _values(fields, r".* name")),
     Extension(r"aesthetic .*", f"an aesthetic gradient was followed; {_NOT_HERE}", off="aesthetic embedding"),
+    Extension(
+        r"advanced.sampling.*|sd3.shift",
+        _named(f"the model was sampled as another kind of model{{}}; {_NOT_HERE}", "advanced_sampling_mode"),
+        off="advanced.sampling.enabled",
+    ),
     Extension(r"shift|(hires )?shift", ""),
     Extension(r"diffusion in low bits", ""),
 )
@@ -246,19 +251,19 @@ _HARMLESS = re.compile(
     r"(?i)(negative )?(template|prompt2|wildcard( negative)? prompt|raw( negative)? prompt|original prompt)|"
     r"(negative )?(dynamic prompts?|file includes|styles?(?! array)|prompt styles?)( .*)?|"
     r"time( taken)?|created( date| by)?|civitai metadata|created|date|batch.*|index|comment|generator|app|backend|"
-    r"operations|pipeline|parser|attention|metadata.*|workflow|draft|quantity|nsfw|basemodel|base ?model|disablepoi|"
-    r"poi|priority|aspectratio|sourceimage|fluxmode|fluxultra.*|checkpoint|resources|extra|source|software|"
-    r"downcast.*|eta noise.*|hires (module|vae).*|module \d+|text encoders?|model ?hash.*|.* hash|"
+    r"operations|pipeline|parser|attention|metadata.*|workflow|draft|quantity|nsfw|base ?model|disablepoi|poi|"
+    r"priority|aspectratio|sourceimage|fluxmode|fluxultra.*|checkpoint|resources|extra( info)?|source|software|te|"
+    r"downcast.*|eta noise.*|hires (module|vae).*|module \d+|text encoders?|model ?hash.*|.* hash|sdcpp|unet|refine|"
     r"guidance|rng ?device|device|gpu|cuda.*|torch.*|python|performance|sharpness|adm guidance|adaptive cfg|"
-    r"overwrite.*|refiner swap.*|metadata scheme|lora weights|vae weights|sampler (options|order|sigma|spacing|range|"
-    r"low order|beta.*|prediction.*|shift|solver.*|version|rescale.*|timesteps?)|sampler ?name|scheduler|schedule|"
-    r"image size.*|init ?im(g|age).*|resize (mode|scale|by|to).*|mask weight|hires (force|size.*|scale)|upscaler?.*|"
-    r"ml compute unit|strength|seed mode|noise schedule|sampling schedule|hypertile.*version|ensd version|"
-    r"emphasis ?mode|prompt emphasis|comma.*|lora.*names?|model ?type|model ?name|width|height|size|app ?version|"
-    r"generation ?mode|positive style prompt|negative style prompt|rand ?device|seamless.*|version.*|extension.*|"
-    r"cfg ?(start|end|interval)|inpaint (width|height)|mask (mode|blur.*)|denoising|denoise|"
+    r"overwrite.*|refiner swap.*|metadata scheme|(lora|vae) weights|lora networks|scheduler|schedule|sampler ?name|"
+    r"sampler (options|order|sigma|spacing|range|type|dynamic.*|low order|beta.*|prediction.*|shift|solver.*|version|"
+    r"rescale.*|timesteps?)|image size.*|init ?im(g|age).*|resize (mode|scale|by|to).*|mask weight|upscaler?.*|"
+    r"hires (force|size.*|strength|mode)|ml compute unit|strength|seed mode|noise schedule|sampling schedule|"
+    r"(hypertile|ensd).*version|emphasis ?mode|prompt emphasis|comma.*|lora.*names?|model ?type|model ?name|width|"
+    r"height|size|app ?version|generation ?mode|(positive|negative) style prompt|rand ?device|seamless.*|version.*|"
+    r"extension.*|cfg ?(start|end|interval)|inpaint (width|height)|mask (mode|blur.*)|denoising|denoise|"
     r"use (stable diffusion|vae|lora) model|stable diffusion model|vae model|use (face correction|upscaling)|"
-    r"never ?oom.*|prompt strength|output format|output quality|vram.*|latent (upscaler|scale)|sd ?upscale.*version"
+    r"never ?oom.*|prompt strength|output (format|quality)|vram.*|latent (upscaler|scale)|sd ?upscale.*version"
 )
 
 

@@ -56,12 +56,14 @@ def other_family(fields: Mapping[str, Any]) -> str | None:
         return by_class
     if by_base := _base_family(fields):
         return by_base
-    model = str(fields.get("Model") or fields.get("Checkpoint") or "")
+    model = str(fields.get("Model") or fields.get("Checkpoint") or fields.get("Unet") or "")
     if not _SD_NAMES.search(re.sub(r"(?i)schnell|turbo|hyper|lightning", "", model)) and (
         found := _first_match(_MODEL_NAMES, [model])
     ):
         return found
-    modules = [str(value) for label, value in fields.items() if re.fullmatch(r"Module \d+|Text [Ee]ncoders?", label)]
+    modules = [
+        str(value) for label, value in fields.items() if re.fullmatch(r"Module \d+|Text [Ee]ncoders?|TE", label)
+    ]
     if found := _first_match(_TEXT_ENCODERS, modules):
         return found
     if found := _first_match(_VAES, [str(fields.get("VAE") or "")]):
@@ -80,7 +82,7 @@ def _is_distilled(fields: Mapping[str, Any], model: str) -> bool:
         plain = float(fields.get("CFG scale") or 0) == 1
     except ValueError:
         return False
-    distilled = "Distilled CFG Scale" in fields or "fluxMode" in fields
+    distilled = any(label.lower() in ("distilled cfg scale", "fluxmode") for label in fields)
     return distilled and plain and not fields.get("Negative prompt") and not _SD_NAMES.search(model)
 
 

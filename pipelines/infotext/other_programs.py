@@ -253,7 +253,7 @@ def _is_fooocus(data: Mapping[str, Any]) -> bool:
     return (
         "full_prompt" in data
         or any(str(key).startswith("Fooocus") for key in data)
-        or "fooocus" in f"{data.get('metadata_scheme')} {data.get('version')}".lower()
+        or "fooocus" in f"{data.get('metadata_scheme')} {data.get('version')} {data.get('software')}".lower()
     )
 
 
@@ -288,7 +288,8 @@ _JSON_MARKS: tuple[tuple[str, Callable[[Mapping[str, Any]], bool]], ...] = (
     ("Easy Diffusion", lambda data: "use_stable_diffusion_model" in data or "used_random_seed" in data),
     ("Civitai's generator", _is_civitai),
     ("ComfyUI", _is_comfy),
-    ("webui", lambda data: "prompt" in data and bool({"steps", "cfg_scale", "sampler_name", "seed"} & set(data))),
+    ("webui", lambda data: "prompt" in data and bool({"cfg_scale", "sampler_name", "sampler_index"} & set(data))),
+    ("another program", lambda data: "prompt" in data and bool({"steps", "seed", "num_inference_steps"} & set(data))),
 )
 _JSON_READERS: dict[str, Callable[[Mapping[str, Any]], Found]] = {
     "ComfyUI": _read_comfy_json,

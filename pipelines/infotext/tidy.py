@@ -61,7 +61,7 @@ _CORE_LABELS = re.compile(
     r"schedule type|clip skip|denoising strength|vae|version)\s*:"
 )
 _STEPS_FIELD = re.compile(
-    r"(?:\bSteps|\bSTEPS|^[ \t]*(?i:(?:sampling )?steps))\s*:\s*\d+(?=\s*(?:[,;.|]|$)|\s+[A-Z][\w ]*:)", re.M
+    r"(?:Steps|\bSTEPS|^[ \t]*(?i:(?:sampling )?steps))\s*:\s*\d+(?=\s*(?:[,;.|]|$)|\s+[A-Z][\w ]*:)", re.M
 )
 _FIELD_WITHOUT_COMMA = re.compile(
     r"(?<=[^,;\s])\s+(?=(?:Steps|Sampler|Scheduler|Schedule type|CFG [Ss]cale|Seed|Size|Model|Model hash|Clip [Ss]kip|"
@@ -78,7 +78,8 @@ _HEADINGS = re.compile(
     r"copied|txt2img|img2img|info(text)?|other metadata|metadata|show (more|less)|edit|remix|view more|image|save)\W*"
 )
 _TAIL_HEADINGS = re.compile(r"(?i)\W*(extras|postprocessing|other metadata|resources used|copy( all)?|show less)\W*")
-_PROMPT_LABEL = re.compile(r"(?i)((positive )?prompt|正向提示词|提示词|プロンプト)\s*[:：]\s*")
+_FINISHING = re.compile(r"(?i)\W*(extras|postprocessing)\W*")  # what follows was done to the finished picture
+_PROMPT_LABEL = re.compile(r"(?i)((positive )?prompt|parameters|正向提示词|提示词|プロンプト)\s*[:：]\s*")
 _TEMPLATES = re.compile(r"(?i)\s*(negative )?(template|wildcard prompt|dynamic prompt)\s*:")
 _REMARKS = re.compile(
     r"(?i)\s*(time taken|torch active|sys vram|a: [\d.]+ (gb|mb)|saved:|download|vram|took |active/reserved|"
@@ -166,7 +167,8 @@ def _fields_start(text: str) -> int | None:
         if _LABEL_AT_START.match(match[0]) and not _NEGATIVE.match(match[0].lstrip()):
             block = text[match.start() : match.start() + 2000]
             labels = {label.lower() for label in _CORE_LABELS.findall(match[0])}
-            if len(labels) >= 3 or (len({x.lower() for x in _CORE_LABELS.findall(block)}) >= 4 and labels):
+            last = not text[match.end() :].strip() and len(labels) >= 2
+            if last or len(labels) >= 3 or (len({x.lower() for x in _CORE_LABELS.findall(block)}) >= 4 and labels):
                 return match.start()
     return None
 
@@ -234,9 +236,10 @@ def _prompts(head: str) -> tuple[str, str, str]:
             line = _PROMPT_LABEL.sub("", line, count=1) if _PROMPT_LABEL.match(line) else line
         if negative := _negative_mark(line, side):
             before, after = line[: negative.start()].rstrip(), line[negative.end() :]
+            again = _NEGATIVE.match(after.strip())
             if before and not template:
                 sides[side].append(before)
-            side, template, line = 1, False, after.strip()
+            side, template, line = 1, False, _NEGATIVE.sub("", after.strip(), count=1) if again else after.strip()
         elif side == 0 and re.match(r"-\S", line) and any(sides[0]) and raw is lines[-1 if lines[-1].strip() else -2]:
             side, line = 1, line[1:].strip()  # Draw Things writes the negative prompt behind a dash
         if template or (side == 1 and _HEADINGS.fullmatch(line)):
@@ -263,7 +266,7 @@ def _is_around(line: str) -> bool:
 def _read_tail(first: str, tail: list[str]) -> tuple[str, list[str], tuple[str, ...]]:
     """The whole line of fields, prompt and negative prompt that stand behind it, and notes on what is no field."""
     pieces, behind, left_out = [_cut_remark(first).rstrip()], ["", ""], list[str]()
-    value, side, template, gap = _OpenValue(pieces[0]), -1, False, False
+    value, side, template, gap, finishing = _OpenValue(pieces[0]), -1, False, False, False
     for index, raw in enumerate(tail):
         text = raw.strip()
         label = _LABEL_AT_START.match(text)
@@ -282,6 +285,8 @@ def _read_tail(first: str, tail: list[str]) -> tuple[str, list[str], tuple[str, 
             template, side = False, -1
             pieces.append(f"{'' if value.comma else ','} {_with_quotes(text, label)}")
             value.add(text)
+        elif finishing := finishing or bool(_FINISHING.fullmatch(text)):
+            pieces += [] if _FINISHING.fullmatch(text) else [f", Extras: {json.dumps(text, ensure_ascii=False)}"]
         elif template or _TAIL_HEADINGS.fullmatch(text) or _REMARKS.match(text):
             continue
         elif side >= 0:

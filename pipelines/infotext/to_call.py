@@ -37,7 +37,7 @@ _ASKS_FOR_HIRES = (*_ASKS_BY_PASTING, "Hires steps", "Hires prompt", "Hires nega
 _FILLED_IN = {"Schedule type": "Automatic", "RNG": "GPU"}  # what reading writes where a text has nothing
 _OTHER_LABELS = {
     "Sampler": ("sampling method", "sampler name", "sampler_name"),
-    "Schedule type": ("scheduler", "schedule", "sampler sigma", "sampler schedule"),
+    "Schedule type": ("sampler sigma", "scheduler", "schedule", "sampler schedule"),
 }
 _OLD_VERSIONS = ("Old prompt editing timelines", "Pad conds v0", "Downcast alphas_cumprod")
 _NAME_ARGUMENTS = ("hires_upscaler", "restore_faces")
@@ -282,7 +282,8 @@ class _CallReading:
             strength is None or any(_same_number(strength, value) for value in leaked) or not leaked
         )
         self.done |= own | {"Init image hash"}
-        source = self.fields.get("Init image hash")
+        second = "hires_strength" in self.arguments  # SD.Next names the first pass's result, too
+        source = None if second and self.program else self.fields.get("Init image hash")
         if (meant or source) and not (inner and not source):
             at = f" at a strength of {strength}" if strength is not None else ""
             mask = ", with a mask" if set(meant) - {"Denoising strength", "Noise multiplier", "Extra noise"} else ""
@@ -315,6 +316,8 @@ class _CallReading:
             self._tell("Model hash", "it was drawn with the checkpoint of this hash; load that one")
         for label, field in NEEDED_FIELDS.items():
             value = str(self.fields.get(label, ""))
+            if label == "Image CFG scale" and _same_number(value, self.fields.get("CFG scale")):
+                value = ""  # SD.Next writes it without using it
             if value and value not in field.idle and not (label == "Model" and same_model) and label not in self.done:
                 shown = f"{value} [{written}]" if label == "Model" and written else value
                 self._tell(label, field.note.format(_shortened(shown)))
@@ -344,7 +347,8 @@ def _by_own_labels(fields: dict[str, Any]) -> dict[str, Any]:
     }
     for label, names in (others | _OTHER_LABELS).items():
         known = label in fields and str(fields[label]) != _FILLED_IN.get(label)
-        name = next((lower[name] for name in (label.lower(), *names) if lower.get(name, label) != label), None)
+        found = (lower[name] for name in (label.lower(), *names) if lower.get(name, label) != label)
+        name = next((name for name in found if label != "Schedule type" or not _is_class(fields[name])), None)
         if not known and name is not None and name in fields:
             fields[label] = fields.pop(name)
     size = re.fullmatch(r"\D{0,2}(\d+)\s*[x×*,]\s*(\d+)\D{0,2}", str(fields.get("Size", "")))
@@ -352,6 +356,11 @@ def _by_own_labels(fields: dict[str, Any]) -> dict[str, Any]:
         fields |= {"Size-1": size[1], "Size-2": size[2]}
         del fields["Size"]
     return fields
+
+
+def _is_class(name: Any) -> bool:
+    """Whether a "Scheduler" is a class of diffusers, which steps and is no schedule."""
+    return str(name).endswith("Scheduler")
 
 
 def _shortened(text: str, length: int = 160) -> str:
