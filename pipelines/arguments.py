@@ -141,7 +141,7 @@ def _first_pass(
     options: Mapping[str, Any],
     table: NoiseTable | None,
 ) -> Pass:
-    width, height = size
+    (width, height), cell = size, pipe.vae_scale_factor
     step_arguments = StepArguments(given["timesteps"], given["sigmas"], given["denoising_end"])
     steps = step_arguments.count(given["num_inference_steps"])
     if steps < 1:
@@ -165,8 +165,9 @@ def _first_pass(
         schedule=chosen[1],
         table=table,
         steps=steps,
-        width=width // LATENT_CELL * LATENT_CELL,
-        height=height // LATENT_CELL * LATENT_CELL,
+        width=width // cell * cell,
+        height=height // cell * cell,
+        cell=cell,
         asked_size=(height, width),
         guidance=_guidance(pipe, given, options, len(prompts)),
         seconds=seconds,
@@ -179,6 +180,11 @@ def _with_hires(
 ) -> Request:
     """The request with its second pass, and what comes before it. prompts: the first pass's, with their tags."""
     first, count = request.first, len(prompts)
+    if first.cell != LATENT_CELL:
+        raise ValueError(
+            f"`hires_scale`, `hires_size`: the VAE has {first.cell} pixels a latent cell, and hires fix is "
+            f"the webui's, for {LATENT_CELL}. Leave them out."
+        )
     target = hires_target(first.asked_size[1], first.asked_size[0], given["hires_scale"], given["hires_size"])
     texts = _texts_or("hires_prompt", given["hires_prompt"], prompts)
     plain, tags = split_batch_tags(texts)

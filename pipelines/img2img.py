@@ -28,7 +28,7 @@ from transformers import (
 from webui_diffusers.pipelines.arguments import img2img_request
 from webui_diffusers.pipelines.base import WebUIMixin
 from webui_diffusers.pipelines.call_state import own_call
-from webui_diffusers.pipelines.checks import check_leftovers
+from webui_diffusers.pipelines.checks import check_callback_inputs, check_leftovers
 from webui_diffusers.pipelines.components import overridable_components
 from webui_diffusers.pipelines.drawn import request_drawn
 from webui_diffusers.pipelines.drop_in import asks_for_diffusers_own, draw_as_diffusers
@@ -221,6 +221,7 @@ class WebUIImg2ImgPipeline(WebUIMixin, StableDiffusionImg2ImgPipeline):
 
         # 1. What is asked for; refused before any work where it cannot be drawn
         check_leftovers(kwargs, given)
+        check_callback_inputs(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
         if asks_for_diffusers_own(self, given):
             opaque = opaque_images(image, webui_settings(webui_options)["img2img_background_color"])
             return draw_as_diffusers(self, {**given, "image": opaque}, kwargs)

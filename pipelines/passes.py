@@ -135,8 +135,7 @@ def conditioned_model(
 
 def pass_noise(pipe: Any, request: NoiseRequest, plan: Pass, delta: int) -> SeededNoise | GeneratorNoise:
     """The noise of one pass: by seeds, or by diffusers' generators. delta: the option eta_noise_seed_delta."""
-    cell = pipe.vae_scale_factor
-    shape = (pipe.vae.config.latent_channels, plan.height // cell, plan.width // cell)
+    shape = (pipe.vae.config.latent_channels, *plan.cells)
     device = pipe._execution_device
     if request.seeds is None:
         return GeneratorNoise(shape, plan.batch_size, request.generator, device=device)
@@ -172,7 +171,7 @@ def init_start(pipe: Any, request: Request) -> PassStart:
     found = init_latents(
         init.images,
         init.rows,
-        (plan.width, plan.height),
+        plan.cells,
         init.arguments,
         encode=partial(
             encode_init,

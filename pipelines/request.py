@@ -71,6 +71,7 @@ class Pass:
     steps: int
     width: int  # of the latents, in pixels
     height: int
+    cell: int  # pixels along one side of a latent cell: 8 but for tiny VAEs
     asked_size: tuple[int, int]  # (height, width) as asked for, not rounded to cells: what SDXL is told
     guidance: Guidance
     refines: bool = False  # whether the refiner takes over in this pass
@@ -85,6 +86,11 @@ class Pass:
     def prompt_steps(self) -> int:
         """Model evaluations that prompt editing counts with: twice the steps for two-evaluation samplers."""
         return self.steps * (2 if self.sampler is not None and self.sampler.second_order else 1)
+
+    @property
+    def cells(self) -> tuple[int, int]:
+        """(rows, columns) of the latents."""
+        return self.height // self.cell, self.width // self.cell
 
     @property
     def batch_size(self) -> int:

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Generator, Tensor
 
-from .fit import resize_latents
 from .init_image import InitArguments, InitPictures, stretched_picture
 from .masks import LatentMasks, latent_masks
 from .vae import encode_pictures, pixels_to_vae_input
@@ -30,7 +29,7 @@ class InitLatents(NamedTuple):
 def init_latents(
     init: InitPictures,
     rows: Sequence[int],
-    size: tuple[int, int],
+    cells: tuple[int, int],
     asked: InitArguments,
     *,
     encode: Callable[[Tensor], Tensor],
@@ -40,7 +39,7 @@ def init_latents(
 ) -> InitLatents:
     """Steps 8 to 11 of images/masks.py.
 
-    rows: which picture each image of the batch begins with. size: (width, height) of the job in pixels. encode: pixels
+    rows: which picture each image of the batch begins with. cells: (rows, columns) of the latents. encode: pixels
     (n, 3, h, w) to the batch's latents. noise: the first draw of the batch, for masked content "latent noise".
     mask_weight: how far an inpainting UNet's view of the painted part is hidden, 0..1; None for other UNets.
     """
@@ -49,7 +48,7 @@ def init_latents(
             raise ValueError("`image` is latents, but this inpainting `unet` looks at the picture: pass that.")
         return InitLatents(init.latents[list(rows)].to(device))
     pixels = pixels_to_vae_input(init.pictures).to(device)
-    latents = _at_job_size(encode(pixels), size)
+    latents = _at_job_size(encode(pixels), cells)
     mask = None
     if init.mask is not None:
         mask = latent_masks(init.mask, latents, soft=asked.soft_mask)
@@ -60,14 +59,14 @@ def init_latents(
     if mask_weight is None:
         return InitLatents(latents, mask)
     seen = pixel_mask(init.mask, *pixels.shape[-2:], soft=asked.soft_mask).to(device)
-    hidden = _at_job_size(encode(torch.lerp(pixels, pixels * (1.0 - seen), mask_weight)), size)
+    hidden = _at_job_size(encode(torch.lerp(pixels, pixels * (1.0 - seen), mask_weight)), cells)
     return InitLatents(latents, mask, inpainting_channels(seen, hidden))
 
 
-def _at_job_size(latents: Tensor, size: tuple[int, int]) -> Tensor:
+def _at_job_size(latents: Tensor, cells: tuple[int, int]) -> Tensor:
     """Resize mode "latent" encodes pictures at their own size; in all others latents have the job's already."""
-    fits = tuple(latents.shape[-2:]) == (size[1] // 8, size[0] // 8)
-    return latents if fits else resize_latents(latents, *size)
+    fits = tuple(latents.shape[-2:]) == cells
+    return latents if fits else F.interpolate(latents, size=cells, mode="bilinear")
 
 
 def encode_init(
