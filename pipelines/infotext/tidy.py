@@ -51,7 +51,7 @@ _MORE_LABELS = (
     r"operations|script|[xyz] (type|values)|module \d+|distilled cfg scale|diffusion in low bits|regional prompter|"
     r"dynamic thresholding enabled|first pass size|seed resize from|init image hash|model hash|vae hash|strength|"
     r"seed mode|guidance|sharpness|performance|stable diffusion model|vae model|prompt strength|base ?model|tiling|"
-    r"use (face correction|upscaling)|sampling method|ensd|eta|wildcard prompt"
+    r"use (face correction|upscaling)|sampling method|ensd|eta|wildcard prompt|resources"
 )
 _LABEL_AT_START = re.compile(
     rf"\s*(?P<label>{_MORE_LABELS}|{'|'.join(sorted(map(re.escape, _OWN_LABELS), key=len, reverse=True))})\s*:", re.I
@@ -71,7 +71,7 @@ _FIELD_WITHOUT_COMMA = re.compile(
 _STEPS_INSIDE_LABEL = re.compile(r"(?i)\b(hires|adetailer|separate|sampling|all|pass|refiner|by|inference)[ \t]+$")
 _BARE_RESTORER = re.compile(r"((?:^|, ))(GFPGAN|CodeFormer)(?=,|$)")  # as the first versions wrote it
 _NEGATIVE = re.compile(
-    r"(?i)(?<![\w])(?:negative[ _]prompt|neg(?:ative)?|反向提示词|负面提示词|ネガティブプロンプト)\s*[:：][ \t]*"
+    r"(?i)(?<![\w])(?:negative[ _]?prompt|neg(?:ative)?|反向提示词|负面提示词|ネガティブプロンプト)\s*[:：][ \t]*"
 )
 _HEADINGS = re.compile(
     r"(?i)\W*(parameters|png ?info|generation (data|parameters|info(rmation)?)|prompt|positive prompt|copy( all)?|"

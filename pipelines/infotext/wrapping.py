@@ -27,8 +27,10 @@ def unwrap_text(text: str) -> str:
         if "Steps" in fenced[1] or fenced.start() == 0 or "{" in fenced[1][:2]:
             text = fenced[1]
     lines = text.split("\n")
-    if len(lines) > 1 and all(line.lstrip().startswith(">") for line in lines if line.strip()):
+    if any(re.match(r"\s*> ?(Negative prompt|Steps):", line) for line in lines):
         text = "\n".join(re.sub(r"^\s*> ?", "", line) for line in lines)
+    if sum(1 for line in lines if re.match(r"--[\w ]{2,40}:", line)) >= 3:  # Civitai's data as options
+        text = "\n".join(line.removeprefix("--") for line in lines)
     if re.search(r"(?i)<(br|p|div)\s*/?>", text):
         text = re.sub(
             r"(?i)</?(p|div|span|pre|code|b|i|strong|em)(\s[^<>]*)?>",
