@@ -23,6 +23,7 @@ _COMMANDS = {
     "lora": "Show what network files hold, and what of them fits a model.",
     "restore": "Restore the faces in pictures.",
     "upscale": "Enlarge pictures.",
+    "serve": "Answer the webui's HTTP API, for the clients that speak it.",
 }
 _HOME = {"restore": "images", "upscale": "images"}
 

@@ -1,0 +1,97 @@
+"""`serve`: the webui's HTTP API on this machine."""
+
+import ipaddress
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ...loaders.utils import require
+from .common import EXIT_USAGE, DrawCommand, report
+from .models import model_options, read_setup
+
+
+@click.command("serve", cls=DrawCommand)
+@model_options
+@click.option(
+    "--webui",
+    type=click.Path(path_type=Path),
+    envvar="WEBUI_DIFFUSERS_WEBUI",
+    help="Folder of a webui: its models, LoRA files, VAEs, embeddings, upscalers, styles.",
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=7860, show_default=True, type=click.IntRange(0, 65535))
+@click.option("--api-auth", multiple=True, metavar="USER:PASSWORD", help="Who may call; may be repeated.")
+@click.option("--cors-allow-origins", multiple=True, metavar="ORIGIN", help="Pages that may call; may be repeated.")
+@click.option("--max-queue", default=32, show_default=True, type=click.IntRange(1), help="Requests that may wait.")
+@click.option("--out", type=click.Path(path_type=Path), help="Where `save_images` writes. Without it, it is refused.")
+@click.option("--i-know", is_flag=True, help="Listen beyond this machine without --api-auth.")
+def serve_command(
+    webui: Path | None,
+    host: str,
+    port: int,
+    api_auth: Sequence[str],
+    cors_allow_origins: Sequence[str],
+    max_queue: int,
+    out: Path | None,
+    i_know: bool,
+    **values: Any,
+) -> None:
+    """Answer the webui's API, /sdapi/v1, for the clients that speak it. One model, one picture at a time.
+
+    Files are found by name in the folders that are named here; no path, URL or Hub id of a request is opened.
+    """
+    refusal = open_door_refusal(host, api_auth, i_know)
+    if refusal is not None:
+        report(f"Error: {refusal}", "red")
+        raise click.exceptions.Exit(EXIT_USAGE)
+    uvicorn = require("uvicorn", extra="serve", feature="The server")
+    require("fastapi", extra="serve", feature="The server")
+    from ..infotext.styles import read_styles
+    from ..serve.application import app
+
+    source, styles = _served(webui, values)
+    made = app(
+        source,
+        auth=api_auth,
+        cors_allow_origins=cors_allow_origins,
+        max_queue=max_queue,
+        styles=read_styles(styles) if styles is not None else None,
+        output_folder=None if out is None else str(out),
+    )
+    report(f"Serving on http://{host}:{port}, documented at http://{host}:{port}/docs. Ctrl-C ends it.")
+    uvicorn.run(made, host=host, port=port, log_level="warning", timeout_graceful_shutdown=600)
+
+
+def open_door_refusal(host: str, auth: Sequence[str], i_know: bool) -> str | None:
+    """Why the server does not start like this; None where it may."""
+    for pair in auth:
+        if not all(pair.partition(":")[::2]):
+            return "`--api-auth` takes USER:PASSWORD, both not empty."
+    if auth or i_know or host == "localhost":
+        return None
+    try:
+        local = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        local = False
+    if local:
+        return None
+    return (
+        f"`--host {host}` lets other machines in, and anybody there could draw with this one. Give --api-auth "
+        "USER:PASSWORD, or --i-know where something else guards the door."
+    )
+
+
+def _served(webui: Path | None, values: dict[str, Any]) -> tuple[Any, Path | None]:
+    """What is served, and the file of styles: a library of files, or the pipeline of --model."""
+    if webui is not None and not values.get("model"):
+        from ...loaders.library.folder import WebUIFolder
+
+        library = WebUIFolder(webui)
+        return library, library.styles
+    from .models import load_txt2img
+
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    return load_txt2img(read_setup(values), bars=False), None
