@@ -19,6 +19,7 @@ from .checks import (
     refuse_unread,
 )
 from .conditioning import SizeArguments, given_conditioning
+from .controlled import with_controls
 from .drop_in import argument_or_default
 from .images.faces.nets import picture_restorer
 from .images.hires import LATENT_CELL, hires_target
@@ -62,7 +63,7 @@ def txt2img_request(pipe: Any, given: Mapping[str, Any]) -> Request:
     request = _with_refiner(pipe, given["refiner_switch_at"], request)
     check_step_arguments(request.first.step_arguments, given["sampler"], has_hires=request.second is not None)
     _check_texts(request)
-    return request
+    return with_controls(pipe, given, request)
 
 
 def img2img_request(pipe: Any, given: Mapping[str, Any]) -> Request:
@@ -97,7 +98,8 @@ def img2img_request(pipe: Any, given: Mapping[str, Any]) -> Request:
     _check_texts(request)
     mask = given_mask(given["mask_image"])
     images = prepare_init(pictures, mask, size, asked, request.options["img2img_background_color"])
-    return replace(request, init=InitRequest(asked, images, rows, mask is not None, given["generator"]))
+    init = InitRequest(asked, images, rows, mask is not None, given["generator"])
+    return with_controls(pipe, given, replace(request, init=init))
 
 
 def _one_pass(
@@ -257,6 +259,7 @@ def _guidance(pipe: Any, given: Mapping[str, Any], options: Mapping[str, Any], c
         skip_early_cond=options["skip_early_cond"],
         pad_cond_uncond=options["pad_cond_uncond"],
         pad_cond_uncond_v0=options["pad_cond_uncond_v0"],
+        batch_cond_uncond=options["batch_cond_uncond"],
         enable_quantization=options["enable_quantization"],
         refiner_switch_at=given["refiner_switch_at"],
         refiner_switch_by_sample_steps=options["refiner_switch_by_sample_steps"],

@@ -22,6 +22,7 @@ from .loras import LoraMethods
 from .output import WebUIPipelineOutput
 from .registry import Attachments
 from .sampling.denoiser import Guidance
+from .stock_control import one_component
 
 
 class OfKind:
@@ -56,15 +57,16 @@ class WebUIMixin(CallState, LoraMethods, SavedWithCode):
         "face_restorer",
         "face_detector",
         "face_parser",
+        "controlnet",
     ]
     _callback_tensor_inputs = OfKind("_callback_tensor_inputs")
     encode_prompt = OfKind("encode_prompt")
     check_inputs = OfKind("check_inputs")
     _stands_for: tuple[type, type] = (StableDiffusionPipeline, StableDiffusionXLPipeline)
 
-    def _register_own(self, *, force_zeros_for_empty_prompt: bool, **components: Any) -> None:
+    def _register_own(self, *, force_zeros_for_empty_prompt: bool, controlnet: Any, **components: Any) -> None:
         """Register the components that StableDiffusionPipeline has not, and begin with nothing attached."""
-        self.register_modules(**components)
+        self.register_modules(**components, controlnet=one_component(controlnet))
         self.register_to_config(force_zeros_for_empty_prompt=force_zeros_for_empty_prompt)
         self.default_sample_size = getattr(getattr(self.unet, "config", None), "sample_size", None) or 128
         self.watermark = None
@@ -123,6 +125,20 @@ class WebUIMixin(CallState, LoraMethods, SavedWithCode):
     def add_embedding(self, path: str | Path, name: str | None = None) -> str:
         """Make a textual inversion known to prompts, by `name` or its own. Returns it."""
         return self.attached.add_embedding(path, name)
+
+    def add_controlnet(self, model: Any, name: str | None = None) -> str:
+        """Make a ControlNet (a model, or the path of its file or folder) known to `control_units` by `name` or its
+        own. Returns it."""
+        return self.attached.add_controlnet(model, name, self.unet)
+
+    @property
+    def controlnet_folder(self) -> Path | None:
+        """Where ControlNets are looked for by name, with the folders in it."""
+        return self.attached.controlnet_folder
+
+    @controlnet_folder.setter
+    def controlnet_folder(self, folder: str | Path | None) -> None:
+        self.attached.controlnet_folder = None if folder is None else Path(folder)
 
     def save(
         self, images: Sequence[Image.Image] | WebUIPipelineOutput, folder: str | Path, pattern: str = "[number]-[seed]"

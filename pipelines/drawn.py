@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from .control.units import unit_texts
 from .infotext.from_call import Drawn, options_read, schedule_read
 from .loras import lora_hashes
 from .options import WEBUI_OPTIONS
@@ -44,6 +45,7 @@ def request_drawn(
         "Lora hashes": lora_hashes(loras),
         "TI hashes": ", ".join(f"{name.replace(':', '').replace(',', '')}: {hashes[name]}" for name in names),
         "Refiner": refiner_label(pipe.refiner) if any(plan.refines for plan in plans) else None,
+        **unit_texts(request.units),
     }
     return Drawn(
         prompts=first.written,

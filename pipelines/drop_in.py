@@ -7,6 +7,25 @@ from collections.abc import Mapping
 from inspect import Parameter, signature
 from typing import Any
 
+from diffusers import (
+    ControlNetUnionModel,
+    StableDiffusionControlNetImg2ImgPipeline,
+    StableDiffusionControlNetInpaintPipeline,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLControlNetImg2ImgPipeline,
+    StableDiffusionXLControlNetInpaintPipeline,
+    StableDiffusionXLControlNetPipeline,
+    StableDiffusionXLControlNetUnionImg2ImgPipeline,
+    StableDiffusionXLControlNetUnionInpaintPipeline,
+    StableDiffusionXLControlNetUnionPipeline,
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLPipeline,
+)
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.models.controlnets.multicontrolnet_union import MultiControlNetUnionModel
+
 from .call_state import own_call, stock_changes_models
 from .drawn import stock_drawn
 from .infotext.from_call import drawn_infotexts
@@ -14,9 +33,47 @@ from .output import WebUIPipelineOutput
 from .sampling.noise import generator_seeds
 
 
+# What diffusers calls its pipelines with a ControlNet: for one that begins with noise or an image, and with a mask.
+_CONTROL_PIPELINES: dict[type, tuple[type, type | None]] = {
+    StableDiffusionPipeline: (StableDiffusionControlNetPipeline, None),
+    StableDiffusionXLPipeline: (StableDiffusionXLControlNetPipeline, None),
+    StableDiffusionImg2ImgPipeline: (
+        StableDiffusionControlNetImg2ImgPipeline,
+        StableDiffusionControlNetInpaintPipeline,
+    ),
+    StableDiffusionXLImg2ImgPipeline: (
+        StableDiffusionXLControlNetImg2ImgPipeline,
+        StableDiffusionXLControlNetInpaintPipeline,
+    ),
+}
+_CONTROL_SETTINGS = ("force_zeros_for_empty_prompt", "requires_aesthetics_score")
+_UNION_PIPELINES: dict[type, type] = {
+    StableDiffusionXLControlNetPipeline: StableDiffusionXLControlNetUnionPipeline,
+    StableDiffusionXLControlNetImg2ImgPipeline: StableDiffusionXLControlNetUnionImg2ImgPipeline,
+    StableDiffusionXLControlNetInpaintPipeline: StableDiffusionXLControlNetUnionInpaintPipeline,
+}
+
+
 def diffusers_pipeline(pipe: Any) -> type:
     """The diffusers pipeline that `pipe` stands in for, for the kind of model that is loaded."""
     return pipe._stands_for[pipe.is_sdxl]
+
+
+def stock_pipeline(pipe: Any, given: Mapping[str, Any]) -> type:
+    """The diffusers pipeline that a call is for: one with a ControlNet where there is a control image."""
+    stock = diffusers_pipeline(pipe)
+    controlled = given["control_image"] is not None or ("strength" not in given and given["image"] is not None)
+    if not controlled or pipe.controlnet is None:
+        return stock
+    plain, masked = _CONTROL_PIPELINES[stock]
+    found = plain if masked is None or given["mask_image"] is None else masked
+    union = isinstance(pipe.controlnet, (ControlNetUnionModel, MultiControlNetUnionModel))
+    return _UNION_PIPELINES.get(found, found) if union else found
+
+
+def stock_control_default(pipe: Any, given: Mapping[str, Any]) -> float:
+    """The `controlnet_conditioning_scale` of diffusers' own pipeline for the call: they differ in it."""
+    return signature(stock_pipeline(pipe, given).__call__).parameters["controlnet_conditioning_scale"].default
 
 
 def asks_for_diffusers_own(pipe: Any, given: Mapping[str, Any]) -> bool:
@@ -25,7 +82,9 @@ def asks_for_diffusers_own(pipe: Any, given: Mapping[str, Any]) -> bool:
     given: the call's arguments by name.
     """
     defaults = signature(type(pipe).__call__).parameters
-    own = signature(diffusers_pipeline(pipe).__call__).parameters
+    own = {*signature(stock_pipeline(pipe, given).__call__).parameters}
+    if "controlnet_conditioning_scale" in own:
+        own.add("control_image")
     for name, value in given.items():
         default = defaults[name].default
         if name not in own and value is not None and (default is None or value != default):
@@ -44,19 +103,55 @@ def draw_as_diffusers(
     pipe: Any, given: Mapping[str, Any], deprecated: Mapping[str, Any]
 ) -> WebUIPipelineOutput | tuple:
     """diffusers' own call, with its own arguments out of `given`, and the texts of what it drew."""
-    stock = diffusers_pipeline(pipe)
+    stock = stock_pipeline(pipe, given)
     known = signature(stock.__call__).parameters
+    controlled = stock is not diffusers_pipeline(pipe)
+    if controlled:
+        given = _control_arguments(pipe, given, known)
     arguments = {name: stock_value(known[name], value) for name, value in given.items() if name in known}
     arguments["callback_on_step_end_tensor_inputs"] = list(given["callback_on_step_end_tensor_inputs"])
     seeds = generator_seeds(given["generator"], 1, pipe._execution_device)
     with own_call(pipe, changes=stock_changes_models(pipe, arguments)):
-        output = stock.__call__(pipe, **arguments, **deprecated)
+        drawing = _control_pipeline(pipe, stock) if controlled else pipe
+        output = stock.__call__(drawing, **arguments, **deprecated)
     if not given["return_dict"]:
         return output
     images = output.images
     seeds = seeds if len(seeds) == len(images) else seeds[:1] * len(images)
     texts = drawn_infotexts(stock_drawn(pipe, arguments, images, seeds))
     return WebUIPipelineOutput(images, getattr(output, "nsfw_content_detected", None), texts, seeds)
+
+
+def _control_pipeline(pipe: Any, kind: type) -> Any:
+    """A diffusers pipeline of this kind with the components of `pipe`: its methods are for ControlNets."""
+    own = {
+        "requires_safety_checker": False,
+        "add_watermarker": False,
+        **{name: pipe.config[name] for name in _CONTROL_SETTINGS if name in pipe.config},
+    }
+    names = [name for name in signature(kind.__init__).parameters if name != "self"]
+    made = kind(**{name: own[name] if name in own else getattr(pipe, name) for name in names})
+    made.set_progress_bar_config(**getattr(pipe, "_progress_bar_config", {}))
+    return made
+
+
+def _control_arguments(pipe: Any, given: Mapping[str, Any], known: Mapping[str, Parameter]) -> dict[str, Any]:
+    """The call's arguments as diffusers' ControlNet pipelines name them. A wish to stop is handed on after a step."""
+    arguments = dict(given)
+    if "control_image" not in known:
+        arguments["image"] = given["image"] if given["control_image"] is None else given["control_image"]
+    elif "strength" not in known:  # of union networks: `control_image` is its only name
+        arguments["control_image"] = given["image"] if given["control_image"] is None else given["control_image"]
+    callback = given["callback_on_step_end"]
+
+    def after_step(inner: Any, i: int, t: Any, tensors: dict) -> dict:
+        returned = {} if callback is None else callback(inner, i, t, tensors)
+        inner._interrupt = inner._interrupt or pipe._interrupt
+        return returned or {}
+
+    if not isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
+        arguments["callback_on_step_end"] = after_step
+    return arguments
 
 
 def argument_or_default(pipe: Any, name: str, value: Any) -> Any:

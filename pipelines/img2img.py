@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    ControlNetModel,
+    ControlNetUnionModel,
+    MultiControlNetModel,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionXLImg2ImgPipeline,
     UNet2DConditionModel,
@@ -30,6 +33,7 @@ from webui_diffusers.pipelines.base import WebUIMixin
 from webui_diffusers.pipelines.call_state import own_call
 from webui_diffusers.pipelines.checks import check_callback_inputs, check_leftovers
 from webui_diffusers.pipelines.components import overridable_components
+from webui_diffusers.pipelines.controlled import control_edits
 from webui_diffusers.pipelines.drawn import request_drawn
 from webui_diffusers.pipelines.drop_in import asks_for_diffusers_own, draw_as_diffusers
 from webui_diffusers.pipelines.images.init_image import finish_over_init, opaque_images
@@ -72,6 +76,7 @@ class WebUIImg2ImgPipeline(WebUIMixin, StableDiffusionImg2ImgPipeline):
         face_restorer: ModelMixin = None,
         face_detector: ModelMixin = None,
         face_parser: ModelMixin = None,
+        controlnet: ControlNetModel | MultiControlNetModel | ControlNetUnionModel = None,
         requires_safety_checker: bool = True,
         force_zeros_for_empty_prompt: bool = True,
         requires_aesthetics_score: bool = False,
@@ -95,6 +100,7 @@ class WebUIImg2ImgPipeline(WebUIMixin, StableDiffusionImg2ImgPipeline):
             face_restorer=face_restorer,
             face_detector=face_detector,
             face_parser=face_parser,
+            controlnet=controlnet,
             force_zeros_for_empty_prompt=force_zeros_for_empty_prompt,
         )
         self.register_to_config(requires_aesthetics_score=requires_aesthetics_score)
@@ -163,6 +169,13 @@ class WebUIImg2ImgPipeline(WebUIMixin, StableDiffusionImg2ImgPipeline):
         restore_faces: str | None = None,
         face_fidelity: float | None = None,
         refiner_switch_at: float | None = None,
+        control_image: Any = None,
+        controlnet_conditioning_scale: float | list[float] | None = None,
+        control_guidance_start: float | list[float] = 0.0,
+        control_guidance_end: float | list[float] = 1.0,
+        guess_mode: bool = False,
+        control_mode: int | list[int] | None = None,
+        control_units: Sequence[Mapping[str, Any]] | None = None,
         webui_options: Mapping[str, Any] | None = None,
         guidance_rescale: float = 0.0,
         prompt_2: str | list[str] | None = None,
@@ -207,6 +220,8 @@ class WebUIImg2ImgPipeline(WebUIMixin, StableDiffusionImg2ImgPipeline):
             masked_padding: pixels of the picture kept around the mask in the cut.
             invert_mask: draw what the mask does not show. soft_mask: latent cells may be drawn anew in part.
             seed: image i is drawn with seed + i; see WebUITxt2ImgPipeline.
+            control_image, controlnet_conditioning_scale, control_guidance_start, control_guidance_end, guess_mode,
+                control_mode, control_units: see WebUITxt2ImgPipeline. A unit without an image sees the init image.
             webui_options: further settings under the webui's own names; see `WEBUI_OPTIONS`. Of img2img:
                 img2img_fix_steps, initial_noise_multiplier, img2img_extra_noise, img2img_color_correction,
                 img2img_background_color, overlay_inpaint, inpainting_mask_weight.
@@ -246,7 +261,8 @@ class WebUIImg2ImgPipeline(WebUIMixin, StableDiffusionImg2ImgPipeline):
             # 4. Pixels -> pictures, their faces, and what is laid over
             images = pixels
             if output_type != "latent":
-                edits = [] if request.faces is None else [request.faces.edit]
+                edits = control_edits(request.overlays)
+                edits += [] if request.faces is None else [request.faces.edit]
                 if over_init := finish_over_init(request.init.images, request.init.rows, request.options):
                     edits.append(over_init)
                 images = output_images(pixels, output_type, truncates=sampler is not None, edits=edits)

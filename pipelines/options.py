@@ -52,6 +52,7 @@ WEBUI_OPTIONS: dict[str, Any] = {
     "skip_early_cond": 0.0,
     "pad_cond_uncond": False,
     "pad_cond_uncond_v0": False,
+    "batch_cond_uncond": True,  # off: cond and uncond in runs of their own
     # SDXL
     "sdxl_crop_top": 0,
     "sdxl_crop_left": 0,
@@ -59,6 +60,7 @@ WEBUI_OPTIONS: dict[str, Any] = {
     "sdxl_refiner_high_aesthetic_score": 6.0,
     "refiner_switch_by_sample_steps": False,
     "hires_fix_refiner_pass": "second pass",
+    "hires_fix_use_firstpass_conds": False,  # the second pass's prompts are encoded under the first one's networks
     # pictures
     "ESRGAN_tile": 192,
     "ESRGAN_tile_overlap": 8,
@@ -68,6 +70,9 @@ WEBUI_OPTIONS: dict[str, Any] = {
     "inpainting_mask_weight": 1.0,
     # faces
     "code_former_weight": 0.5,
+    # ControlNet
+    "controlnet_ignore_noninpaint_mask": False,  # a mask beside the image does not become the image
+    "each_unit_for_each_image": False,  # unit i is for image i of the batch, counting round
     # the detailer
     "ad_bbox_sortby": "None",  # or "Position (left to right)", "Position (center to edge)", "Area (large to small)"
     "ad_same_seed_for_each_tab": False,  # every mask of a pass begins from the picture's seed

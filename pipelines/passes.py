@@ -19,6 +19,7 @@ from .conditioning import (
     refiner_numbers,
     size_numbers,
 )
+from .controlled import pass_guidance
 from .images.init_latents import blank_channels, encode_init, init_latents, takes_inpainting_channels
 from .loras import ActiveLoras
 from .prompt.encode import PromptEncoder
@@ -27,6 +28,7 @@ from .sampling.denoiser import DenoiserModel, Guidance, GuidedDenoiser
 from .sampling.latent_mask import LatentMask
 from .sampling.loops import StepFn
 from .sampling.noise import GeneratorNoise, SeededNoise
+from .sampling.odd_sizes import webui_odd_sizes
 from .sampling.plan import img2img_steps, plan_sampling, sample_from_latents, sample_from_noise
 from .sampling.scheduler_loop import sample_with_scheduler, scheduler_timesteps
 
@@ -70,6 +72,7 @@ class StepWatch:
 
             def after_step(i: int, x: Tensor) -> Tensor:
                 bar.update()
+                denoiser.end_step()
                 if self.callback is not None:
                     tensors = {"latents": x, **denoiser.side_tensors()}
                     shown = {name: tensors.get(name) for name in self.tensor_inputs}
@@ -201,13 +204,20 @@ def run_pass(
     """
     if start.init is not None and plan.strength == 0 and (plan.exact_steps or plan.sampler is None):
         return start.init
+    with webui_odd_sizes(pipe.unet if plan.control.hooked else None):
+        return _sampled(pipe, request, plan, models, start, watch)
+
+
+def _sampled(
+    pipe: Any, request: Request, plan: Pass, models: Sequence[DenoiserModel], start: PassStart, watch: StepWatch
+) -> Tensor:
     pipe._guidance_scale = plan.guidance.guidance_scale  # a callback reads and changes it
     guidance = plan.guidance
     if start.extra_channels is not None:
         guidance = replace(guidance, extra_channels=start.extra_channels)
     try:
         if plan.sampler is None:
-            return _scheduler_pass(request, plan, models, guidance, pipe.scheduler, start, watch)
+            return _scheduler_pass(pipe, request, plan, models, guidance, start, watch)
         steps, t_enc = plan.steps, None
         if start.init is not None:
             steps, t_enc = img2img_steps(plan.strength, plan.steps, plan.exact_steps)
@@ -221,6 +231,13 @@ def run_pass(
             is_sdxl=models[0].time_ids is not None,
             eta=request.eta,
         )
+        control = pass_guidance(
+            pipe,
+            plan.control,
+            steps if t_enc is None else t_enc + 1,
+            start.noise.global_generator(),
+            tries=3 if plan.sampler.label == "DPM adaptive" else None,
+        )
         denoiser = GuidedDenoiser(
             models,
             guidance,
@@ -228,6 +245,7 @@ def run_pass(
             lcm=plan.sampler.lcm,
             guidance_divisor=plan.sampler.guidance_divisor,
             mask=start.mask,
+            control=control,
         )
         with watch.steps(denoiser, schedule.step_count) as on_step:
             if start.init is None:
@@ -241,17 +259,17 @@ def run_pass(
 
 
 def _scheduler_pass(
+    pipe: Any,
     request: Request,
     plan: Pass,
     models: Sequence[DenoiserModel],
     guidance: Guidance,
-    scheduler: Any,
     start: PassStart,
     watch: StepWatch,
 ) -> Tensor:
     """The same pass with diffusers' scheduler. Steps from latents are counted as with a sampler if they are to be
     exact, else as diffusers does: int(steps * strength)."""
-    steps, strength, device = plan.steps, plan.strength, start.noise.device
+    scheduler, steps, strength, device = pipe.scheduler, plan.steps, plan.strength, start.noise.device
     if strength is not None and plan.exact_steps:
         steps = int(plan.steps / min(strength, 0.999))
         strength = plan.steps / steps
@@ -272,7 +290,8 @@ def _scheduler_pass(
         x = noise * scheduler.init_noise_sigma
     else:
         x = scheduler.add_noise(start.init, noise, timesteps[:1])
-    denoiser = GuidedDenoiser(models, guidance, total_calls=len(timesteps))
+    control = pass_guidance(pipe, plan.control, len(timesteps), start.noise.global_generator())
+    denoiser = GuidedDenoiser(models, guidance, total_calls=len(timesteps), control=control)
     generators = _step_generators(start.noise)
     with watch.steps(denoiser, len(timesteps)) as on_step:
         after = on_step if start.mask is None else _masked_steps(on_step, start.mask, scheduler, noise, timesteps)

@@ -1,18 +1,20 @@
 """The files that a user makes known to a pipeline by name: networks, embeddings, upscalers, face models. Each is read
 once, and nothing about a call is kept."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from ..loaders.controlnet.load import check_control_base, find_controlnet, load_controlnet
 from ..loaders.hashes import model_hash
 from ..loaders.lora.library import NetworkLibrary
 from ..loaders.lora.read import Network
 from ..loaders.textual_inversion import TextualInversion, read_embedding, read_embedding_folder
 from ..loaders.upscaler import load_upscaler
-from ..loaders.utils import LOGGER
+from ..loaders.utils import LOGGER, unknown_choice
 from .images.hires import DEFAULT_HIRES_UPSCALER, LATENT_UPSCALERS
 from .images.upscale import PIXEL_FILTERS, UpscalerModel
 from .infotext.from_call import file_label
@@ -29,6 +31,8 @@ class Attachments:
         self.embeddings_folder: Path | None = None
         self.upscalers: dict[str, Any] = {}
         self.face_models: dict[str, Any] = {}
+        self.controlnets: dict[str, Any] = {}
+        self.controlnet_folder: Path | None = None
         self.row_cache = RowCache()
         self._folder_states: dict[tuple, dict[str, TextualInversion]] = {}
 
@@ -87,6 +91,35 @@ class Attachments:
         if name not in self.upscalers:
             self.upscalers[name] = load_upscaler(name)
         return file_label(name), self.upscalers[name]
+
+    def add_controlnet(self, model: Any, name: str | None, unet: Any) -> str:
+        """Make a control network, or that in a file or folder, known by `name`, by default its own. Returns the name.
+
+        unet: of the pipeline; a network for another base is refused.
+        """
+        if isinstance(model, (str, Path)):
+            path = find_controlnet(model, self.controlnet_folder)
+            model, name = load_controlnet(path, unet=unet, dtype=unet.dtype), name or file_label(path.name)
+        name = name or Path(str(model.config.get("_name_or_path") or "controlnet")).name
+        check_control_base(model, unet, name)
+        self.controlnets[name] = model
+        return name
+
+    def controlnet(self, name: str, components: Sequence[Any], unet: Any) -> Any:
+        """The control network known by `name`, with or without the hash that the webui writes behind: one that was
+        added, one of `components` by the file it came from, or one of the folder or a path, which is then loaded."""
+        stem = re.sub(r"\s*\[[0-9a-f]{8,}\]$", "", name)
+        named = {file_label(Path(str(one.config.get("_name_or_path") or "")).name): one for one in components}
+        for known in (self.controlnets, named):
+            if name in known or stem in known:
+                return known.get(name, known.get(stem))
+        if self.controlnet_folder is None and not Path(name).exists():
+            raise ValueError(
+                unknown_choice("`control_units`: model", name, [*self.controlnets, *filter(None, named)])
+                + " Make one known with `pipe.add_controlnet(path)`, or name their folder: `pipe.controlnet_folder`."
+            )
+        self.add_controlnet(name, stem, unet)
+        return self.controlnets[stem]
 
     def face_model(self, name: str, load: Callable[[str], Any]) -> Any:
         """A network for faces by name or path, loaded once by `load`."""

@@ -13,6 +13,8 @@ from PIL import Image
 from torch import Generator, Tensor
 
 from .conditioning import Conditioning, SizeArguments
+from .control.guidance import PassControl
+from .control.units import ControlUnit
 from .images.hires import HiresTarget
 from .images.init_image import InitArguments, InitPictures
 from .images.upscale import UpscalerModel
@@ -81,6 +83,7 @@ class Pass:
     noise_multiplier: float = 1.0  # of the noise put on the latents that a pass begins with
     seconds: SecondTexts | None = None  # for SDXL's second encoder, without network tags
     step_arguments: StepArguments = StepArguments()
+    control: PassControl = PassControl()
 
     @property
     def prompt_steps(self) -> int:
@@ -149,10 +152,13 @@ class Request:
     faces: FaceRestoration | None = None
     tiling: bool = False
     seeds: Sequence[int] = ()  # of each image, as far as one is known; also of generators
+    units: Sequence[ControlUnit] = ()  # those of `control_units` that are enabled
+    overlays: Sequence[np.ndarray] = ()  # (h, w, 4) each: what the module inpaint_only lays over finished images
 
     @property
     def changes_models(self) -> bool:
         """Whether others must not use the models meanwhile."""
         passes = [one for one in (self.first, self.second) if one is not None]
         scaled = any("scale" in (one.guidance.cross_attention_kwargs or {}) for one in passes)
-        return self.tiling or scaled or any(one.loras for one in passes)
+        hooked = any(one.control.hooked for one in passes)  # it runs the UNet another way
+        return self.tiling or scaled or hooked or any(one.loras for one in passes)

@@ -10,7 +10,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    ControlNetModel,
+    ControlNetUnionModel,
+    MultiControlNetModel,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from diffusers.schedulers import KarrasDiffusionSchedulers
@@ -27,6 +35,7 @@ from webui_diffusers.pipelines.base import WebUIMixin
 from webui_diffusers.pipelines.call_state import own_call
 from webui_diffusers.pipelines.checks import call_size, check_callback_inputs, check_leftovers
 from webui_diffusers.pipelines.components import overridable_components
+from webui_diffusers.pipelines.controlled import control_edits
 from webui_diffusers.pipelines.drawn import request_drawn
 from webui_diffusers.pipelines.drop_in import asks_for_diffusers_own, draw_as_diffusers
 from webui_diffusers.pipelines.images.enlarge import enlarge_latents
@@ -66,6 +75,7 @@ class WebUITxt2ImgPipeline(WebUIMixin, StableDiffusionPipeline):
         face_restorer: ModelMixin = None,
         face_detector: ModelMixin = None,
         face_parser: ModelMixin = None,
+        controlnet: ControlNetModel | MultiControlNetModel | ControlNetUnionModel = None,
         requires_safety_checker: bool = True,
         force_zeros_for_empty_prompt: bool = True,
     ):
@@ -88,6 +98,7 @@ class WebUITxt2ImgPipeline(WebUIMixin, StableDiffusionPipeline):
             face_restorer=face_restorer,
             face_detector=face_detector,
             face_parser=face_parser,
+            controlnet=controlnet,
             force_zeros_for_empty_prompt=force_zeros_for_empty_prompt,
         )
 
@@ -147,6 +158,14 @@ class WebUITxt2ImgPipeline(WebUIMixin, StableDiffusionPipeline):
         restore_faces: str | None = None,
         face_fidelity: float | None = None,
         refiner_switch_at: float | None = None,
+        image: Any = None,
+        control_image: Any = None,
+        controlnet_conditioning_scale: float | list[float] | None = None,
+        control_guidance_start: float | list[float] = 0.0,
+        control_guidance_end: float | list[float] = 1.0,
+        guess_mode: bool = False,
+        control_mode: int | list[int] | None = None,
+        control_units: Sequence[Mapping[str, Any]] | None = None,
         webui_options: Mapping[str, Any] | None = None,
         prompt_2: str | list[str] | None = None,
         negative_prompt_2: str | list[str] | None = None,
@@ -189,6 +208,10 @@ class WebUITxt2ImgPipeline(WebUIMixin, StableDiffusionPipeline):
             restore_faces: "CodeFormer", "GFPGAN", ... : the component `face_restorer` is applied to each picture.
             face_fidelity: 0 (strongest) to 1 (most faithful), for CodeFormer. None: the option `code_former_weight`.
             refiner_switch_at: share of the noise levels after which the component `refiner` takes over, 0..1.
+            image, control_image, controlnet_conditioning_scale, control_guidance_start, control_guidance_end,
+                guess_mode, control_mode: of the component `controlnet`, as in diffusers' ControlNet pipelines.
+            control_units: ControlNets with the meaning of the webui's extension, a dict each: {"model": name, "image":
+                image, "weight": 1.0, "control_mode": "Balanced", ...}; see `ControlUnit`.
             webui_options: further settings under the webui's own names; see `WEBUI_OPTIONS`.
 
         Returns:
@@ -231,10 +254,12 @@ class WebUITxt2ImgPipeline(WebUIMixin, StableDiffusionPipeline):
 
             # 5. Hires pass: the same image, larger, through the tail of a schedule
             if second is not None and not self.interrupt:
+                if not request.options["hires_fix_use_firstpass_conds"]:
+                    self._network_reports = networks.switch(second.loras)
+                models = pass_models(self, request, second)
                 self._network_reports = networks.switch(second.loras)
                 encoding_noise = start.noise.global_generator()
                 x = enlarge_latents(self.vae, x, before.target, before.upscaler, request.options, encoding_noise)
-                models = pass_models(self, request, second)
                 embeddings.append(models[0].conditioning.embeddings)
                 x = run_pass(self, request, second, models, noise_start(self, request, second, x), watch)
 
@@ -244,7 +269,8 @@ class WebUITxt2ImgPipeline(WebUIMixin, StableDiffusionPipeline):
             # 7. Pixels -> pictures, and their faces
             images = pixels
             if output_type != "latent":
-                edits = [] if request.faces is None else [request.faces.edit]
+                edits = control_edits(request.overlays)
+                edits += [] if request.faces is None else [request.faces.edit]
                 images = output_images(pixels, output_type, truncates=sampler is not None, edits=edits)
         if not return_dict:
             return images, flagged

@@ -114,16 +114,16 @@ def test_a_region_limits_where_residuals_act_and_pooling_leaves_their_mean():
 
 
 @pytest.mark.parametrize(
-    ("evaluations", "lags", "counters"),
+    ("evaluations", "tries", "counters"),
     [
-        ([1] * 5, False, [0, 0, 1, 2, 3]),  # Euler
-        ([2, 2, 2, 1], False, [0, 0, 0, 1, 1, 2, 2]),  # Heun
-        ([2, 1, 1], False, [0, 0, 0, 1]),  # PLMS; UniPC begins so too
-        ([3, 3, 3], True, [0, 0, 0, 0, 0, 0, 1, 1, 1]),  # DPM adaptive
+        ([1] * 5, None, [0, 0, 1, 2, 3]),  # Euler
+        ([2, 2, 2, 1], None, [0, 0, 0, 1, 1, 2, 2]),  # Heun
+        ([2, 1, 1], None, [0, 0, 0, 1]),  # PLMS; UniPC begins so too
+        ([3, 6, 3], 3, [0, 0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 2]),  # DPM adaptive, which rejected a try
     ],
 )
-def test_the_counter_lags_a_step_behind(evaluations, lags, counters):
-    guidance, seen = ControlGuidance([], len(evaluations), lags=lags), []
+def test_the_counter_lags_a_step_behind(evaluations, tries, counters):
+    guidance, seen = ControlGuidance([], len(evaluations), tries=tries), []
     for count in evaluations:
         for _ in range(count):
             seen.append(guidance.counter)
@@ -162,7 +162,7 @@ def test_inpaint_only_draws_what_is_kept_towards_the_image(prediction_type):
     output = {"epsilon": eps, "v_prediction": signal * eps - noise * x0, "sample": x0}[prediction_type]
     mask = torch.tensor([[[[1.0, 0.0], [1.0, 0.0]]]])
     kept = KeptImage(lambda: init, mask, 1.0)
-    new = ControlGuidance([], 4, kept=[kept]).keep(given((False,), x=x), output, ac, prediction_type)
+    new = ControlGuidance([], 4, kept=[kept]).keep(output, ac, prediction_type, **given((False,), x=x)._asdict())
     aim = {
         "epsilon": (x - noise * new) / signal,
         "v_prediction": signal * x - noise * new,
@@ -177,5 +177,5 @@ def test_inpaint_only_encodes_once_and_mixes_by_its_weight():
     guidance = ControlGuidance([], 4, kept=[kept])
     x0 = torch.full((1, 1, 2, 2), 4.0)
     for _ in range(2):
-        new = guidance.keep(given((False,)), x0, torch.linspace(0.99, 0.01, 10), "sample")
+        new = guidance.keep(x0, torch.linspace(0.99, 0.01, 10), "sample", **given((False,))._asdict())
     assert len(calls) == 1 and torch.equal(new, torch.full((1, 1, 2, 2), 3.0))

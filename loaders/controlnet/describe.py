@@ -117,7 +117,7 @@ def control_config(
             "num_control_type": shapes["task_embedding"][0],
             "num_trans_channel": shapes["task_embedding"][1],
             "num_trans_layer": len({key.split(".")[1] for key in shapes if key.startswith("transformer_layes.")}),
-            "num_proj_channel": shapes["task_embedding"][1],
+            "num_proj_channel": shapes["spatial_ch_projs.weight"][0],
             "addition_time_embed_dim": shapes["control_add_embedding.linear_1.weight"][1]
             // shapes["task_embedding"][0],
         }

@@ -4,9 +4,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+HINT_CELL = 8  # pixels of a control image by side of a latent cell
 
 
 class ControlInput(NamedTuple):
@@ -18,7 +22,6 @@ class ControlInput(NamedTuple):
     added: dict[str, Any]  # SDXL: text_embeds, time_ids
     images: list[int]  # which image of the batch each row is for
     uncond: list[bool]  # whether it is of the negative prompt
-    cross_attention_kwargs: Any = None
 
 
 class ControlResiduals(NamedTuple):
@@ -67,37 +70,63 @@ class KeptImage:
     strength: float
 
 
+@dataclass(frozen=True)
+class KeptRegion:
+    """What the module inpaint_only keeps in a pass: a control image (h, w, 4) of its size, and how strongly."""
+
+    image: np.ndarray
+    strength: float
+
+
+@dataclass(frozen=True)
+class PassControl:
+    """The ControlNets of one pass."""
+
+    active: Sequence[ActiveControl] = ()
+    kept: Sequence[KeptRegion] = ()
+    hooked: bool = False  # the UNet comes to odd sizes in the webui's way, as it does under the extension
+
+
 class ControlGuidance:
     """All units of one pass, and at which step it is.
 
-    steps: how many the pass has. lags: each evaluation of a step counts as the one before it, and not only the first
-    (DPM adaptive).
+    steps: how many the pass has. tries: evaluations in each try of a step, for samplers that try steps until one is
+    good enough (DPM adaptive): a try then counts as a step, and its report comes after its last evaluation.
     """
 
     def __init__(
-        self, controls: Sequence[ActiveControl], steps: int, *, lags: bool = False, kept: Sequence[KeptImage] = ()
+        self,
+        controls: Sequence[ActiveControl],
+        steps: int,
+        *,
+        tries: int | None = None,
+        kept: Sequence[KeptImage] = (),
     ):
         self.controls = list(controls)
         self.steps = steps
-        self.lags = lags
+        self.tries = tries
         self.kept = list(kept)
         self._latents: dict[int, Tensor] = {}
         self._scales: dict[tuple[int, int], Sequence[float]] = {}
         self._step = 0
-        self._evaluated = False
+        self._evaluations = 0  # of the step, or of all tries
 
     def end_evaluation(self) -> None:
         """An evaluation of the current step is done."""
-        self._evaluated = True
+        self._evaluations += 1
 
     def end_step(self) -> None:
         """The step is done: the next evaluation belongs to the next one."""
-        self._step, self._evaluated = self._step + 1, False
+        self._step += 1
+        if self.tries is None:
+            self._evaluations = 0
 
     @property
     def counter(self) -> int:
         """The last step that the webui has reported: a step's report comes after its first evaluation."""
-        return self._step if self._evaluated and not self.lags else max(self._step - 1, 0)
+        if self.tries is not None:
+            return max(self._evaluations // self.tries - 1, 0)
+        return self._step if self._evaluations else max(self._step - 1, 0)
 
     def active(self) -> list[ActiveControl]:
         """The units whose window is open at this evaluation."""
@@ -113,6 +142,13 @@ class ControlGuidance:
             )
         ]
 
+    def unet_arguments(self, **given: Any) -> dict[str, Any]:
+        """What the UNet is called with besides, at an evaluation with these inputs: the fields of ControlInput."""
+        added = self.residuals(ControlInput(**given))
+        if added is None:
+            return {}
+        return {"down_block_additional_residuals": added.down, "mid_block_additional_residual": added.mid}
+
     def residuals(self, given: ControlInput) -> ControlResiduals | None:
         """The sum over the active units, in their order; None where none is active."""
         total: ControlResiduals | None = None
@@ -122,15 +158,14 @@ class ControlGuidance:
                 total = added if total is None else _sum(total, added)
         return total
 
-    def keep(self, given: ControlInput, output: Tensor, alphas_cumprod: Tensor, prediction_type: str) -> Tensor:
-        """The UNet's output (rows, c, h, w) float32 with what inpaint_only does to it."""
+    def keep(self, output: Tensor, alphas_cumprod: Tensor, prediction_type: str, **given: Any) -> Tensor:
+        """The UNet's output (rows, c, h, w) float32 with what inpaint_only does to it. given: as above."""
+        x, t = given["x"].float(), given["t"]
         for i, kept in enumerate(self.kept):
             if i not in self._latents:
                 self._latents[i] = kept.encode()
-            ac = alphas_cumprod[min(round(float(given.t)), len(alphas_cumprod) - 1)].to(output)
-            new = _towards(
-                given.x.float(), output, ac, kept.mask.to(output), self._latents[i].to(output), prediction_type
-            )
+            ac = alphas_cumprod[min(round(float(t)), len(alphas_cumprod) - 1)].to(output)
+            new = _towards(x, output, ac, kept.mask.to(output), self._latents[i].to(output), prediction_type)
             output = kept.strength * new + (1 - kept.strength) * output
         return output
 
@@ -176,20 +211,22 @@ def _run_network(control: ActiveControl, given: ControlInput, rows: list[int]) -
         for name, value in given.added.items()
         if name in ("text_embeds", "time_ids")
     }
-    hint = control.hint.to(x.device, dtype)
+    hint, size = control.hint.to(x.device, dtype), [HINT_CELL * side for side in x.shape[-2:]]
+    if list(hint.shape[-2:]) != size:  # samplers that take steps at another size
+        hint = F.interpolate(hint, size, mode="nearest")
     if len(hint) > 1:
         hint = hint[[given.images[row] for row in rows]]
     arguments: dict[str, Any] = {"controlnet_cond": hint}
     if control.task is not None:
         kinds = torch.zeros(len(rows), model.config.num_control_type, device=x.device, dtype=dtype)
         kinds[:, control.task] = 1
+        hint = hint.expand(len(rows), -1, -1, -1)
         arguments = {"controlnet_cond": [hint], "control_type": kinds, "control_type_idx": [control.task]}
     return model(
         x.to(dtype),
         given.t.to(x.device, dtype).expand(len(rows)),
         encoder_hidden_states=embeds.to(dtype),
         added_cond_kwargs=added or None,
-        cross_attention_kwargs=given.cross_attention_kwargs,
         return_dict=False,
         **arguments,
     )

@@ -173,8 +173,11 @@ def _image_settings(drawn: Drawn, index: int) -> dict[str, Any]:
 def _fields_in_order(
     extra: Mapping[str, Any], fields: Mapping[str, Any], arguments: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Networks' and embeddings' hashes go between the hires pass's fields and the rest, as in the webui."""
+    """ControlNets go before the hires pass's fields, networks' and embeddings' hashes between those and the rest, as
+    in the webui."""
     hires = [label for label in extra if label.startswith("Hires") or label == "Denoising strength"]
+    units = {label: value for label, value in fields.items() if label.startswith("ControlNet ")}
+    strength = {label: extra[label] for label in hires if label == "Denoising strength"}
     networks = {label: fields[label] for label in ("Lora hashes", "TI hashes") if fields.get(label)}
     rest = {label: value for label, value in extra.items() if label not in hires}
     emphasis = {"Emphasis": rest.pop("Emphasis")} if "Emphasis" in rest else {}
@@ -183,5 +186,7 @@ def _fields_in_order(
     if arguments.get("schedule") == "Beta":
         options = {**WEBUI_OPTIONS, **(arguments.get("webui_options") or {})}
         beta = {f"Beta schedule {name}": options[f"beta_dist_{name}"] for name in ("alpha", "beta")}
-    others = {label: value for label, value in fields.items() if label not in {**networks, **refiner} and value}
-    return {**{label: extra[label] for label in hires}, **networks, **emphasis, **beta, **refiner, **rest, **others}
+    told = {**units, **networks, **refiner}
+    others = {label: value for label, value in fields.items() if label not in told and value}
+    hires_fields = {label: extra[label] for label in hires if label not in strength}
+    return {**strength, **units, **hires_fields, **networks, **emphasis, **beta, **refiner, **rest, **others}

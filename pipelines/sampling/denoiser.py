@@ -50,6 +50,7 @@ class Guidance:
     cross_attention_kwargs: Mapping[str, Any] | None = None
     timestep_cond: Tensor | None = None  # (1, dim), for UNets distilled for a guidance scale
     image_embeds: tuple[list[Tensor], list[Tensor]] | None = None  # IP-Adapter: positive, negative, one row an image
+    batch_cond_uncond: bool = True  # False: each side in a run of its own
     extra_channels: Tensor | None = None  # (b, k, h, w) beside the latent, for inpainting UNets
 
 
@@ -70,7 +71,7 @@ class GuidedDenoiser:
 
     models: the base model, then the refiner where there is one. total_calls: the denoiser calls the pass plans, for
     the options that count by them. guidance_divisor: DDIM CFG++ divides the scale. `calls` counts what was run;
-    `timestep` is the last one.
+    `timestep` is the last one. control: ControlNets of the pass (`ControlGuidance`), which act on the base model.
     """
 
     def __init__(
@@ -82,11 +83,13 @@ class GuidedDenoiser:
         lcm: bool = False,
         guidance_divisor: float = 1.0,
         mask: LatentMask | None = None,
+        control: Any = None,
     ):
         self.models = list(models)
         self.guidance = guidance
         self.total_calls = total_calls
         self.mask = mask
+        self.control = control
         self.calls = 0
         self.timestep: Tensor | None = None
         self._divisor = guidance_divisor
@@ -150,6 +153,11 @@ class GuidedDenoiser:
             "add_time_ids": None if self.model.time_ids is None else self.model.time_ids[0],
         }
 
+    def end_step(self) -> None:
+        """A step of the sampler is done; ControlNets go by steps."""
+        if self.control is not None:
+            self.control.end_step()
+
     def change_scale(self, guidance_scale: float) -> None:
         """Another guidance scale from the next call on."""
         self._scale = guidance_scale / self._divisor
@@ -210,6 +218,7 @@ class GuidedDenoiser:
             done = (999 - timestep) / 1000
         if done >= switch_at:
             del self.models[0]
+            self.control = None  # its networks are for the base model
             self._use_model()
 
     def _outputs(self, x_in: Tensor, t: float, level: float) -> list[Tensor]:
@@ -227,14 +236,31 @@ class GuidedDenoiser:
             outputs.append(self._run(x_in, timestep, rows))
         self.calls += 1
         self.timestep = timestep
+        if self.control is not None:
+            self.control.end_evaluation()
         return outputs
 
     def _run(self, x_in: Tensor, t: Tensor, rows: UNetRows) -> Tensor:
         """One UNet run of these rows, in the UNet's dtype; -> float32."""
-        channels = self.guidance.extra_channels
+        channels, model = self.guidance.extra_channels, self.model
+        latent = x_in
         if channels is not None:
             x_in = torch.cat([x_in, nearest_cells(channels.to(x_in), x_in.shape[-2:])], dim=1)
-        return self.model.unet(rows.take(x_in.to(self._dtype)), t, **rows.given, return_dict=False)[0].float()
+        x = rows.take(x_in.to(self._dtype))
+        if self.control is None:
+            return model.unet(x, t, **rows.given, return_dict=False)[0].float()
+        seen = {
+            "x": x if channels is None else rows.take(latent.to(self._dtype)),
+            "t": t,
+            "embeds": rows.given["encoder_hidden_states"],
+            "added": rows.given["added_cond_kwargs"] or {},
+            "images": rows.images,
+            "uncond": rows.uncond,
+        }
+        out = model.unet(x, t, **rows.given, **self.control.unet_arguments(**seen), return_dict=False)[0].float()
+        if model.table is None:
+            return out
+        return self.control.keep(out, model.table.alphas_cumprod, model.prediction_type, **seen)
 
     def _guided(
         self, outputs: list[Tensor], x: Tensor, level: Any, read: Callable[[Tensor, Tensor, Any], Tensor]
@@ -290,7 +316,7 @@ class GuidedDenoiser:
         """The runs of a call: cond alone, both sides in one, or one after the other if their length differs."""
         if skipped:
             runs = [[(batch.cond, 0)]]
-        elif batch.cond.embeds.shape[1] != batch.uncond.embeds.shape[1]:
+        elif batch.cond.embeds.shape[1] != batch.uncond.embeds.shape[1] or not self.guidance.batch_cond_uncond:
             runs = [[(batch.cond, 0)], [(batch.uncond, 1)]]
         else:
             runs = [[(batch.cond, 0), (batch.uncond, 1)]]

@@ -140,7 +140,8 @@ def slim_embeddings(source: Path, target: Path) -> None:
 
 def used_ids(full: Path) -> torch.Tensor:
     """Token ids of every word in the recordings' texts and in the tests, and the common ones."""
-    texts = [*full.glob("prompt/*.jsonl"), *full.glob("sampling*/e2e*.json"), *HERE.parent.glob("*.py")]
+    texts = [*full.glob("prompt/*.jsonl"), *full.glob("sampling*/e2e*.json"), full / "controlnet" / "runs.json"]
+    texts += HERE.parent.glob("*.py")
     words = {word for path in texts for word in re.findall(r"[^\W\d_]+", path.read_text(encoding="utf-8"))}
     tokenizer = FragmentTokenizer(CLIPTokenizer.from_pretrained(full / MODELS[0] / "tokenizer"))
     ids = set(range(COMMON)) | {49406, 49407}

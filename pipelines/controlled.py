@@ -1,0 +1,293 @@
+"""ControlNets of a call: whose they are, what they are shown, and how they act in each pass.
+
+Two ways to ask, each with its own meaning: diffusers' arguments (`control_image`, `guess_mode`, ...) and the units of
+the webui's extension (`control_units`). Everything is looked up, read and checked before any work.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import ControlNetUnionModel
+from PIL import Image
+from torch import Tensor
+
+from ..loaders.utils import unknown_choice
+from .control.guidance import ActiveControl, ControlGuidance, KeptImage, KeptRegion, PassControl
+from .control.units import ControlUnit, read_units
+from .control.weights import residual_scales, unit_rows
+from .drop_in import stock_control_default
+from .images.fit import flatten_picture
+from .images.hints.prepare import (
+    ControlImage,
+    InitHint,
+    control_images,
+    drawn_cells,
+    hint_tensor,
+    lay_kept_over,
+    region_tensor,
+)
+from .images.init_image import given_images, given_mask
+from .images.masks import prepare_mask
+from .images.vae import encode_pictures
+from .request import Pass, Request
+from .stock_control import (
+    STOCK_CONTROL_NUMBERS,
+    check_networks,
+    component_networks,
+    stock_control_image,
+    stock_controls,
+)
+
+
+# Tasks of a union network by their number, and the modules that are for them.
+UNION_TASKS = ("openpose", "depth", "softedge", "lineart", "normal", "segmentation", "tile", "inpaint")
+_UNION_MODULES = {
+    "openpose": 0,
+    "depth": 1,
+    "softedge": 2,
+    "scribble": 2,
+    "canny": 3,
+    "lineart": 3,
+    "mlsd": 3,
+    "normal": 4,
+    "seg": 5,
+    "tile": 6,
+    "inpaint": 7,
+}
+
+
+def pass_guidance(
+    pipe: Any, control: PassControl, steps: int, generator: torch.Generator | None, tries: int | None = None
+) -> ControlGuidance | None:
+    """What the denoiser of a pass of `steps` steps asks; None without ControlNets.
+
+    generator: draws the VAE's noise for images that are kept. tries: see ControlGuidance.
+    """
+    if not control.active and not control.kept:
+        return None
+    device = pipe._execution_device
+    active = [
+        replace(
+            one,
+            model=_at_device(one.model, device),
+            hint=one.hint.to(device),
+            region=None if one.region is None else one.region.to(device),
+        )
+        for one in control.active
+    ]
+
+    def encode(image: np.ndarray) -> Tensor:
+        pixels = torch.from_numpy(np.ascontiguousarray(image[..., :3])).float().permute(2, 0, 1)[None]
+        return encode_pictures(pipe.vae, (pixels / 255.0 * 2.0 - 1.0).to(device), generator)
+
+    kept = [KeptImage(partial(encode, one.image), drawn_cells(one.image), one.strength) for one in control.kept]
+    return ControlGuidance(active, steps, tries=tries, kept=kept)
+
+
+def _at_device(model: Any, device: torch.device) -> Any:
+    """The network where the pass is run; one that an offloading hook moves is left to it."""
+    return model if hasattr(model, "_hf_hook") or model.device == device else model.to(device)
+
+
+def with_controls(pipe: Any, given: Mapping[str, Any], request: Request) -> Request:
+    """The request with the ControlNets that the call asks for, in each of its passes.
+
+    Raises ValueError where both ways to ask are used, or numbers are given without a control image.
+    """
+    first, second = request.first, request.second
+    if given["control_units"]:
+        if stock_control_image(given) is not None:
+            raise ValueError("`control_units` and `control_image` are both given: ask for ControlNets in one way.")
+        return _with_units(pipe, given, request)
+    scale = given["controlnet_conditioning_scale"]
+    if stock_control_image(given) is None:
+        asked = [name for name, default in STOCK_CONTROL_NUMBERS.items() if given[name] not in (None, default)]
+        if asked:
+            raise ValueError(f"`{asked[0]}` is given without a `control_image`: pass the image, or leave it out.")
+        return request
+    check_networks(pipe)
+    numbers = {
+        **given,
+        "controlnet_conditioning_scale": stock_control_default(pipe, given) if scale is None else scale,
+    }
+
+    def controlled(plan: Pass) -> Pass:
+        control = stock_controls(pipe, numbers, (plan.width, plan.height), plan.batch_size)
+        return replace(plan, control=control)
+
+    return replace(request, first=controlled(first), second=second and controlled(second))
+
+
+def _with_units(pipe: Any, given: Mapping[str, Any], request: Request) -> Request:
+    first, second = request.first, request.second
+    size = first.width, first.height
+    controls = unit_controls(pipe, given, request.options, _init_hint(given, request), size)
+    if controls is None:
+        return request
+    rows = [0] * first.batch_size if request.init is None else request.init.rows
+    hires = second is not None
+    # The extension tells passes by their heights alone, and takes both for the second where these are equal.
+    same = hires and first.height == second.height
+    control = controls.in_pass(size, rows, second=same, hires=hires, marked=True)
+    request = replace(request, units=controls.units, first=replace(first, control=control))
+    if hires:
+        size, marked = (second.width, second.height), bool(request.options["hires_fix_use_firstpass_conds"])
+        control = controls.in_pass(size, rows, second=True, hires=True, marked=marked)
+        request = replace(request, second=replace(second, control=control))
+    return replace(request, overlays=controls.overlays(size))
+
+
+def _init_hint(given: Mapping[str, Any], request: Request) -> InitHint | None:
+    """What units see of an img2img job. Its images are on white, whatever the job's own background is."""
+    if request.init is None:
+        return None
+    asked, found = request.init.arguments, request.init.images
+    images = [flatten_picture(image) for image in given_images(given["image"], channels=4).pictures]
+    mask = given_mask(given["mask_image"])
+    if mask is None or (asked.inpaint_area == "masked" and found.area is None):
+        return InitHint(images, resize_mode=asked.resize_mode)
+    if images and mask.size != images[0].size:
+        mask = mask.resize(images[0].size, Image.Resampling.LANCZOS)
+    mask = prepare_mask(mask, invert=asked.invert_mask, blur=asked.blur, soft=asked.soft_mask)
+    return InitHint(images, mask, found.area, asked.resize_mode)
+
+
+# --- units of the extension
+
+
+@dataclass(frozen=True)
+class UnitControls:
+    """The units of a call, with the images and networks they name."""
+
+    units: Sequence[ControlUnit]
+    images: Sequence[Sequence[ControlImage]]
+    models: Sequence[Any]
+    cell: int  # pixels by which sides are halved in the UNet without a rest
+    each: bool = False  # each unit is for one image of the batch
+
+    def in_pass(
+        self, size: tuple[int, int], rows: Sequence[int], *, second: bool, hires: bool, marked: bool
+    ) -> PassControl:
+        """What acts in a pass at `size` (width, height).
+
+        rows: which of several init images each image of the batch is drawn over. second: the extension takes it for
+        the second pass. hires: there are two. marked: rows of the negative prompt are told apart.
+        """
+        active, kept = [], []
+        for number, (unit, images, model) in enumerate(zip(self.units, self.images, self.models, strict=True)):
+            fitted = [image.fitted(size) for image in images]
+            if unit.module_name == "inpaint_only":
+                kept.append(KeptRegion(fitted[0], min(max(unit.weight, 0.0), 1.0)))
+            if hires and unit.hr_option == ("Low res only" if second else "High res only"):
+                continue
+            if unit.weight == 0 and unit.advanced_weighting is None:
+                continue
+            hint = hint_tensor(fitted)
+            active.append(
+                ActiveControl(
+                    model=model,
+                    hint=hint if len(hint) == 1 else hint[list(rows)],
+                    scales=partial(residual_scales, unit, second_pass=second),
+                    start=unit.guidance_start,
+                    end=unit.guidance_end,
+                    uncond=0.0 if marked and self._leaves_uncond(unit, model) else 1.0,
+                    region=None
+                    if unit.effective_region_mask is None
+                    else region_tensor(unit.effective_region_mask, unit.place),
+                    pooled=_pools(unit, model) and not model.config.get("global_pool_conditions", False),
+                    rows=partial(unit_rows, number, len(self.units)) if self.each else None,
+                    task=_union_task(unit, model),
+                )
+            )
+        return PassControl(active, kept, hooked=any(side % self.cell for side in size))
+
+    def _leaves_uncond(self, unit: ControlUnit, model: Any) -> bool:
+        return unit.control_mode == "ControlNet is more important" or _pools(unit, model)
+
+    def overlays(self, size: tuple[int, int]) -> list[np.ndarray]:
+        """What is laid over the finished images at `size`: the kept parts of inpaint_only."""
+        return [
+            images[0].fitted(size)
+            for unit, images in zip(self.units, self.images, strict=True)
+            if unit.module_name == "inpaint_only"
+        ]
+
+
+def unit_controls(
+    pipe: Any, given: Mapping[str, Any], options: Mapping[str, Any], init: InitHint | None, size: tuple[int, int]
+) -> UnitControls | None:
+    """The units of `control_units`; None where none is enabled. size: (width, height) of the first pass.
+
+    Raises ValueError for what the units name and there is not, and WeightFileError for a network of another base.
+    """
+    units = read_units(given["control_units"])
+    if not units:
+        return None
+    models = [_unit_model(pipe, unit) for unit in units]
+    if init is not None and init.mask is not None:  # in an inpainting job the extension takes the one for the other
+        units = [replace(unit, module="inpaint") if unit.module_name == "inpaint_only" else unit for unit in units]
+    ignore = bool(options["controlnet_ignore_noninpaint_mask"])
+    images = [control_images(unit, init, size, ignore_mask=ignore) for unit in units]
+    for unit, model in zip(units, models, strict=True):
+        _union_task(unit, model)
+        if unit.advanced_weighting is not None:
+            residual_scales(unit, len(model.controlnet_down_blocks) + 1)
+    cell = pipe.vae_scale_factor * 2 ** (len(pipe.unet.config.block_out_channels) - 1)
+    return UnitControls(units, images, models, cell, bool(options["each_unit_for_each_image"]))
+
+
+def _unit_model(pipe: Any, unit: ControlUnit) -> Any:
+    """The network that a unit names: a component, or one made known by `add_controlnet` or a folder."""
+    where = f"`control_units[{unit.place}]`"
+    components = component_networks(pipe.controlnet)
+    if unit.model is None:
+        if unit.place < len(components):
+            return components[unit.place]
+        have = f"has {len(components)}" if components else "has none"
+        raise ValueError(
+            f"{where} names no `model`, and the pipeline's component `controlnet` {have}, so there is none at its "
+            "place. Name one made known with `pipe.add_controlnet(path)`, or load the pipeline with `controlnet=`."
+        )
+    if unit.model == "None":
+        raise ValueError(f"{where}: `model` is 'None', and a unit does nothing without a network: name one.")
+    return pipe.attached.controlnet(str(unit.model), components, pipe.unet)
+
+
+def _pools(unit: ControlUnit, model: Any) -> bool:
+    """Whether only the means of its residuals count: networks that learned to shuffle."""
+    named = "shuffle" in str(unit.model or model.config.get("_name_or_path", "")).lower()
+    is_sdxl = model.config.get("addition_embed_type") is not None
+    return bool(model.config.get("global_pool_conditions", False)) or (named and not is_sdxl)
+
+
+def _union_task(unit: ControlUnit, model: Any) -> int | None:
+    """Which of its tasks a union network does for a unit; None for other networks."""
+    if not isinstance(model, ControlNetUnionModel):
+        return None
+    where, count, asked = f"`control_units[{unit.place}]`", model.config.num_control_type, unit.union_control_type
+    if isinstance(asked, int) and 0 <= asked < count:
+        return asked
+    if asked is not None:
+        if asked not in UNION_TASKS[:count]:
+            raise ValueError(unknown_choice(f"{where}: `union_control_type`:", asked, UNION_TASKS[:count]))
+        return UNION_TASKS.index(asked)
+    found = [task for name, task in _UNION_MODULES.items() if unit.module_name.startswith(name) and task < count]
+    if not found:
+        raise ValueError(
+            f"{where}: the ControlNet is one for many tasks, and the module {unit.module!r} does not say which. Add "
+            f"`union_control_type`: {', '.join(map(repr, UNION_TASKS[:count]))}."
+        )
+    return found[0]
+
+
+def control_edits(overlays: Sequence[np.ndarray]) -> list[Any]:
+    """What is done to finished images: each overlay laid over them."""
+
+    def laid_over(image: np.ndarray, images: list[Image.Image]) -> list[Image.Image]:
+        return lay_kept_over(images, image)
+
+    return [partial(laid_over, image) for image in overlays]

@@ -1,0 +1,148 @@
+"""ControlNets by diffusers' arguments: `control_image`, `controlnet_conditioning_scale`, `guess_mode`, ..."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from diffusers import ControlNetUnionModel, MultiControlNetModel
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.models.controlnets.multicontrolnet_union import MultiControlNetUnionModel
+from torch import Tensor
+
+from ..loaders.controlnet.load import check_control_base
+from .control.guidance import ActiveControl, PassControl
+from .control.weights import guess_mode_scales
+
+
+# diffusers' numbers for ControlNets, with their defaults; None where kinds of pipelines differ.
+STOCK_CONTROL_NUMBERS = {
+    "controlnet_conditioning_scale": None,
+    "control_guidance_start": 0.0,
+    "control_guidance_end": 1.0,
+    "guess_mode": False,
+    "control_mode": None,
+}
+
+
+def one_component(controlnet: Any) -> Any:
+    """The component `controlnet` as diffusers has it: several networks are one MultiControlNetModel."""
+    if not isinstance(controlnet, (list, tuple)):
+        return controlnet
+    kinds = {isinstance(network, ControlNetUnionModel) for network in controlnet}
+    if len(kinds) > 1:
+        raise ValueError(
+            "`controlnet` lists union ControlNets beside others, which diffusers cannot hold as one component. Give "
+            "one kind, and make the others known with `pipe.add_controlnet`."
+        )
+    return (MultiControlNetUnionModel if kinds == {True} else MultiControlNetModel)(list(controlnet))
+
+
+def component_networks(component: Any) -> list[Any]:
+    """The networks in the component `controlnet`, which may be one or several."""
+    if component is None:
+        return []
+    return list(component.nets) if hasattr(component, "nets") else [component]
+
+
+def stock_control_image(given: Mapping[str, Any]) -> Any:
+    """The control image of a call with diffusers' arguments; in txt2img `image` means it too."""
+    image, other = given["control_image"], None if "strength" in given else given["image"]
+    if image is not None and other is not None:
+        raise ValueError("`control_image` and `image` are both given: pass one of them, in txt2img they are the same.")
+    return other if image is None else image
+
+
+def stock_controls(pipe: Any, given: Mapping[str, Any], size: tuple[int, int], count: int) -> PassControl:
+    """ControlNets in a pass at `size` (width, height) over `count` images, as diffusers means its arguments."""
+    networks = component_networks(pipe.controlnet)
+    if not networks:
+        raise ValueError(
+            "There is a `control_image`, but the pipeline has no ControlNet. Load it with `controlnet=`, or give one "
+            "to it: `pipe.register_modules(controlnet=load_controlnet(path))`."
+        )
+    image = stock_control_image(given)
+    images = _images_by_network(image, len(networks), several=hasattr(pipe.controlnet, "nets"))
+    names = ("controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end")
+    lists = {name: _by_network(name, given[name], len(networks)) for name in names}
+    tasks = _stock_tasks(given["control_mode"], networks)
+    active = []
+    for i, network in enumerate(networks):
+        start, end = lists["control_guidance_start"][i], lists["control_guidance_end"][i]
+        if not 0 <= start <= end <= 1:
+            raise ValueError(
+                f"`control_guidance_start` is {start} and `control_guidance_end` {end}: they are shares of the steps "
+                "from 0 to 1, the start before the end."
+            )
+        pools = bool(network.config.get("global_pool_conditions", False))
+        factor = float(lists["controlnet_conditioning_scale"][i])
+        soft = given["guess_mode"] and not pools
+        active.append(
+            ActiveControl(
+                model=network,
+                hint=_stock_hint(pipe, images[i], size, count, given["num_images_per_prompt"]),
+                scales=partial(guess_mode_scales, factor) if soft else partial(_same_scale, factor),
+                start=start,
+                end=end,
+                whole_steps=True,
+                conds_only=bool(given["guess_mode"]) or pools,
+                task=tasks[i],
+            )
+        )
+    return PassControl(active)
+
+
+def _same_scale(scale: float, count: int) -> list[float]:
+    return [scale] * count
+
+
+def _images_by_network(image: Any, count: int, *, several: bool) -> list[Any]:
+    """The control image of each network: a list of as many where there are several, as in diffusers."""
+    if not several:
+        return [image]
+    if not isinstance(image, (list, tuple)):
+        raise ValueError(f"`control_image` must be a list: one image for each of the {count} ControlNets.")
+    if image and isinstance(image[0], (list, tuple)):  # by prompt, then by network
+        image = [list(each) for each in zip(*image, strict=True)]
+    if len(image) != count:
+        raise ValueError(f"`control_image` has {len(image)} entries for {count} ControlNets: list one for each.")
+    return list(image)
+
+
+def _by_network(name: str, value: Any, count: int) -> list[Any]:
+    values = list(value) if isinstance(value, (list, tuple)) else [value] * count
+    if len(values) != count:
+        raise ValueError(f"`{name}` has {len(values)} entries for {count} ControlNets: give one number, or one each.")
+    return values
+
+
+def _stock_tasks(control_mode: Any, networks: Sequence[Any]) -> list[int | None]:
+    """The task of each union network, by the argument `control_mode`."""
+    if not any(isinstance(network, ControlNetUnionModel) for network in networks):
+        if control_mode is not None:
+            raise ValueError("`control_mode` is for union ControlNets, and the pipeline has none: leave it out.")
+        return [None] * len(networks)
+    tasks = _by_network("control_mode", control_mode, len(networks))
+    for task, network in zip(tasks, networks, strict=True):
+        count = network.config.num_control_type
+        if not isinstance(task, int) or not 0 <= task < count:
+            raise ValueError(f"`control_mode` is {task!r}: it is the number of a task, from 0 to {count - 1}.")
+    return tasks
+
+
+def _stock_hint(pipe: Any, image: Any, size: tuple[int, int], count: int, each: int) -> Tensor:
+    """(1 or count, 3, h, w) in 0..1, as diffusers' pipelines prepare a control image."""
+    processor = VaeImageProcessor(vae_scale_factor=pipe.vae_scale_factor, do_convert_rgb=True, do_normalize=False)
+    hint = processor.preprocess(image, height=size[1], width=size[0]).float()
+    if len(hint) == 1 or len(hint) == count:
+        return hint
+    if len(hint) * each != count:
+        raise ValueError(
+            f"`control_image` has {len(hint)} images for {count // each} prompts: give one for all, or one a prompt."
+        )
+    return hint.repeat_interleave(each, dim=0)
+
+
+def check_networks(pipe: Any) -> None:
+    """Refuse components that are for another base model than the UNet."""
+    for network in component_networks(pipe.controlnet):
+        check_control_base(network, pipe.unet, str(network.config.get("_name_or_path") or "controlnet"))
