@@ -13,6 +13,7 @@ _HOME = {
     "FaceRestorePipeline": ".face_restore",
     "PromptEncoder": ".prompt.encode",
     "parse_infotext": ".infotext.read",
+    "tidy_infotext": ".infotext.tidy",
     "call_arguments": ".infotext.to_call",
     "call_report": ".infotext.to_call",
     "call_settings": ".infotext.settings",

@@ -39,6 +39,8 @@ _OTHER_LABELS = {
     "Sampler": ("sampling method", "sampler name", "sampler_name"),
     "Schedule type": ("sampler sigma", "scheduler", "schedule", "sampler schedule"),
 }
+_BLOCK_WEIGHT = ("lbw", "start", "stop", "step")
+_NUMBERS = re.compile(r"\s*-?[\d.,e+-]+\s*")
 _OLD_VERSIONS = ("Old prompt editing timelines", "Pad conds v0", "Downcast alphas_cumprod")
 _NAME_ARGUMENTS = ("hires_upscaler", "restore_faces")
 
@@ -295,19 +297,24 @@ class _CallReading:
             )
 
     def _tell_tags(self) -> None:
-        """What stands between `<` and `>` and is no LoRA, or asks for more than weights."""
+        """What stands between `<` and `>` and is no network, or asks a network for what an extension does."""
+        weighted = []
         for tag in dict.fromkeys(re.findall(r"<([^<>]{1,300})>", str(self.fields.get("Prompt", "")))):
             kind, *rest = tag.split(":")
-            extra = [part for part in rest[1:] if "=" in part and part.partition("=")[0] not in ("te", "unet", "dyn")]
+            named = [part.partition("=")[0] for part in rest[1:] if part.count("=") == 1]
+            unknown = [name for name in named if name not in ("te", "unet", "dyn", *_BLOCK_WEIGHT)]
+            unknown += [part for part in rest[1:] if "=" not in part and not _NUMBERS.fullmatch(part)]
             if kind == "hypernet" and rest and "Hypernet" not in self.fields:
                 self.lines.append(f"<{tag}>: hypernetworks are not applied here.")
             elif kind not in ("lora", "lyco", "hypernet") and rest:
                 self.lines.append(f"<{tag}>: there is no such kind of network here.")
-            elif extra:
-                self.lines.append(
-                    f"<{_shortened(tag)}>: {', '.join(part.partition('=')[0] for part in extra)} of LoRA "
-                    f"Block Weight: check that the call honours it."
-                )
+            elif kind != "hypernet" and unknown:
+                self.lines.append(f"<{_shortened(tag)}>: {', '.join(unknown)} of LoRA Block Weight has no like here.")
+            elif set(named) & set(_BLOCK_WEIGHT) or any("," in part for part in rest[1:]):
+                weighted.append(rest[0])
+        if weighted:
+            names = ", ".join(f"`{name}`" for name in weighted)
+            self.lines.append(f"LoRA Block Weight set blocks or steps of {names}; so they are here.")
 
     def _tell_needs(self, model_hash: str | None) -> None:
         written = str(self.fields.get("Model hash", ""))
