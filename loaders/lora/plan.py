@@ -137,7 +137,7 @@ def _use_steps(
 
 def _without_effect(layer: NetworkLayer) -> str:
     empty = empty_part(layer.shapes)
-    return f"`{empty}` is empty (a rank of 0), so it changes nothing" if empty else ""
+    return f"`{empty}` is empty, as with a rank of 0, so it changes nothing" if empty else ""
 
 
 def _dyn(use: NetworkUse, reference: bool) -> int | None:

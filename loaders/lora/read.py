@@ -55,9 +55,9 @@ class Network:
         return value
 
     def value(self, layer: NetworkLayer, part: str) -> float:
-        """A part that is one number. Raises NetworkError when it is NaN or infinite."""
+        """A part that is one number. Raises NetworkError when it is NaN, or infinite in float32."""
         number = float(self.tensor(layer, part).flatten()[0])
-        if not math.isfinite(number):
+        if not abs(number) <= torch.finfo(torch.float32).max:
             raise NetworkError(
                 f"`{self.path}`: `{layer.keys[part]}` is NaN or infinite, and the layer's strength comes of it. "
                 "The file was written wrongly; get another copy, or export it again from its trainer."

@@ -63,7 +63,8 @@ def _rotations(parts: Parts, out: int, alpha: float) -> Tensor:
         return parts["oft_diag"]
     blocks = parts["oft_blocks"]
     skew = blocks - blocks.transpose(-1, -2)
-    limit = alpha * out
+    most = torch.finfo(torch.float32).max
+    limit = max(min(alpha * out, most), -most)
     if limit != 0:
         norm = skew.norm()
         skew = skew * ((norm.clamp(max=limit) + 1e-8) / (norm + 1e-8))
