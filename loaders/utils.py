@@ -13,8 +13,14 @@ from pathlib import Path
 from types import ModuleType
 
 
-# A child of diffusers' own logger: `diffusers.logging.set_verbosity_…` decides what is shown.
-LOGGER = logging.getLogger("diffusers.webui")
+def _package_logger() -> logging.Logger:
+    """The package's logger, below diffusers' own: `diffusers.logging.set_verbosity_…` decides what is shown."""
+    logger = logging.getLogger("webui_diffusers")
+    logger.parent = logging.getLogger("diffusers.webui")
+    return logger
+
+
+LOGGER = _package_logger()
 
 
 class NameFromText(str):

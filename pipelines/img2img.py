@@ -241,7 +241,6 @@ class WebUIImg2ImgPipeline(WebUIMixin, StableDiffusionImg2ImgPipeline):
             opaque = opaque_images(image, webui_settings(webui_options)["img2img_background_color"])
             return draw_as_diffusers(self, {**given, "image": opaque}, kwargs)
         request = img2img_request(self, given)
-        watch = StepWatch(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
 
         padded = [self.unet, self.vae] if tiling else []
         with (
@@ -250,6 +249,7 @@ class WebUIImg2ImgPipeline(WebUIMixin, StableDiffusionImg2ImgPipeline):
             seamless_tiling(*padded),
         ):
             self._begin(request.first.guidance, clip_skip)
+            watch = StepWatch(self, callback_on_step_end, callback_on_step_end_tensor_inputs, networks)
 
             # 2. Networks on, text -> conditioning, images -> latents, and those through the tail of a schedule
             drawn = redraw(self, request, networks, watch)

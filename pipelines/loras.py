@@ -44,6 +44,8 @@ class LoraUse(NamedTuple):
 
     name: str  # as the tag or the argument has it: a file's, an alias, a path
     use: tuple  # (network, te, unet[, dyn][, blocks]), as the loaders take it
+    start: int = 0  # the first step of the pass that it is on in
+    stop: int | None = None  # the first step that it is off in again
 
     @property
     def network(self) -> Network:
@@ -58,7 +60,10 @@ def lora_uses(library: NetworkLibrary, tags: Sequence[NetworkTag], loras: Mappin
     unknown name, ValueError for an entry of another form.
     """
     mentions = network_mentions(tags)
-    found = [LoraUse(mention.name, use) for mention, use in zip(mentions, library.uses(mentions), strict=True)]
+    found = [
+        LoraUse(mention.name, use, mention.start, mention.stop)
+        for mention, use in zip(mentions, library.uses(mentions), strict=True)
+    ]
     for entry in list(loras.items()) if isinstance(loras, Mapping) else loras or []:
         if isinstance(entry, str) or not 2 <= len(entry) <= 5:
             raise ValueError(
@@ -82,13 +87,31 @@ class ActiveLoras:
     def __init__(self, backend: str, holder: NetworkMerger | AdapterMixer):
         self._holder, self._rules = holder, LORA_BACKENDS[backend]
         self._any = False
+        self._loras: list[LoraUse] = []
+        self._on: list[tuple] = []
 
     def switch(self, loras: Sequence[LoraUse]) -> list[NetworkReport]:
-        """Make these, and no others, the networks that are on; -> what became of each."""
-        if not loras and not self._any:
+        """Make these, and no others, the networks of a pass, and those on that begin with it; -> what became of each.
+
+        One that is off at the pass's first step is no part of its texts.
+        """
+        self._loras = list(loras)
+        later = [lora.use for lora in loras if not _is_on(lora, 0)]
+        reports = self._switch([lora.use for lora in loras]) if later else []  # refused before the first step
+        on = self._switch([lora.use for lora in loras if _is_on(lora, 0)])
+        return reports or on
+
+    def before_step(self, step: int) -> None:
+        """Switch on and off what begins or ends with this step of the pass (0, 1, 2, ...)."""
+        on = [lora.use for lora in self._loras if _is_on(lora, step)]
+        if on != self._on:
+            self._switch(on)
+
+    def _switch(self, uses: list[tuple]) -> list[NetworkReport]:
+        self._on = uses
+        if not uses and not self._any:
             return []
         self._any = True
-        uses = [lora.use for lora in loras]
         if isinstance(self._holder, AdapterMixer):
             return self._holder.switch(uses)
         return self._holder.switch(uses, self._rules)
@@ -100,6 +123,10 @@ class ActiveLoras:
             return None
         self._any = True
         return self._holder.switch_images(uses)
+
+
+def _is_on(lora: LoraUse, step: int) -> bool:
+    return lora.start <= step and (lora.stop is None or step < lora.stop)
 
 
 @contextmanager
@@ -237,6 +264,12 @@ def mixed_call(library: NetworkLibrary, arguments: Mapping[str, Any], loras: Any
     wanted = _mixes_by_image(loras, prompts, each)
     tags = tags or [[] for _ in range(prompts)]
     mixes = [lora_uses(library, tags[i // each], mix) for i, mix in enumerate(wanted)]
+    for lora in (lora for mix in mixes for lora in mix if lora.start or lora.stop is not None):
+        raise ValueError(
+            f"`<lora:{lora.name}...>` asks for steps (start={lora.start}, stop={lora.stop}), and here diffusers' own "
+            "loop draws, in which networks are on from the first step to the last. Leave them out, or use "
+            "WebUITxt2ImgPipeline."
+        )
     return MixedCall(arguments, mixes, prompts)
 
 

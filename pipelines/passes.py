@@ -63,6 +63,7 @@ class StepWatch:
     pipe: Any
     callback: Callable[..., dict] | None = None
     tensor_inputs: Sequence[str] = ("latents",)
+    networks: ActiveLoras | None = None  # some may begin or end with a step
 
     @contextmanager
     def steps(self, denoiser: GuidedDenoiser, count: int | None) -> Iterator[StepFn]:
@@ -80,6 +81,8 @@ class StepWatch:
                     denoiser.change_scale(pipe.guidance_scale)
                 if pipe.interrupt:
                     raise SamplingInterrupted(x)
+                if self.networks is not None:
+                    self.networks.before_step(i + 1)
                 return x
 
             yield after_step

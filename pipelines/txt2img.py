@@ -230,7 +230,6 @@ class WebUITxt2ImgPipeline(WebUIMixin, StableDiffusionPipeline):
             return draw_as_diffusers(self, given, kwargs)
         request = txt2img_request(self, given)
         first, second, before = request.first, request.second, request.enlargement
-        watch = StepWatch(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
         embeddings: list[tuple[str, ...]] = []  # textual inversions in use, by pass
 
         padded = [self.unet, self.vae] if tiling else []
@@ -240,6 +239,7 @@ class WebUITxt2ImgPipeline(WebUIMixin, StableDiffusionPipeline):
             seamless_tiling(*padded),
         ):
             self._begin(first.guidance, clip_skip)
+            watch = StepWatch(self, callback_on_step_end, callback_on_step_end_tensor_inputs, networks)
 
             # 2. Networks named in the prompt
             self._network_reports = networks.switch(first.loras)

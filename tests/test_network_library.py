@@ -195,6 +195,44 @@ def test_blocks_that_are_none_raise(blocks):
         block_strengths(blocks)
 
 
+# tag -> block strengths, first step, first step without
+STEPS_AND_BLOCKS = [
+    ("<lora:a:1:lbw=1,0.5,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0:stop=2>", {"BASE": 1, "IN01": 0.5, "OUT11": 0}, 0, 2),
+    ("<lora:a:1:start=3:lbw=" + ",".join(["1"] * 26) + ">", {"IN00": 1, "OUT11": 1}, 3, None),
+    ("<lora:a:1:lbw=" + ",".join(["0.5"] * 20) + ">", {"BASE": 0.5, "IN08": 0.5, "M00": 0.5, "OUT08": 0.5}, 0, None),
+    ("<lora:a:1:lbw=NONE:step=2-5>", {"BASE": 0, "M00": 0}, 2, 5),
+    ("<lora:a:1:lbw=ALL:start=-1:stop=0>", {"IN03": 1}, 0, 0),
+]
+
+
+@pytest.mark.parametrize(("tag", "blocks", "start", "stop"), STEPS_AND_BLOCKS)
+def test_a_tag_may_name_blocks_and_steps(tag, blocks, start, stop):
+    (mention,) = mentions(tag)
+    assert {label: mention.blocks[label] for label in blocks} == blocks
+    assert (mention.start, mention.stop) == (start, stop)
+    assert mention.use == (1, 1, None, mention.blocks)
+
+
+@pytest.mark.parametrize(
+    ("tag", "says"),
+    [
+        ("<lora:a:1:lbw=1,2>", "2 block strengths"),
+        ("<lora:a:1:lbw=OUTD>", "OUTD"),
+        ("<lora:a:1:stop=x>", "whole number"),
+    ],
+)
+def test_blocks_and_steps_that_are_none_say_so(tag, says):
+    with pytest.raises(ValueError, match=says):
+        mentions(tag)
+
+
+def test_no_tag_vanishes_without_a_word(caplog):
+    assert mentions("<hypernet:x:0.5><lora:a:1:foo=3><wish:come true>") == [NetworkMention("a")]
+    said = [record.getMessage() for record in caplog.records]
+    for word in ("<hypernet:x:0.5>: hypernetworks are not applied", "foo mean nothing", "<wish:come true>"):
+        assert any(word in text for text in said), word
+
+
 def test_linked_folders_and_endings_in_capitals_are_found(tmp_path):
     other, folder = tmp_path / "other", tmp_path / "folder"
     for place in (other, folder):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from webui_diffusers.loaders import NetworkError
-from webui_diffusers.pipelines import WebUITxt2ImgPipeline, call_arguments, parse_infotext
+from webui_diffusers.pipelines import MultiLoraPipeline, WebUITxt2ImgPipeline, call_arguments, parse_infotext
 
 
 CALL = {"seed": 3, "sampler": "Euler a", "num_inference_steps": 4, "output_type": "np"}
@@ -141,3 +141,45 @@ def test_faces_are_restored_in_the_finished_picture(pipe):
     output = pipe("a red circle", restore_faces="CodeFormer", **CALL)
     assert not np.allclose(output.images[0, 30:36, 30:36], plain[0, 30:36, 30:36], atol=0.05)
     assert "Face restoration: CodeFormer" in output.infotexts[0]
+
+
+def steps_of(pipe, prompt, **more):
+    """The latents after every step."""
+    seen = []
+
+    def note(pipe, i, t, tensors):
+        seen.append(tensors["latents"].clone())
+        return {}
+
+    pipe(prompt, callback_on_step_end=note, **{**CALL, **more})
+    return seen
+
+
+@pytest.mark.parametrize("backend", ["webui", "peft"])
+def test_a_network_is_on_in_the_steps_that_its_tag_names(pipe, backend):
+    before = weights(pipe)
+    plain, whole = (steps_of(pipe, f"a circle{tag}", lora_backend=backend) for tag in ("", "<lora:ink:0:1>"))
+    late, early, never = (
+        steps_of(pipe, f"a circle<lora:ink:0:1:{steps}>", lora_backend=backend)
+        for steps in ("start=2", "stop=2", "stop=0")
+    )
+    for same_as, got, count in ((plain, late, 2), (whole, early, 2), (plain, never, 4)):
+        assert all(torch.equal(a, b) for a, b in zip(same_as[:count], got[:count]))
+    for other, got in ((plain, late), (whole, late), (plain, early), (whole, early)):
+        assert (other[-1] - got[-1]).abs().max() > 1e-3
+    assert same(before, pipe)
+
+
+def test_block_strengths_in_a_tag_are_those_of_the_argument(pipe):
+    blocks = ",".join(["0", "0.5", *["0"] * 15])
+    by_tag = pipe(f"a circle<lora:ink:1:lbw={blocks}>", **CALL).images
+    by_argument = pipe("a circle", loras=[("ink", 1, 1, None, blocks)], **CALL).images
+    assert np.array_equal(by_tag, by_argument)
+    assert not np.allclose(by_tag, pipe("a circle<lora:ink:1>", **CALL).images, atol=1e-3)
+
+
+def test_diffusers_own_loop_knows_no_steps_of_networks(tiny_sd, golden):
+    pipe = MultiLoraPipeline.from_pretrained(tiny_sd, dtype=torch.float32)
+    pipe.add_lora(golden / "lora" / "kohya_lora.safetensors", "ink")
+    with pytest.raises(ValueError, match="start=1"):
+        pipe("a circle<lora:ink:1:start=1>", num_inference_steps=1)

@@ -4,6 +4,8 @@
     <lora:moxin:0.8>                te 0.8, unet 0.8
     <lora:moxin:0.8:0.5:8>          te 0.8, unet 0.5, the first 8 components
     <lora:moxin:unet=0.2>           te 1, unet 0.2; named values win over their places, and take none
+    <lora:moxin:1:lbw=1,0,...>      strengths of the UNet's blocks, as `block_strengths` takes them
+    <lora:moxin:1:start=4:stop=10>  in steps 4 to 9 only, of 0, 1, 2, ...; `step=4-10` is the same
     <lyco:moxin:0.8>                the same files under another word
 
 A name is the file's, without folder and ending, or its alias (`ss_output_name` in the metadata): never a path.
@@ -16,8 +18,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ..utils import near_names
+from ..utils import LOGGER, near_names
 from ..weight_files import NetworkError, WeightFileError, open_weights, weight_file_kind
+from .block_weights import block_strengths
 from .metadata import network_hash, network_version_label
 from .read import Network, read_network
 from .sources import NETWORK_SUFFIXES
@@ -26,13 +29,24 @@ from .sources import NETWORK_SUFFIXES
 NETWORK_WORDS = ("lora", "lyco")
 
 
-class NetworkMention(NamedTuple):
-    """One network that a prompt asks for."""
-
+class _MentionFields(NamedTuple):
     name: str
     te: float = 1.0
     unet: float = 1.0
     dyn: int | None = None
+
+
+class NetworkMention(_MentionFields):
+    """One network that a prompt asks for: (name, te, unet, dyn), and beside these what the webui does not read."""
+
+    blocks: Mapping[str, float] | None = None  # block label -> factor of the strength
+    start: int = 0  # the first step that it is on in
+    stop: int | None = None  # the first step that it is off in again
+
+    @property
+    def use(self) -> tuple:
+        """What stands after the network in a use of merged_networks."""
+        return self[1:] if self.blocks is None else (*self[1:], self.blocks)
 
 
 class NetworkEntry(NamedTuple):
@@ -59,13 +73,16 @@ def network_mentions(tags: Iterable[tuple[str, Sequence[str], Mapping[str, str]]
 
     Two quirks of the webui are kept, because pictures depend on them: tags are grouped by their word, groups in the
     order of the words' first appearance; and of a name that stands twice, the last strengths count for both.
-    Words other than `lora` and `lyco` are not networks. Raises ValueError for a number that is none, where the webui
-    drops all of the prompt's networks.
+    Words other than `lora` and `lyco` are not networks, and the log says so. Raises ValueError for a number that is
+    none, where the webui drops all of the prompt's networks.
     """
     groups: dict[str, list[NetworkMention]] = {}
     for word, positional, named in tags:
         if word in NETWORK_WORDS:
             groups.setdefault(word, []).append(_mention(word, positional, named))
+        else:
+            what = "hypernetworks are not applied here" if word == "hypernet" else "nothing is known by that word"
+            LOGGER.warning("<%s:%s>: %s, so the images are drawn without it.", word, ":".join(positional), what)
     ordered = [mention for group in groups.values() for mention in group]
     last = {mention.name: mention for mention in ordered}
     return [last[mention.name] for mention in ordered]
@@ -155,9 +172,12 @@ class NetworkLibrary:
             self._networks[stamp] = read_network(entry.path)
         return self._networks[stamp]
 
-    def uses(self, mentions: Iterable[NetworkMention]) -> list[tuple[Network, float, float, int | None]]:
-        """What merged_networks takes, for these mentions. Raises NetworkError for the first unknown name."""
-        return [(self.network(name), te, unet, dyn) for name, te, unet, dyn in mentions]
+    def uses(self, mentions: Iterable[NetworkMention]) -> list[tuple]:
+        """What merged_networks takes, for these mentions: (network, te, unet, dyn[, blocks]). Steps are the caller's.
+
+        Raises NetworkError for the first unknown name.
+        """
+        return [(self.network(mention.name), *mention.use) for mention in mentions]
 
     def _names(self) -> dict[str, NetworkEntry]:
         """Every name that finds a file; of equal ones the later file has it. An alias may hide another file's name."""
@@ -190,21 +210,38 @@ def _mention(word: str, positional: Sequence[str], named: Mapping[str, str]) -> 
 
     def number(what: str, place: int, usual: float | None, kind: type) -> float | None:
         text = named[what] if what in named else numbers[place] if len(numbers) > place else None
-        if text is None:
-            return usual
-        try:
-            return kind(text)
-        except ValueError:
-            wanted = "a whole number" if kind is int else "a number"
-            raise ValueError(
-                f"`{text}` in `<{word}:{':'.join(positional)}...>` stands for `{what}` and is not {wanted}, for which "
-                f"the webui would drop all networks of the prompt. Write `<{word}:{name}:0.8>`, or leave it out."
-            ) from None
+        return usual if text is None else _tag_number(word, positional, what, text, kind)
 
     te = float(number("te", 0, 1.0, float) or 0.0)
     unet = float(number("unet", 1, te, float) or 0.0)
     dyn = number("dyn", 2, None, int)
-    return NetworkMention(name, te, unet, None if dyn is None else int(dyn))
+    steps = dict(zip(("start", "stop"), named.get("step", "").split("-"))) if "step" in named else {}
+    first, last = (
+        None if text is None else _tag_number(word, positional, what, text, int)
+        for what, text in ((what, named.get(what, steps.get(what))) for what in ("start", "stop"))
+    )
+    ignored = named.keys() - _TAG_NAMES
+    if ignored:
+        LOGGER.warning("<%s:%s...>: %s mean nothing here.", word, ":".join(positional), ", ".join(sorted(ignored)))
+    mention = NetworkMention(name, te, unet, None if dyn is None else int(dyn))
+    mention.blocks = block_strengths(named["lbw"]) if "lbw" in named else None
+    mention.start = max(int(first or 0), 0)
+    mention.stop = None if last is None else max(int(last), 0)
+    return mention
+
+
+def _tag_number(word: str, positional: Sequence[str], what: str, text: str, kind: type) -> float:
+    try:
+        return kind(text)
+    except ValueError:
+        wanted = "a whole number" if kind is int else "a number"
+        raise ValueError(
+            f"`{text}` in `<{word}:{':'.join(positional)}...>` stands for `{what}` and is not {wanted}, for which "
+            f"the webui would drop all networks of the prompt. Write `<{word}:{positional[0]}:0.8>`, or leave it out."
+        ) from None
+
+
+_TAG_NAMES = {"te", "unet", "dyn", "lbw", "start", "stop", "step"}
 
 
 def _scan(folder: Path) -> list[NetworkEntry]:
