@@ -93,7 +93,7 @@ class WebUIMixin(CallState, LoraMethods, SavedWithCode):
 
     @classmethod
     def from_infotext(cls, text: str | Mapping[str, Any], library: Any, **kwargs: Any) -> Any:
-        """The checkpoint, VAE, networks, embeddings, upscaler, refiner and control models that a picture's text (or
+        """The checkpoint, VAE, networks, embeddings, upscaler, refiner and control models that an image's text (or
         its fields) names, found in a library by name and hash, each known by the name that it has in the text.
 
         library: a WebUIFolder. kwargs: of `from_single_file`. Raises ValueError that lists all that is missing before
@@ -143,7 +143,7 @@ class WebUIMixin(CallState, LoraMethods, SavedWithCode):
     def save(
         self, images: Sequence[Image.Image] | WebUIPipelineOutput, folder: str | Path, pattern: str = "[number]-[seed]"
     ) -> list[Path]:
-        """Write pictures, or a call's whole output with its texts, into `folder`; see `save_pictures`."""
+        """Write images, or a call's whole output with its texts, into `folder`; see `save_pictures`."""
         if isinstance(images, WebUIPipelineOutput):
             return images.save(folder, pattern)
         return save_pictures(images, None, folder, pattern)

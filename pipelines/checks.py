@@ -21,7 +21,7 @@ DEPRECATED_ARGUMENTS = ("callback", "callback_steps")  # of diffusers; its own c
 def prompt_list(
     prompt: str | Sequence[str] | None, negative: Any, images: int, embeds: Tensor | None = None
 ) -> tuple[list[str], list[str]]:
-    """Prompts and negative prompts, one an image: each prompt is repeated for its `images` pictures.
+    """Prompts and negative prompts, one an image: each prompt is repeated for its `images` images.
 
     embeds: `prompt_embeds` (b, tokens, dim), which stand for the prompts; those are empty then.
     """

@@ -36,7 +36,7 @@ def entry_at(schedule: Sequence[tuple], evaluation: int) -> int:
     """Index of the entry that model evaluation number `evaluation` reads. schedule: (last step, ...) in rising order.
 
     Evaluations count from 0 in each pass, steps from 1: so the webui reads the first entry one evaluation longer than
-    its number says, and an evaluation beyond the last step reads the first entry again. Both kept: pictures depend on
+    its number says, and an evaluation beyond the last step reads the first entry again. Both kept: images depend on
     them.
 
     >>> [entry_at([(2, "a"), (4, "b")], evaluation) for evaluation in range(6)]
@@ -52,10 +52,10 @@ def cond_at_call(schedule: Sequence[TimedCond], evaluation: int) -> TimedCond:
 
 def given_conditioning(given: Mapping[str, Any], *, is_sdxl: bool = False) -> Conditioning:
     """Conditioning from the arguments `prompt_embeds` (b, tokens, dim), `pooled_prompt_embeds` (b, dim) and their
-    negative sides, each row repeated for its `num_images_per_prompt` pictures.
+    negative ones, each row repeated for its `num_images_per_prompt` images.
 
-    The negative side is empty where it is to be encoded from `negative_prompt`. Raises ValueError for tensors that do
-    not go together, and on SDXL for missing pooled ones.
+    uncond is empty where it is to be encoded from `negative_prompt`. Raises ValueError for tensors that do not go
+    together, and on SDXL for missing pooled ones.
     """
     embeds, pooled = given["prompt_embeds"], given["pooled_prompt_embeds"]
     negative, negative_pooled = given["negative_prompt_embeds"], given["negative_pooled_prompt_embeds"]
@@ -84,7 +84,7 @@ def given_conditioning(given: Mapping[str, Any], *, is_sdxl: bool = False) -> Co
 def completed_conditioning(
     given: Conditioning, encode: Callable[[], Conditioning] | None, width: int | None = None
 ) -> Conditioning:
-    """Given conditioning with its negative side, which `encode` encodes where it is missing; zeros without `encode`.
+    """Given conditioning with its uncond, which `encode` encodes where it is missing; zeros without `encode`.
 
     width: keep the last `width` channels, those of SDXL's second encoder, which its refiner reads alone.
     """
@@ -109,10 +109,10 @@ def completed_conditioning(
 
 @dataclass(frozen=True)
 class SizeNumbers:
-    """diffusers' `time_ids` of both sides: [H, W, top, left, target H, target W], or [H, W, top, left, score]."""
+    """diffusers' `time_ids`: [H, W, top, left, target H, target W], or [H, W, top, left, score]."""
 
-    positive: tuple[float, ...]
-    negative: tuple[float, ...]
+    cond: tuple[float, ...]
+    uncond: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -130,8 +130,8 @@ class SizeArguments:
 def size_numbers(asked: tuple[int, int], options: Mapping[str, Any], given: SizeArguments) -> SizeNumbers:
     """The base model's numbers. asked: (height, width) of the pass as asked for, not rounded to latent cells.
 
-    The webui tells both sides the same: this size twice, and the crop of the options. Arguments win over that; those
-    of the negative side count, as in diffusers, where both its sizes are given.
+    In the webui cond and uncond read the same: this size twice, and the crop of the options. Arguments win over that;
+    those of uncond count, as in diffusers, where both its sizes are given.
     """
     crop = given.crops_coords_top_left or (options["sdxl_crop_top"], options["sdxl_crop_left"])
     positive = (*(given.original_size or asked), *crop, *(given.target_size or asked))
@@ -142,9 +142,9 @@ def size_numbers(asked: tuple[int, int], options: Mapping[str, Any], given: Size
 
 
 def refiner_numbers(asked: tuple[int, int], options: Mapping[str, Any], given: SizeArguments) -> SizeNumbers:
-    """The refiner's numbers: no target size, and a score for each side."""
+    """The refiner's numbers: no target size, and a score each for cond and uncond."""
     base = size_numbers(asked, options, given)
     return SizeNumbers(
-        (*base.positive[:4], options["sdxl_refiner_high_aesthetic_score"]),
-        (*base.negative[:4], options["sdxl_refiner_low_aesthetic_score"]),
+        (*base.cond[:4], options["sdxl_refiner_high_aesthetic_score"]),
+        (*base.uncond[:4], options["sdxl_refiner_low_aesthetic_score"]),
     )

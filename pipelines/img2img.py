@@ -1,7 +1,7 @@
 """WebUIImg2ImgPipeline: the webui's img2img tab as a diffusers pipeline, inpainting included: a mask makes it so.
 
-Reads like txt2img.py. What is new here: a picture is brought to the size of the job, encoded, drawn over through the
-tail of a schedule, and, with a mask, laid over the result where it was to stay.
+An image is brought to the size of the job, encoded, noised, and denoised through the tail of a schedule.
+With a mask it is laid over the result where it was to stay.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -46,11 +46,11 @@ from webui_diffusers.pipelines.passes import StepWatch, redraw
 
 
 class WebUIImg2ImgPipeline(WebUIMixin, StableDiffusionImg2ImgPipeline):
-    """Stable Diffusion 1.x, 2.x and SDXL over a picture, with the webui's prompts, samplers, noise and masks.
+    """Stable Diffusion 1.x, 2.x and SDXL over an image, with the webui's prompts, samplers, noise and masks.
 
     Everything StableDiffusionImg2ImgPipeline (with `text_encoder_2`: StableDiffusionXLImg2ImgPipeline) does works the
-    same, and draws the same picture bit for bit as long as only its arguments are used and prompts carry no syntax.
-    Give a `sampler`, a `seed`, a `mask_image` or any other argument of the webui's and the picture is the webui's.
+    same, and draws the same image bit for bit as long as only its arguments are used and prompts carry no syntax.
+    Give a `sampler`, a `seed`, a `mask_image` or any other argument of the webui's and the image is the webui's.
 
     >>> pipe = WebUIImg2ImgPipeline.from_pretrained("stable-diffusion-v1-5/stable-diffusion-v1-5")
     >>> pipe("a (red:1.2) fox", photo, 0.6, seed=1, sampler="Euler a", mask_image=mask).images[0]
@@ -195,29 +195,29 @@ class WebUIImg2ImgPipeline(WebUIMixin, StableDiffusionImg2ImgPipeline):
         negative_aesthetic_score: float = 2.5,
         **kwargs: Any,
     ) -> WebUIPipelineOutput | tuple:
-        """Draw over pictures.
+        """Generate images from images.
 
         The arguments up to `callback_on_step_end_tensor_inputs` and from `guidance_rescale` on are diffusers' and mean
         what they mean in StableDiffusionImg2ImgPipeline and StableDiffusionXLImg2ImgPipeline; those of the webui that
         are not explained here are explained in WebUITxt2ImgPipeline.
 
-        The VAE's encoding of a picture is drawn, and in the webui by torch's global generator, whatever the seed is.
-        It is so here: for the same picture to the last bit call `torch.manual_seed` before (Stable Diffusion's own
+        The VAE's encoding of an image is drawn, and in the webui by torch's global generator, whatever the seed is.
+        It is so here: for the same image to the last bit call `torch.manual_seed` before (Stable Diffusion's own
         VAEs hardly differ otherwise), or pass a `generator`, which then draws that, beside the noise of `seed`.
 
         Args:
-            image: a picture or one for each prompt or image: PIL, array (h, w, 3), tensor (3, h, w); or latents.
+            image: an image or one for each prompt or image: PIL, array (h, w, 3), tensor (3, h, w); or latents.
             strength: 0..1, how much is drawn anew: int(strength * steps) + 1 steps run, as many as asked for with the
                 option `img2img_fix_steps`. None: 0.8, and 0.3 for SDXL, as in diffusers.
-            width, height: of what is drawn, in pixels. None: the picture's, cut to multiples of 8.
-            resize_mode: how the picture gets that size: "stretch", "crop" (cover it, cut what stands out), "fill" (fit
+            width, height: of what is drawn, in pixels. None: the image's, cut to multiples of 8.
+            resize_mode: how the image gets that size: "stretch", "crop" (cover it, cut what stands out), "fill" (fit
                 inside, fill the borders), "latent" (stretch its latents).
-            mask_image: white, or opaque in a picture with transparency, where the picture is drawn anew.
-            mask_blur: standard deviation in pixels of the picture, or (along x, along y).
+            mask_image: white, or opaque in an image with transparency, where the image is drawn anew.
+            mask_blur: standard deviation in pixels of the image, or (along x, along y).
             masked_content: what the masked part begins as: "original", "fill" (the colours around it), "latent noise",
                 "latent nothing".
             inpaint_area: "whole", or "masked": what the mask shows is cut out, drawn at width x height, and put back.
-            masked_padding: pixels of the picture kept around the mask in the cut.
+            masked_padding: pixels of the image kept around the mask in the cut.
             invert_mask: draw what the mask does not show. soft_mask: latent cells may be drawn anew in part.
             seed: image i is drawn with seed + i; see WebUITxt2ImgPipeline.
             control_image, controlnet_conditioning_scale, control_guidance_start, control_guidance_end, guess_mode,
@@ -258,7 +258,7 @@ class WebUIImg2ImgPipeline(WebUIMixin, StableDiffusionImg2ImgPipeline):
             x = drawn.latents
             pixels, flagged = (x, None) if output_type == "latent" else decoded_pixels(self, x)
 
-            # 4. Pixels -> pictures, their faces, and what is laid over
+            # 4. Pixels -> images, their faces, and what is laid over
             images = pixels
             if output_type != "latent":
                 edits = control_edits(request.overlays)

@@ -54,7 +54,7 @@ class MultiLoraPipeline(CallState, LoraMethods, SavedWithCode, StableDiffusionPi
         lora_backend: str = "peft",
         **kwargs: Any,
     ) -> Any:
-        """Draw pictures. All arguments but two are StableDiffusionPipeline's and mean what they mean there.
+        """Generate images. All arguments but two are StableDiffusionPipeline's and mean what they mean there.
 
         Args:
             prompt: `<lora:name:te:unet>` in a prompt holds for that prompt's images; its own networks come first.

@@ -65,7 +65,7 @@ class MultiLoraXLPipeline(CallState, LoraMethods, SavedWithCode, StableDiffusion
         lora_backend: str = "peft",
         **kwargs: Any,
     ) -> Any:
-        """Draw pictures. All arguments but two are StableDiffusionXLPipeline's and mean what they mean there.
+        """Generate images. All arguments but two are StableDiffusionXLPipeline's and mean what they mean there.
 
         Args:
             prompt: `<lora:name:te:unet>` in a prompt holds for that prompt's images; its own networks come first.

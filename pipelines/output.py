@@ -21,9 +21,9 @@ Edit = Callable[[list[Image.Image]], list[Image.Image]]
 
 @dataclass
 class WebUIPipelineOutput(BaseOutput):
-    """Pictures and what is known of them. A call with `return_dict=False` gives (images, nsfw_content_detected).
+    """Images and what is known of them. A call with `return_dict=False` gives (images, nsfw_content_detected).
 
-    images: PIL pictures, or an array (b, h, w, 3) in [0, 1], or a tensor (b, 3, h, w) in [0, 1], or latents.
+    images: PIL images, or an array (b, h, w, 3) in [0, 1], or a tensor (b, 3, h, w) in [0, 1], or latents.
     nsfw_content_detected: one flag an image, None without a safety checker.
     infotexts: the "parameters" text of each image, as the webui writes it.
     seeds: the seed of each image; of a `generator` the one it was made with, if nothing was drawn from it before.
@@ -36,9 +36,9 @@ class WebUIPipelineOutput(BaseOutput):
     seeds: list[int] | None = None
 
     def save(self, path: str | Path, pattern: str = "[number]-[seed]", **kwargs: Any) -> list[Path]:
-        """Write the pictures with their texts. Gives the paths. Needs `output_type="pil"`.
+        """Write the images with their texts. Gives the paths. Needs `output_type="pil"`.
 
-        path: a file of a picture format, for a single picture; else a folder, where `pattern` makes the names and no
+        path: a file of an image format, for a single image; else a folder, where `pattern` makes the names and no
         file that is there is written over. kwargs: `quality`, `lossless`; for a folder also `extension`.
         """
         if Path(path).suffix.lower() in PICTURE_FORMATS and len(self.images) == 1:
@@ -72,7 +72,7 @@ def output_images(
     """Pixels (b, 3, h, w) in [0, 1] as "pil", "np" (b, h, w, 3) or "pt".
 
     truncates: 8-bit values are cut off, as in the webui; else rounded, as in diffusers. edits: what is done to the
-    8-bit pictures, in order; the result is then 8-bit for every output type.
+    8-bit images, in order; the result is then 8-bit for every output type.
     """
     if not edits and output_type == "pt":
         return pixels

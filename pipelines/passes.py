@@ -131,7 +131,7 @@ def conditioned_model(
     pipe: Any, unet: Any, plan: Pass, conditioning: Conditioning, size: SizeNumbers | None
 ) -> DenoiserModel:
     """A UNet with its conditioning and noise levels. size: SDXL's numbers, None for a UNet that takes none."""
-    numbers = None if size is None else (torch.tensor(size.positive).float(), torch.tensor(size.negative).float())
+    numbers = None if size is None else (torch.tensor(size.cond).float(), torch.tensor(size.uncond).float())
     prediction = pipe.scheduler.config.get("prediction_type", "epsilon")
     return DenoiserModel(unet, plan.table, conditioning, prediction, numbers)
 
@@ -160,7 +160,7 @@ def pass_noise(pipe: Any, request: NoiseRequest, plan: Pass, delta: int) -> Seed
 def noise_start(pipe: Any, request: Request, plan: Pass, init: Tensor | None = None) -> PassStart:
     """What a pass of txt2img begins with. init: the enlarged latents, in the second pass.
 
-    An inpainting UNet is told that all is to be painted, over grey.
+    An inpainting UNet gets a mask that is all white, over grey.
     """
     noise = pass_noise(pipe, request.noise, plan, request.options["eta_noise_seed_delta"])
     channels = None

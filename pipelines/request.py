@@ -74,7 +74,7 @@ class Pass:
     width: int  # of the latents, in pixels
     height: int
     cell: int  # pixels along one side of a latent cell: 8 but for tiny VAEs
-    asked_size: tuple[int, int]  # (height, width) as asked for, not rounded to cells: what SDXL is told
+    asked_size: tuple[int, int]  # (height, width) as asked for, not rounded to cells: what SDXL reads
     guidance: Guidance
     refines: bool = False  # whether the refiner takes over in this pass
     first_pass_evaluations: int | None = None  # hires only: the first pass's steps as prompts count them
@@ -114,7 +114,7 @@ class Enlargement:
 
 @dataclass(frozen=True)
 class InitRequest:
-    """What img2img draws over."""
+    """What img2img redraws."""
 
     arguments: InitArguments
     images: InitPictures  # brought to the job's size
@@ -124,13 +124,13 @@ class InitRequest:
 
 
 class FaceRestoration(NamedTuple):
-    """What `restore_faces` does to each picture."""
+    """What `restore_faces` does to each image."""
 
     name: str
-    restore: Callable[[np.ndarray], np.ndarray]  # of an 8-bit picture (h, w, 3)
+    restore: Callable[[np.ndarray], np.ndarray]  # of an 8-bit image (h, w, 3)
 
     def edit(self, pictures: list[Image.Image]) -> list[Image.Image]:
-        """Each picture with its faces restored."""
+        """Each image with its faces restored."""
         return [Image.fromarray(self.restore(np.array(picture))) for picture in pictures]
 
 

@@ -1,6 +1,6 @@
 """WebUITxt2ImgPipeline: the webui's txt2img tab as a diffusers pipeline. `__call__` is the story of one image.
 
-Sampling is a function over sigmas and not `scheduler.step`: the webui's pictures come from k-diffusion's loops, one
+Sampling is a function over sigmas and not `scheduler.step`: the webui's images come from k-diffusion's loops, one
 noise stream per image, and conditioning that changes by step; a scheduler's `step` sees none of these. `scheduler`
 stays a component: it says which betas and which prediction type the model has, and it steps where no `sampler` is
 named.
@@ -50,8 +50,8 @@ class WebUITxt2ImgPipeline(WebUIMixin, StableDiffusionPipeline):
     """Stable Diffusion 1.x, 2.x and SDXL with the webui's prompts, samplers, noise, hires fix, networks and faces.
 
     Everything StableDiffusionPipeline (with `text_encoder_2`: StableDiffusionXLPipeline) does works the same, and
-    draws the same picture bit for bit as long as only its arguments are used and prompts carry no syntax. Name a
-    `sampler`, a `seed` or any other argument of the webui's and the picture is the webui's.
+    draws the same image bit for bit as long as only its arguments are used and prompts carry no syntax. Name a
+    `sampler`, a `seed` or any other argument of the webui's and the image is the webui's.
 
     >>> pipe = WebUITxt2ImgPipeline.from_pretrained("stable-diffusion-v1-5/stable-diffusion-v1-5")
     >>> pipe("(masterpiece:1.2), a fox [in snow:at night:0.5]", seed=1, sampler="Euler a").images[0]
@@ -180,7 +180,7 @@ class WebUITxt2ImgPipeline(WebUIMixin, StableDiffusionPipeline):
         negative_target_size: tuple[int, int] | None = None,
         **kwargs: Any,
     ) -> WebUIPipelineOutput | tuple:
-        """Draw pictures.
+        """Generate images.
 
         The arguments up to `callback_on_step_end_tensor_inputs` and from `prompt_2` on are diffusers' and mean what
         they mean in StableDiffusionPipeline and StableDiffusionXLPipeline. With a `sampler` named, `clip_skip` is
@@ -196,7 +196,7 @@ class WebUITxt2ImgPipeline(WebUIMixin, StableDiffusionPipeline):
             noise_source: "gpu" (what an NVIDIA card draws, on any device), "cpu", "nv".
             sampler: label of the webui ("DPM++ 2M", "Euler a", "DPM++ 2M Karras", ...). None: `scheduler` steps.
             schedule: schedule type of the webui ("Karras", "Exponential", ...). None: the sampler's own.
-            tiling: opposite edges of the picture meet.
+            tiling: opposite edges of the image meet.
             loras: {name or path: weight} or [(name or path, te, unet[, dyn])], besides the prompt's own tags.
             lora_backend: whose numbers: "webui", "reference" (the format's own library) or "peft".
             hires_scale, hires_size: second pass at that scale, or at (width, height) where 0 follows the other side.
@@ -205,7 +205,7 @@ class WebUITxt2ImgPipeline(WebUIMixin, StableDiffusionPipeline):
             hires_steps: 0 means as many as the first pass. hires_strength: 0..1, how much is generated anew.
             hires_guidance_scale, hires_prompt, hires_negative_prompt, hires_sampler, hires_schedule: None means the
                 first pass's.
-            restore_faces: "CodeFormer", "GFPGAN", ... : the component `face_restorer` is applied to each picture.
+            restore_faces: "CodeFormer", "GFPGAN", ... : the component `face_restorer` is applied to each image.
             face_fidelity: 0 (strongest) to 1 (most faithful), for CodeFormer. None: the option `code_former_weight`.
             refiner_switch_at: share of the noise levels after which the component `refiner` takes over, 0..1.
             image, control_image, controlnet_conditioning_scale, control_guidance_start, control_guidance_end,
@@ -266,7 +266,7 @@ class WebUITxt2ImgPipeline(WebUIMixin, StableDiffusionPipeline):
             # 6. Latents -> pixels, and what the safety checker says
             pixels, flagged = (x, None) if output_type == "latent" else decoded_pixels(self, x)
 
-            # 7. Pixels -> pictures, and their faces
+            # 7. Pixels -> images, and their faces
             images = pixels
             if output_type != "latent":
                 edits = control_edits(request.overlays)
