@@ -19,6 +19,8 @@ from webui_diffusers.loaders.checkpoint.configs import model_config_folder
 from webui_diffusers.loaders.library.folder import WebUIFolder
 from webui_diffusers.pipelines.cli.axes import read_axis, text_axes
 from webui_diffusers.pipelines.cli.common import handle_errors
+from webui_diffusers.pipelines.cli.dynamic import filled_calls
+from webui_diffusers.pipelines.cli.job_file import read_jobs
 from webui_diffusers.pipelines.cli.library import CallFiles
 from webui_diffusers.pipelines.cli.main import app
 from webui_diffusers.pipelines.cli.models import ModelSetup
@@ -322,6 +324,35 @@ def test_a_pasted_text_is_read_as_one():
     found = result_of("txt2img", text, "--dry-run", "--cfg", 5)["arguments"]
     assert (found["prompt"], found["negative_prompt"], found["seed"]) == ("a cat", "dog", 9)
     assert found["guidance_scale"] == 5.0
+
+
+def test_choices_and_wildcards_are_filled_in_only_when_asked(tmp_path: Path):
+    pytest.importorskip("dynamicprompts")
+    (tmp_path / "wild").mkdir()
+    (tmp_path / "wild" / "animal.txt").write_text("heron\notter\n")
+    template, wild = "a {red|blue} __animal__ [a:b:0.5]", ["--wildcards", tmp_path / "wild"]
+
+    def prompts(*more: object) -> list[tuple]:
+        lines = run("txt2img", template, "--dry-run", "--json", "--seed", 5, *more).stdout.splitlines()
+        return [(call["arguments"]["prompt"], call["arguments"]["seed"]) for call in map(json.loads, lines)]
+
+    assert prompts("-n", 3) == [(template, 5)]
+    filled = prompts("-n", 8, "--dynamic", *wild)
+    assert filled == prompts("-n", 8, "--dynamic", *wild) and [seed for _, seed in filled] == list(range(5, 13))
+    assert {prompt for prompt, _ in filled} <= {
+        f"a {c} {a} [a:b:0.5]" for c in ("red", "blue") for a in ("heron", "otter")
+    }
+    assert len({prompt for prompt, _ in filled}) > 1
+    assert len({prompt for prompt, _ in prompts("--dynamic-all", *wild)}) == 4
+    said = run("txt2img", "a __animals__", "--dynamic", *wild, code=1).stderr
+    assert "animals.txt" in said and "Did you mean 'animal'" in said
+    assert "must be closed" in run("txt2img", "a {b|c", "--dynamic", code=1).stderr
+    run("txt2img", "x", *wild, code=2)
+    jobs = tmp_path / "jobs.txt"
+    jobs.write_text("a {red|blue|green|grey} cat\n" * 3)
+    listed = read_jobs(jobs, {}, None)
+    values = {"dynamic": True, "dynamic_all": False, "wildcards": None, "count": 1}
+    assert len({filled_calls(job.call, values)[0]["prompt"] for job in listed}) > 1
 
 
 # 2. info, explain, lora, upscale

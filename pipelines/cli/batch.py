@@ -18,6 +18,7 @@ from .common import (
     progress_total,
     report,
 )
+from .dynamic import dynamic_options, filled_calls, is_dynamic
 from .job_file import read_jobs
 from .job_folder import JobFolder
 from .job_names import Job
@@ -42,6 +43,7 @@ from .sources import SourceCall
 @out_option("batch", "Folder.")
 @format_option
 @quality_option
+@dynamic_options
 @json_option
 @call_options(CALL_OPTIONS)
 @model_options
@@ -59,6 +61,8 @@ def batch_command(jobs: Path, out: Path, as_json: bool, **values: Any) -> None:
     setup = read_setup(values)
     own = read_call(values)
     listed = read_jobs(jobs, own, setup.model)
+    if is_dynamic(values):
+        listed = [job._replace(call=filled_calls(job.call, {**values, "count": 1})[0]) for job in listed]
     files = CallFiles(read_library(values), own, without_missing=values["without_missing"])
     done = draw_jobs(listed, setup, JobFolder(out, values["extension"], values["quality"]), files)
     if is_main_process():

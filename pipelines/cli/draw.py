@@ -10,6 +10,7 @@ from ..infotext.read import parse_infotext
 from ..infotext.styles import read_styles
 from .checks import ready_calls
 from .common import EXIT_FAILED, add_options, print_result, report
+from .dynamic import dynamic_options, filled_calls, is_dynamic
 from .library import CallFiles, library_options
 from .models import ModelSetup, PipelineCache, draw_call, model_options, read_setup
 from .options import CallOption, call_options, merge_call, read_call, with_usual_sampler
@@ -24,7 +25,15 @@ def draw_options(table: Mapping[str, CallOption]) -> Callable[[Any], Any]:
     )
     dry_run = click.option("--dry-run", is_flag=True, help="Show the call; draw nothing.")
     return add_options(
-        source_option, save_options, count, style_options, dry_run, call_options(table), model_options, library_options
+        source_option,
+        save_options,
+        count,
+        style_options,
+        dynamic_options,
+        dry_run,
+        call_options(table),
+        model_options,
+        library_options,
     )
 
 
@@ -51,7 +60,10 @@ def draw(
         call = with_styles(merge_call(source.arguments, own), values["style_names"], known)
         if call.get("prompt") is None:
             raise click.UsageError('nothing to draw: give a prompt, as in "a cat", or --from a picture.')
-        calls.append(source._replace(arguments=with_usual_sampler(call)))
+        call = with_usual_sampler(call)
+        filled = filled_calls(call, values) if is_dynamic(values) else [call]
+        calls += [source._replace(arguments=one) for one in filled]
+    rounds = 1 if is_dynamic(values) else values["count"]
     for line in problems:
         report(f"Error: {line}", "red")
     if values["dry_run"]:
@@ -63,7 +75,7 @@ def draw(
         calls = [source for source, _ in ready.calls]
         print_reports(calls)
         pipes = PipelineCache(load)
-        pictures = draw_and_save(ready.calls, pipes, ready.files, values)
+        pictures = draw_and_save(ready.calls, pipes, ready.files, {**values, "count": rounds})
         lines = [line for source in calls for line in source.report]
         print_result({"pictures": pictures, "report": lines}, values["as_json"], print_paths)
     if problems:

@@ -129,7 +129,7 @@ class CallFiles:
             elif kind == "embedding":
                 pipe.add_embedding(path, name)
             elif kind == "upscaler":
-                pipe.attached.upscalers[name] = load_upscaler(path)
+                pipe.attached.upscalers[name] = load_upscaler(path).to(pipe.device)
             elif kind == "face_restorer":
                 pipe.attached.face_models[name] = load_face_restorer(path)
 

@@ -111,6 +111,8 @@ def load_pipeline(pipeline: Any, setup: ModelSetup, *, bars: bool = True) -> Any
         pipe.register_to_config(_name_or_path=str(file))  # for the picture's "Model" and "Model hash"
     else:
         pipe = pipeline.from_pretrained(str(file) if file.is_dir() else setup.model, torch_dtype=dtype, **loaded)
+    if setup.vae and "vae" not in loaded:
+        pipe.load_vae(setup.vae)
     if others := {name: part for name, part in parts.items() if name not in loaded}:
         pipe.register_modules(**others)
     if setup.lora_folder is not None:
@@ -145,12 +147,10 @@ def _hide_loading_bars() -> None:
 def _extra_parts(setup: ModelSetup, dtype: Any) -> dict[str, Any]:
     """Components that do not come with the model."""
     parts: dict[str, Any] = {}
-    if setup.vae:
+    if setup.vae and not Path(setup.vae).expanduser().exists():
         from diffusers import AutoencoderKL
 
-        single = Path(setup.vae).expanduser().is_file()
-        load = AutoencoderKL.from_single_file if single else AutoencoderKL.from_pretrained
-        parts["vae"] = load(setup.vae, torch_dtype=dtype)
+        parts["vae"] = AutoencoderKL.from_pretrained(setup.vae, torch_dtype=dtype)
     if setup.refiner:
         parts["refiner"] = _load_refiner(setup.refiner, dtype)
     if setup.upscaler:
