@@ -14,6 +14,7 @@ holds no embedding is a picture, and so is `*.preview.png`.
 
 import base64
 import binascii
+import contextlib
 import json
 import os
 import zlib
@@ -120,7 +121,8 @@ def read_embedding_folder(
     """
     loaded: dict[str, TextualInversion] = {}
     skipped: list[SkippedEmbedding] = []
-    for path in _embedding_files(Path(folder)):
+    for location, _ in _embedding_files(Path(folder)):
+        path = Path(location)
         name = path.stem
         try:
             found = _embedding_in(path)
@@ -139,17 +141,36 @@ def read_embedding_folder(
     return loaded, skipped
 
 
-def _embedding_files(folder: Path) -> list[Path]:
+def embedding_folder_state(folder: str | Path) -> tuple[tuple[str, int, int], ...]:
+    """Path, size and time of change of each file that `read_embedding_folder` reads: another state, other embeddings.
+
+    Raises EmbeddingError when there is no such folder.
+    """
+    return tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in _embedding_files(Path(folder)))
+
+
+def _embedding_files(folder: Path) -> list[tuple[str, os.stat_result]]:
     if not folder.is_dir():
         raise EmbeddingError(f"`{folder}` is no folder. Name the folder that holds the embeddings.")
-    files: list[Path] = []
-    seen: set[str] = set()  # a link to a folder is followed, but not in circles
-    for root, folders, names in os.walk(folder, followlinks=True):
-        seen.add(os.path.realpath(root))
-        folders[:] = sorted(name for name in folders if os.path.realpath(os.path.join(root, name)) not in seen)
-        files += [Path(root, name) for name in sorted(names)]
-    kinds = (*_EMBEDDING_WEIGHTS, *_EMBEDDING_PICTURES)
-    return [file for file in files if file.suffix.lower() in kinds]
+    found: list[tuple[str, os.stat_result]] = []
+    _add_embedding_files(str(folder), {os.path.realpath(folder)}, found)
+    return found
+
+
+def _add_embedding_files(folder: str, seen: set[str], found: list[tuple[str, os.stat_result]]) -> None:
+    """The files of a folder by name, then those of the folders in it. Links are followed, not in circles."""
+    inner = []
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        with contextlib.suppress(OSError):  # a link that leads nowhere
+            if entry.is_dir():
+                inner.append(entry.path)
+            elif entry.name.lower().endswith((*_EMBEDDING_WEIGHTS, *_EMBEDDING_PICTURES)):
+                found.append((entry.path, entry.stat()))
+    for place in inner:
+        real = os.path.realpath(place)
+        if real not in seen:
+            seen.add(real)
+            _add_embedding_files(place, seen, found)
 
 
 def _embedding_in(path: Path) -> TextualInversion | None:

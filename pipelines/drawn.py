@@ -40,7 +40,7 @@ def request_drawn(
         arguments |= {"strength": first.strength, **request.init.arguments.written(masked=request.init.masked)}
     loras = [lora for plan in plans for lora in plan.loras]
     names = [name for name in second_embeddings if name not in embeddings] + list(embeddings)
-    hashes = pipe.attached.embedding_hashes([lora.network for lora in loras])
+    hashes = pipe.attached.embedding_hashes([lora.network for lora in loras]) if names else {}
     fields = {
         "Lora hashes": lora_hashes(loras),
         "TI hashes": ", ".join(f"{name.replace(':', '').replace(',', '')}: {hashes[name]}" for name in names),

@@ -12,7 +12,12 @@ from ..loaders.controlnet.load import check_control_base, find_controlnet, load_
 from ..loaders.hashes import model_hash
 from ..loaders.lora.library import NetworkLibrary
 from ..loaders.lora.read import Network
-from ..loaders.textual_inversion import TextualInversion, read_embedding, read_embedding_folder
+from ..loaders.textual_inversion import (
+    TextualInversion,
+    embedding_folder_state,
+    read_embedding,
+    read_embedding_folder,
+)
 from ..loaders.upscaler import load_upscaler
 from ..loaders.utils import LOGGER, unknown_choice
 from .images.hires import DEFAULT_HIRES_UPSCALER, LATENT_UPSCALERS
@@ -34,7 +39,9 @@ class Attachments:
         self.controlnets: dict[str, Any] = {}
         self.controlnet_folder: Path | None = None
         self.row_cache = RowCache()
-        self._folder_states: dict[tuple, dict[str, TextualInversion]] = {}
+        self._folder_state: tuple = ()
+        self._folder_embeddings: dict[tuple, dict[str, TextualInversion]] = {}  # by widths, for that state
+        self._fitting: dict[tuple, dict[str, dict[str, Tensor]]] = {}  # by encoders and embeddings
 
     def add_embedding(self, path: str | Path, name: str | None = None) -> str:
         """Make a textual inversion known by `name`, by default its own. Returns the name."""
@@ -50,11 +57,7 @@ class Attachments:
         encoder = PromptEncoder.from_pipe(pipe, cache=self.row_cache)
         parts, widths = [e.part for e in encoder.encoders], [e.width for e in encoder.encoders]
         known = self._known_embeddings(widths)
-        for name, found in known.items():
-            try:
-                encoder.embeddings[name] = dict(zip(parts, found.for_encoders(widths), strict=True))
-            except ValueError as error:
-                LOGGER.warning("%s Its name is read as plain text.", error)
+        encoder.embeddings |= self._fitting_embeddings(known, parts, widths)
         for network in networks:
             for name, vectors in network.embeddings.items():
                 fitting = _fitting_vectors(vectors, parts, widths)
@@ -67,15 +70,32 @@ class Attachments:
         inside = {name: network.short_hash for network in networks for name in network.embeddings}
         return {**inside, **{name: found.hash for name, found in self._known_embeddings().items()}}
 
+    def _fitting_embeddings(
+        self, known: Mapping[str, TextualInversion], parts: list[str], widths: list[int]
+    ) -> dict[str, dict[str, Tensor]]:
+        """Name -> vectors by text encoder, of those that are for these encoders; worked out once for the same ones."""
+        key = (tuple(parts), tuple(widths), *((name, id(found)) for name, found in known.items()))
+        if key not in self._fitting:
+            fitting = {}
+            for name, found in known.items():
+                try:
+                    fitting[name] = dict(zip(parts, found.for_encoders(widths), strict=True))
+                except ValueError as error:
+                    LOGGER.warning("%s Its name is read as plain text.", error)
+            self._fitting = {key: fitting}
+        return self._fitting[key]
+
     def _known_embeddings(self, widths: Sequence[int] | None = None) -> dict[str, TextualInversion]:
         """All by name: those of the folder, read again only when its files changed, and those added."""
         if self.embeddings_folder is None:
             return dict(self.embeddings)
-        files = sorted(path for path in Path(self.embeddings_folder).rglob("*") if path.is_file())
-        state = tuple((str(path), path.stat().st_mtime_ns) for path in files), tuple(widths or ())
-        if state not in self._folder_states:
-            self._folder_states = {state: read_embedding_folder(self.embeddings_folder, widths)[0]}
-        return {**self._folder_states[state], **self.embeddings}
+        state = embedding_folder_state(self.embeddings_folder)
+        if state != self._folder_state:
+            self._folder_state, self._folder_embeddings = state, {}
+        wanted = tuple(widths or ())
+        if wanted not in self._folder_embeddings:
+            self._folder_embeddings[wanted] = read_embedding_folder(self.embeddings_folder, widths)[0]
+        return {**self._folder_embeddings[wanted], **self.embeddings}
 
     def upscaler(self, name: str | None, component: UpscalerModel | None) -> tuple[str, UpscalerModel | str]:
         """What enlarges between the passes: its label in a text, and a filter's label or a model.

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from ..conditioning import Conditioning, TimedCond, WeightedCond
 from .attention import parse_attention
-from .chunks import PromptChunk, chunk_tokens, embedding_index, empty_chunk, tokenize_fragments
+from .chunks import PromptChunk, chunk_tokens, empty_chunk, tokenize_fragments
 from .comments import strip_comments
 from .composition import split_and
 from .network_tags import split_network_tags
 from .prompt_2 import SecondTexts, TextPair, merge_schedules, paired_sides, second_texts
 from .schedule import parse_schedule
-from .text_encoder import ClipEncoder, PromptSettings, RowCache, embedding_part, weigh_tokens, weights_fingerprint
+from .text_encoder import ClipEncoder, PromptSettings, RowCache, weigh_tokens, weights_fingerprint
 
 
 CHUNK_LENGTH = 77
@@ -238,14 +238,13 @@ class PromptEncoder:
         def tokenize(fragment: str) -> list[int]:
             return cut(fragment if self.convert is None else self.convert(fragment))
 
-        counts = {name: len(embedding_part(vectors, "clip_g")) for name, vectors in self.embeddings.items()}
         return chunk_tokens(
             tokenize_fragments(text, tokenize, settings.emphasis),
             start=cut.start,
             end=cut.end,
             comma=cut.comma,
             backtrack=settings.comma_padding_backtrack,
-            embeddings=embedding_index(counts, cut),
+            embeddings=self.cache.embedding_index(cut, self.embeddings),
         )[0]
 
     def _encode_side(

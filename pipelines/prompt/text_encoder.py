@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..options import WEBUI_OPTIONS
-from .chunks import PromptChunk
+from .chunks import EmbeddingIndex, PromptChunk, embedding_index
 from .clip_tokenizer import FragmentTokenizer
 
 
@@ -35,6 +35,7 @@ class RowCache:
 
     rows: OrderedDict[tuple, tuple[Tensor, Tensor | None]] = field(default_factory=OrderedDict)
     tokenizers: dict[bool, tuple[object, int, FragmentTokenizer]] = field(default_factory=dict)
+    indexes: dict[int, tuple] = field(default_factory=dict)  # of textual inversions, by tokenizer
 
     def tokenizer(self, tokenizer: Any, *, open_clip: bool) -> FragmentTokenizer:
         """The `FragmentTokenizer` of a tokenizer; made anew (0.1 s) only for another one, or when words were added."""
@@ -43,6 +44,22 @@ class RowCache:
             known = (tokenizer, len(tokenizer), FragmentTokenizer(tokenizer, open_clip=open_clip))
             self.tokenizers[open_clip] = known
         return known[2]
+
+    def embedding_index(
+        self, tokenizer: FragmentTokenizer, embeddings: Mapping[str, Mapping[str, Tensor]]
+    ) -> EmbeddingIndex:
+        """Textual inversions by the tokens of their names; read anew only for another tokenizer or other names."""
+        known = self.indexes.get(id(tokenizer))
+        same = known is not None and known[0] is tokenizer
+        state = list(embeddings), [id(vectors) for vectors in embeddings.values()]
+        if same and known[1] == state:
+            return known[3]
+        counts = {name: len(embedding_part(parts, "clip_g")) for name, parts in embeddings.items()}
+        names = list(counts.items())
+        index = known[3] if same and known[2] == names else embedding_index(counts, tokenizer)
+        held = list(embeddings.values())  # so that no other object gets one of the ids in `state`
+        self.indexes[id(tokenizer)] = (tokenizer, state, names, index, held)
+        return index
 
     def put(self, key: tuple, row: tuple[Tensor, Tensor | None]) -> None:
         """Remember a row, and forget the oldest ones beyond the limit."""
