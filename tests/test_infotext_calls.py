@@ -5,6 +5,7 @@ import inspect
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from webui_diffusers.loaders.utils import NameFromText
 from webui_diffusers.pipelines.infotext import (
     call_arguments,
     call_report,
@@ -316,3 +317,29 @@ def test_names_of_the_webuis_api_are_no_arguments_here_and_lead_to_some():
     assert not set(WEBUI_API_NAMES) & known
     assert {meant for meant in WEBUI_API_NAMES.values() if meant.isidentifier()} <= known
     assert "num_inference_steps" in api_argument_hint("steps") and api_argument_hint("prompt") is None
+
+
+def test_extensions_become_arguments_where_they_are_asked_for():
+    fields = parse_infotext(
+        'a\nSteps: 4, Sampler: Euler a, Seed: 1, ControlNet 0: "Module: canny, Model: a/b [d14c016b], Weight: 0.8", '
+        "ADetailer model: ../face_yolov8n.pt, ADetailer confidence: 0.5, ADetailer model 2nd: hand_yolov8n.pt, "
+        "Soft inpainting enabled: True, Soft inpainting schedule bias: 2"
+    )
+    assert not {"control_units", "detailers"} & set(call_arguments(fields))
+    found = call_arguments(fields, extensions=True)
+    assert found["control_units"] == [{"module": "canny", "model": "b [d14c016b]", "weight": 0.8}]
+    assert [one["ad_model"] for one in found["detailers"]] == ["face_yolov8n.pt", "hand_yolov8n.pt"]
+    assert found["detailers"][0]["ad_confidence"] == 0.5 and "soft_inpainting" not in found
+    assert all(isinstance(one["ad_model"], NameFromText) for one in found["detailers"])
+    assert call_arguments(fields, img2img=True, extensions=True)["soft_inpainting"] == {"schedule_bias": 2.0}
+
+
+@pytest.mark.parametrize(
+    "name", ["attacker/payload", "/etc/passwd", "..\\..\\x.pth", "https://host/x.pth", "C:/x.pth"]
+)
+def test_no_name_of_a_text_is_a_path_or_an_address(name):
+    fields = {"Denoising strength": "0.5", "Hires upscale": "2", "Hires upscaler": name, "Face restoration": name}
+    found = call_arguments(fields)
+    for argument in ("hires_upscaler", "restore_faces"):
+        assert isinstance(found[argument], NameFromText) and not set("/\\:") & set(found[argument])
+    assert sum("looked up by its name" in line for line in call_report(fields)) == 2

@@ -1,6 +1,7 @@
 """Where two vocabularies meet: labels of a parameters text, and arguments of the pipelines' calls. One row a field."""
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -243,3 +244,34 @@ HIRES_FIELDS = {field.label: field for field in FIELDS if field.part == "hires"}
 IMG2IMG_FIELDS = {field.label: field for field in FIELDS if field.part == "img2img"}
 NEEDED_FIELDS = {field.label: field for field in FIELDS if field.part == "needed"}
 QUIET_FIELDS = tuple(field.label for field in FIELDS if field.part == "quiet")
+# What reading writes where a text has nothing.
+_FILLED_IN = {"Schedule type": "Automatic", "RNG": "GPU"}
+# Fields that make one argument together, as other programs and people call them.
+_OTHER_LABELS = {
+    "Sampler": ("sampling method", "sampler name", "sampler_name"),
+    "Schedule type": ("sampler sigma", "scheduler", "schedule", "sampler schedule"),
+}
+
+
+def fields_by_own_labels(fields: dict[str, Any]) -> dict[str, Any]:
+    """The same fields under the webui's labels, where another program's (or a person's) stand alone."""
+    lower = {label.lower(): label for label in fields}
+    others = {
+        label: field.others for table in (CALL_FIELDS, HIRES_FIELDS, NEEDED_FIELDS) for label, field in table.items()
+    }
+    for label, names in (others | _OTHER_LABELS).items():
+        known = label in fields and str(fields[label]) != _FILLED_IN.get(label)
+        found = (lower[name] for name in (label.lower(), *names) if lower.get(name, label) != label)
+        name = next((name for name in found if label != "Schedule type" or not _is_class(fields[name])), None)
+        if not known and name is not None and name in fields:
+            fields[label] = fields.pop(name)
+    size = re.fullmatch(r"\D{0,2}(\d+)\s*[x×*,]\s*(\d+)\D{0,2}", str(fields.get("Size", "")))
+    if size and "Size-1" not in fields:
+        fields |= {"Size-1": size[1], "Size-2": size[2]}
+        del fields["Size"]
+    return fields
+
+
+def _is_class(name: Any) -> bool:
+    """Whether a "Scheduler" is a class of diffusers, which steps and is no schedule."""
+    return str(name).endswith("Scheduler")

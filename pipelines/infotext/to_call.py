@@ -10,6 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...loaders.utils import NameFromText
+from ..detailer_settings import detailers_of_fields
+from ..script_settings import soft_inpainting_of_fields
+from .control_fields import control_units_of_fields
 from .extensions import extension_notes
 from .families import family_refusal, other_family
 from .fields import (
@@ -19,6 +22,7 @@ from .fields import (
     NEEDED_FIELDS,
     QUIET_FIELDS,
     TextField,
+    fields_by_own_labels,
     read_infotext_int,
 )
 from .other_names import named_sampler
@@ -34,11 +38,6 @@ _HIRES_SIZES = ("Hires resize-1", "Hires resize-2")
 _HIRES_ONLY = {*HIRES_FIELDS, *_HIRES_SIZES, "Hires sampler", "Hires schedule type"} - {"Denoising strength"}
 _ASKS_BY_PASTING = (*_HIRES_SIZES, "Hires upscale", "Hires upscaler")
 _ASKS_FOR_HIRES = (*_ASKS_BY_PASTING, "Hires steps", "Hires prompt", "Hires negative prompt")
-_FILLED_IN = {"Schedule type": "Automatic", "RNG": "GPU"}  # what reading writes where a text has nothing
-_OTHER_LABELS = {
-    "Sampler": ("sampling method", "sampler name", "sampler_name"),
-    "Schedule type": ("sampler sigma", "scheduler", "schedule", "sampler schedule"),
-}
 _BLOCK_WEIGHT = ("lbw", "start", "stop", "step")
 _NUMBERS = re.compile(r"\s*-?[\d.,e+-]+\s*")
 _OLD_VERSIONS = ("Old prompt editing timelines", "Pad conds v0", "Downcast alphas_cumprod")
@@ -51,13 +50,16 @@ def call_arguments(
     img2img: bool = False,
     styles: Mapping[str, PromptStyle] | None = None,
     webui_paste_rule: bool = False,
+    extensions: bool = False,
 ) -> dict[str, Any]:
     """Keyword arguments of WebUITxt2ImgPipeline that draw what `fields` describe (see `parse_infotext`).
 
     Arguments whose value is the default anyway are left out; settings are in `webui_options`. img2img: for
     WebUIImg2ImgPipeline instead, without its pictures. styles: merged into the prompts again where parsing took some
     out. There is a hires pass where a hires field is; webui_paste_rule: where a "Denoising strength" is, as in the
-    webui, at 2 times the size if there is none. What the call cannot give is told by `call_report`.
+    webui, at 2 times the size if there is none. extensions: with `control_units` (their images are still to be put
+    in), `detailers` and, for img2img, `soft_inpainting`, where the text has them. What the call cannot give is told by
+    `call_report`.
     Names of files (`hires_upscaler`, `restore_faces`) are NameFromText: they are looked up, never opened or fetched.
     Raises ValueError for a picture of a model that is no Stable Diffusion 1, 2 or SDXL.
 
@@ -69,7 +71,8 @@ def call_arguments(
     """
     if family := other_family(fields):
         raise ValueError(family_refusal(family))
-    return _CallReading(fields, img2img, styles, None, webui_paste_rule).arguments
+    arguments = _CallReading(fields, img2img, styles, None, webui_paste_rule).arguments
+    return arguments | (_extension_arguments(fields, img2img) if extensions else {})
 
 
 def call_report(
@@ -102,6 +105,19 @@ def named_hashes(written: str) -> dict[str, str]:
     return {name.strip(): digest.strip() for name, _, digest in pairs if name.strip()}
 
 
+def _extension_arguments(fields: Mapping[str, Any], img2img: bool) -> dict[str, Any]:
+    """What the fields of extensions are as arguments; names of files are names there, too."""
+    passes = detailers_of_fields({label: str(value) for label, value in fields.items()})
+    for settings in passes:
+        settings["ad_model"] = NameFromText(re.split(r"[/\\]", settings["ad_model"])[-1])
+    found = {
+        "control_units": list(control_units_of_fields(fields).values()),
+        "detailers": passes,
+        "soft_inpainting": soft_inpainting_of_fields(fields) if img2img else None,
+    }
+    return {argument: value for argument, value in found.items() if value not in (None, [])}
+
+
 class _CallReading:
     """Fields on their way into arguments; what is left of them makes the report."""
 
@@ -114,7 +130,7 @@ class _CallReading:
         webui_paste_rule: bool,
     ) -> None:
         self.program = program_of(fields)
-        self.fields = _by_own_labels({label: value for label, value in fields.items() if value is not None})
+        self.fields = fields_by_own_labels({label: value for label, value in fields.items() if value is not None})
         self.arguments: dict[str, Any] = {}
         self.lines: list[str] = []
         self.done: set[str] = set(QUIET_FIELDS)
@@ -344,30 +360,6 @@ class _CallReading:
                 f"nothing here is called {', '.join(f'`{_shortened(label)}`' for label in unknown[:12])}"
                 f"{' …' if len(unknown) > 12 else ''} (extensions wrote them, or another program)."
             )
-
-
-def _by_own_labels(fields: dict[str, Any]) -> dict[str, Any]:
-    """The same fields under the webui's labels, where another program's (or a person's) stand alone."""
-    lower = {label.lower(): label for label in fields}
-    others = {
-        label: field.others for table in (CALL_FIELDS, HIRES_FIELDS, NEEDED_FIELDS) for label, field in table.items()
-    }
-    for label, names in (others | _OTHER_LABELS).items():
-        known = label in fields and str(fields[label]) != _FILLED_IN.get(label)
-        found = (lower[name] for name in (label.lower(), *names) if lower.get(name, label) != label)
-        name = next((name for name in found if label != "Schedule type" or not _is_class(fields[name])), None)
-        if not known and name is not None and name in fields:
-            fields[label] = fields.pop(name)
-    size = re.fullmatch(r"\D{0,2}(\d+)\s*[x×*,]\s*(\d+)\D{0,2}", str(fields.get("Size", "")))
-    if size and "Size-1" not in fields:
-        fields |= {"Size-1": size[1], "Size-2": size[2]}
-        del fields["Size"]
-    return fields
-
-
-def _is_class(name: Any) -> bool:
-    """Whether a "Scheduler" is a class of diffusers, which steps and is no schedule."""
-    return str(name).endswith("Scheduler")
 
 
 def _shortened(text: str, length: int = 160) -> str:
