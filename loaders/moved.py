@@ -58,7 +58,7 @@ MOVED = {
     "pipelines.images.faces_nets": "pipelines.images.faces.nets",
     "pipelines.images.faces_paste": "pipelines.images.faces.paste",
     "pipelines.images.faces_pictures": "pipelines.images.coerce",
-    "pipelines.images.faces_steps": "pipelines.images.faces.steps",
+    "pipelines.images.faces_steps": "pipelines.images.faces.restore",
     "pipelines.images.faces_turned": "pipelines.images.faces.rolled",
     "loaders.files": "loaders.weight_files",
     "loaders.published": "loaders.downloads",
@@ -94,7 +94,7 @@ MOVED = {
     "pipelines.sampling.options": "pipelines.options",
     "pipelines.step_arguments": "pipelines.request",
     "pipelines.sdxl": "pipelines.conditioning",
-    "pipelines.enlarge": "pipelines.images.enlarge",
+    "pipelines.enlarge": "pipelines.images.hires",
 }
 
 

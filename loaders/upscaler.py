@@ -148,7 +148,8 @@ class ImageUpscaler(ModelMixin, ConfigMixin):
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.set_rng_state(generator.get_state())
             type(self.network)(**arguments)
-            generator.set_state(torch.get_rng_state())
+            after = torch.get_rng_state()
+        generator.set_state(after)  # outside the fork, which would take it back from torch's own generator
 
     def _works_in(self, dtype: torch.dtype) -> bool:
         unfit = {torch.float16: not self.parts.half, torch.bfloat16: not self.parts.bfloat16}

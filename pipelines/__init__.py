@@ -11,6 +11,7 @@ _HOME = {
     "MultiLoraPipeline": ".multi_lora",
     "MultiLoraXLPipeline": ".multi_lora_xl",
     "FaceRestorePipeline": ".face_restore",
+    "DetailerPipeline": ".detailer",
     "PromptEncoder": ".prompt.encode",
     "parse_infotext": ".infotext.read",
     "tidy_infotext": ".infotext.tidy",

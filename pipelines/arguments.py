@@ -20,8 +20,10 @@ from .checks import (
 )
 from .conditioning import SizeArguments, given_conditioning
 from .controlled import with_controls
+from .detail_request import detail_request, outer_mask
 from .drop_in import argument_or_default
 from .images.faces.nets import picture_restorer
+from .images.fit import flatten_picture
 from .images.hires import LATENT_CELL, hires_target
 from .images.init_image import (
     InitArguments,
@@ -31,19 +33,22 @@ from .images.init_image import (
     given_mask,
     prepare_init,
 )
+from .img2img_scripts import img2img_script
 from .infotext.from_call import network_tags_text
 from .loras import LoraUse, lora_uses
 from .options import HIRES_REFINER_PASSES, webui_settings
+from .other_models import hires_pipe
 from .prompt.encode import PromptEncoder
 from .prompt.network_tags import NetworkTag, split_batch_tags
 from .prompt.prompt_2 import SecondTexts, second_texts
 from .prompt.text_encoder import PromptSettings
-from .request import Enlargement, FaceRestoration, InitRequest, Pass, Request, StepArguments
+from .request import DetailRequest, Enlargement, FaceRestoration, InitRequest, Pass, Request, StepArguments
 from .sampling.denoiser import Guidance
 from .sampling.discrete_schedule import NoiseTable, knows_betas, scheduler_alphas_cumprod
 from .sampling.labels import find_schedule
 from .sampling.noise import generator_seeds
 from .sampling.samplers import resolve_sampler
+from .script_settings import Loopback, SDUpscale, read_soft_inpainting
 
 
 # Arguments of diffusers' img2img call that only its own drawing reads.
@@ -63,7 +68,8 @@ def txt2img_request(pipe: Any, given: Mapping[str, Any]) -> Request:
     request = _with_refiner(pipe, given["refiner_switch_at"], request)
     check_step_arguments(request.first.step_arguments, given["sampler"], has_hires=request.second is not None)
     _check_texts(request)
-    return with_controls(pipe, given, request)
+    request = with_controls(pipe, given, request)
+    return replace(request, details=_details(pipe, given, request, prompts))
 
 
 def img2img_request(pipe: Any, given: Mapping[str, Any]) -> Request:
@@ -77,6 +83,7 @@ def img2img_request(pipe: Any, given: Mapping[str, Any]) -> Request:
         masked_padding=given["masked_padding"],
         invert_mask=given["invert_mask"],
         soft_mask=given["soft_mask"],
+        soft=read_soft_inpainting(given["soft_inpainting"]),
     )
     check_init_arguments(asked)
     pictures = given_images(given["image"], pipe.vae.config.latent_channels)
@@ -96,10 +103,31 @@ def img2img_request(pipe: Any, given: Mapping[str, Any]) -> Request:
     )
     request = _with_refiner(pipe, given["refiner_switch_at"], replace(request, first=first))
     _check_texts(request)
-    mask = given_mask(given["mask_image"])
-    images = prepare_init(pictures, mask, size, asked, request.options["img2img_background_color"])
-    init = InitRequest(asked, images, rows, mask is not None, given["generator"])
-    return with_controls(pipe, given, replace(request, init=init))
+    mask, background = given_mask(given["mask_image"]), request.options["img2img_background_color"]
+    images = prepare_init(pictures, mask, size, asked, background)
+    flat = [flatten_picture(picture, background) for picture in pictures.pictures]
+    init = InitRequest(asked, images, rows, mask is not None, given["generator"], flat, mask)
+    request = replace(request, init=init, script=img2img_script(given, init, prompts))
+    if asked.soft is not None and given["sampler"] is None:
+        raise ValueError('`soft_inpainting` works with the webui\'s samplers: name one (sampler="Euler a", say).')
+    request = with_controls(pipe, given, request)
+    return replace(request, details=_details(pipe, given, request, prompts))
+
+
+def _details(pipe: Any, given: Mapping[str, Any], request: Request, prompts: list[str]) -> DetailRequest | None:
+    def restoration() -> FaceRestoration | None:
+        name = given["restore_faces"] or "CodeFormer"
+        return _face_restoration(pipe, name, given["face_fidelity"], request.options)
+
+    if given["detailers"] and given["output_type"] == "latent":
+        raise ValueError('`detailers` work on pictures, and `output_type` is "latent". Ask for another output.')
+    if isinstance(request.script, SDUpscale | Loopback) and given["detailers"]:
+        raise ValueError(
+            "`detailers` and `sd_upscale` or `loopback` are both given: every tile or loop would be detailed by "
+            "itself. Draw first, then pass the picture on with `detailers` alone."
+        )
+    off, within = outer_mask(request)
+    return detail_request(pipe, given, request, prompts, restoration, within=within, off=off)
 
 
 def _one_pass(
@@ -221,7 +249,11 @@ def _with_hires(
     )
     label, upscaler = pipe.attached.upscaler(given["hires_upscaler"], pipe.upscaler)
     asked = (given["hires_scale"], given["hires_size"], given["hires_steps"])
-    return replace(request, second=second, enlargement=Enlargement(target, label, upscaler, *asked))
+    artist = hires_pipe(pipe, given["hires_model"])
+    if artist is not None:
+        table = NoiseTable(scheduler_alphas_cumprod(artist.scheduler, request.options))
+        second = replace(second, table=table, encoder=_encoder(artist, given, loras))
+    return replace(request, second=second, enlargement=Enlargement(target, label, upscaler, *asked, artist))
 
 
 def _with_refiner(pipe: Any, switch_at: float | None, request: Request) -> Request:

@@ -74,6 +74,7 @@ class WebUIMixin(CallState, LoraMethods, SavedWithCode):
             self._lora_loadable_modules = ["unet", "text_encoder", "text_encoder_2"]
         self.attached = Attachments()
         self._network_reports: list[NetworkReport] = []
+        self._detail_reports: list[str] = []
 
     @property
     def is_sdxl(self) -> bool:
@@ -140,6 +141,37 @@ class WebUIMixin(CallState, LoraMethods, SavedWithCode):
     def controlnet_folder(self, folder: str | Path | None) -> None:
         self.attached.controlnet_folder = None if folder is None else Path(folder)
 
+    def add_checkpoint(self, model: Any, name: str | None = None) -> str:
+        """Make a checkpoint known to `hires_model` and `ad_checkpoint`, by `name` or its file's: a pipeline, its
+        components, or the path of a file or folder. Returns the name."""
+        return self.attached.models.add("checkpoint", model, name)
+
+    def add_vae(self, vae: Any, name: str | None = None) -> str:
+        """Make a VAE known to `ad_vae`, by `name` or its file's: a model, or the path of a file or folder."""
+        return self.attached.models.add("VAE", vae, name)
+
+    @property
+    def detector_folder(self) -> Path | None:
+        """Where `ad_model` looks for `.onnx` files by name, with the folders in it."""
+        return self.attached.detectors.folder
+
+    @detector_folder.setter
+    def detector_folder(self, folder: str | Path | None) -> None:
+        self.attached.detectors.folder = None if folder is None else Path(folder).expanduser()
+
+    @property
+    def face_detector_fallback(self) -> str | None:
+        """What stands in for the webui's face models that are not there: "mtcnn" or "retinaface"; None: nothing."""
+        return self.attached.detectors.fallback
+
+    @face_detector_fallback.setter
+    def face_detector_fallback(self, name: str | None) -> None:
+        self.attached.detectors.fallback = name
+
+    def detail_report(self) -> str:
+        """What the detailing passes of the last call found, and what became of it."""
+        return "\n".join(self._detail_reports) or "No detailing pass ran."
+
     def save(
         self, images: Sequence[Image.Image] | WebUIPipelineOutput, folder: str | Path, pattern: str = "[number]-[seed]"
     ) -> list[Path]:
@@ -157,3 +189,4 @@ class WebUIMixin(CallState, LoraMethods, SavedWithCode):
         self._clip_skip, self._cross_attention_kwargs = clip_skip, guidance.cross_attention_kwargs
         if self.is_sdxl and self.vae.config.get("force_upcast"):
             needs_float32(self.vae)
+        self._detail_reports = []

@@ -53,6 +53,7 @@ class CallState:
     _interrupt = OfCall(False)
     _num_timesteps = OfCall()
     _denoising_end = OfCall()
+    _detail_reports = OfCall(())
 
 
 @contextmanager

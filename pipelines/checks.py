@@ -115,9 +115,10 @@ def checked_strength(argument: str, strength: float) -> float:
 
 
 def refuse_unread(pipe: Any, given: Mapping[str, Any], names: Iterable[str]) -> None:
-    """Refuse arguments that only diffusers' own drawing reads, where they are not at their defaults."""
+    """Refuse arguments of the pipeline's call that only diffusers' own drawing reads, where they are not at their
+    defaults."""
     parameters = signature(type(pipe).__call__).parameters
-    for name in names:
+    for name in (name for name in names if name in parameters):
         default = parameters[name].default
         if given[name] is not None and (default is None or given[name] != default):
             raise ValueError(

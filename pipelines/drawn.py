@@ -1,6 +1,7 @@
 """What a call did, for the texts under its images."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,14 +11,19 @@ from .control.units import unit_texts
 from .infotext.from_call import Drawn, options_read, schedule_read
 from .loras import lora_hashes
 from .options import WEBUI_OPTIONS
-from .registry import model_facts, refiner_label
+from .registry import model_facts, model_label
 from .request import NoiseRequest, Pass, Request
 
 
 def request_drawn(
-    pipe: Any, request: Request, embeddings: Sequence[str], second_embeddings: Sequence[str] = ()
+    pipe: Any,
+    request: Request,
+    embeddings: Sequence[str],
+    second_embeddings: Sequence[str] = (),
+    details: Sequence[Mapping[str, Any]] = (),
 ) -> Drawn:
-    """What was drawn for a request. embeddings: names of the textual inversions in use, by pass."""
+    """What was drawn for a request. embeddings: names of the textual inversions in use, by pass. details: the fields
+    of the detailing passes, one mapping an image."""
     first, second, options = request.first, request.second, request.options
     plans = [plan for plan in (first, second) if plan is not None]
     samplers = [(plan.sampler, plan.schedule) for plan in plans if plan.sampler is not None]
@@ -37,14 +43,17 @@ def request_drawn(
         **_hires_arguments(request, pipe),
     }
     if request.init is not None:
-        arguments |= {"strength": first.strength, **request.init.arguments.written(masked=request.init.masked)}
+        asked = request.init.arguments
+        if request.init.images.area is None:  # also where the mask was black
+            asked = replace(asked, inpaint_area="whole")
+        arguments |= {"strength": first.strength, **asked.written(masked=request.init.masked)}
     loras = [lora for plan in plans for lora in plan.loras]
     names = [name for name in second_embeddings if name not in embeddings] + list(embeddings)
     hashes = pipe.attached.embedding_hashes([lora.network for lora in loras]) if names else {}
     fields = {
         "Lora hashes": lora_hashes(loras),
         "TI hashes": ", ".join(f"{name.replace(':', '').replace(',', '')}: {hashes[name]}" for name in names),
-        "Refiner": refiner_label(pipe.refiner) if any(plan.refines for plan in plans) else None,
+        "Refiner": model_label(pipe.refiner, "refiner") if any(plan.refines for plan in plans) else None,
         **unit_texts(request.units),
     }
     return Drawn(
@@ -57,7 +66,22 @@ def request_drawn(
         subseeds=request.noise.subseeds,
         settings=model_facts(pipe),
         fields={label: value for label, value in fields.items() if value},
+        leading=_leading_fields(request, details),
     )
+
+
+def _leading_fields(request: Request, details: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The fields of soft inpainting, of a script and of the detailing passes, one mapping an image."""
+    init, script = request.init, request.script
+    shared: dict[str, Any] = {}
+    if init is not None and init.masked and init.arguments.soft is not None:
+        shared |= init.arguments.soft.fields
+    if script is not None:
+        shared |= script.fields
+    last: dict[str, Any] = {}
+    if request.enlargement is not None and request.enlargement.pipe is not None:
+        last["Hires checkpoint"] = model_label(request.enlargement.pipe, "another checkpoint")
+    return [{**shared, **fields, **last} for fields in details or [{}]]
 
 
 def stock_drawn(pipe: Any, given: Mapping[str, Any], images: Any, seeds: Sequence[int]) -> Drawn:

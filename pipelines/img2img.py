@@ -34,10 +34,12 @@ from webui_diffusers.pipelines.call_state import own_call
 from webui_diffusers.pipelines.checks import check_callback_inputs, check_leftovers
 from webui_diffusers.pipelines.components import overridable_components
 from webui_diffusers.pipelines.controlled import control_edits
+from webui_diffusers.pipelines.details import DetailRun
 from webui_diffusers.pipelines.drawn import request_drawn
 from webui_diffusers.pipelines.drop_in import asks_for_diffusers_own, draw_as_diffusers
-from webui_diffusers.pipelines.images.init_image import finish_over_init, opaque_images
+from webui_diffusers.pipelines.images.init_image import finish_over_init, opaque_images, pictures_as
 from webui_diffusers.pipelines.images.seamless import seamless_tiling
+from webui_diffusers.pipelines.img2img_scripts import run_script
 from webui_diffusers.pipelines.infotext.from_call import drawn_infotexts
 from webui_diffusers.pipelines.loras import networks_on
 from webui_diffusers.pipelines.options import webui_settings
@@ -176,6 +178,10 @@ class WebUIImg2ImgPipeline(WebUIMixin, StableDiffusionImg2ImgPipeline):
         guess_mode: bool = False,
         control_mode: int | list[int] | None = None,
         control_units: Sequence[Mapping[str, Any]] | None = None,
+        soft_inpainting: bool | Mapping[str, float] | None = None,
+        detailers: Sequence[Any] | Mapping[str, Any] | None = None,
+        sd_upscale: bool | Mapping[str, Any] | None = None,
+        loopback: bool | Mapping[str, Any] | None = None,
         webui_options: Mapping[str, Any] | None = None,
         guidance_rescale: float = 0.0,
         prompt_2: str | list[str] | None = None,
@@ -250,25 +256,28 @@ class WebUIImg2ImgPipeline(WebUIMixin, StableDiffusionImg2ImgPipeline):
         ):
             self._begin(request.first.guidance, clip_skip)
             watch = StepWatch(self, callback_on_step_end, callback_on_step_end_tensor_inputs, networks)
+            details = DetailRun(self, request, networks, watch)
+            if request.script is None:
+                # 2. Networks on, text -> conditioning, images -> latents, and those through the tail of a schedule
+                drawn = redraw(self, request, networks, watch)
 
-            # 2. Networks on, text -> conditioning, images -> latents, and those through the tail of a schedule
-            drawn = redraw(self, request, networks, watch)
+                # 3. Latents -> pixels, and what the safety checker says
+                x = drawn.latents
+                images, flagged = (x, None) if output_type == "latent" else decoded_pixels(self, x)
 
-            # 3. Latents -> pixels, and what the safety checker says
-            x = drawn.latents
-            pixels, flagged = (x, None) if output_type == "latent" else decoded_pixels(self, x)
-
-            # 4. Pixels -> images, their faces, and what is laid over
-            images = pixels
-            if output_type != "latent":
-                edits = control_edits(request.overlays)
-                edits += [] if request.faces is None else [request.faces.edit]
-                if over_init := finish_over_init(request.init.images, request.init.rows, request.options):
-                    edits.append(over_init)
-                images = output_images(pixels, output_type, truncates=sampler is not None, edits=edits)
+                # 4. Pixels -> images, their faces, details, and what is laid over
+                if output_type != "latent":
+                    finish = finish_over_init(drawn.images, drawn.rows, request.options)
+                    edits = [*control_edits(request.overlays), request.faces and request.faces.edit]
+                    edits += [request.details and details.edit, finish]
+                    images = output_images(images, output_type, truncates=sampler is not None, edits=edits)
+            else:
+                # 2 to 4, for a script: several such jobs in place of one, or none
+                drawn, flagged = run_script(self, request, networks, watch, details), None
+                images, request = pictures_as(drawn.pictures, output_type), drawn.request
         if not return_dict:
             return images, flagged
 
         # 5. What drew it, in the webui's words
-        texts = drawn_infotexts(request_drawn(self, request, drawn.embeddings))
+        texts = drawn_infotexts(request_drawn(self, request, drawn.embeddings, details=details.fields))
         return WebUIPipelineOutput(images, flagged, texts, list(request.seeds))

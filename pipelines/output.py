@@ -46,17 +46,17 @@ class WebUIPipelineOutput(BaseOutput):
         return save_pictures(self.images, self.infotexts, path, pattern, **kwargs)
 
 
-def decoded_pixels(pipe: Any, latents: Tensor) -> tuple[Tensor, list[bool] | None]:
+def decoded_pixels(pipe: Any, latents: Tensor, *, vae: Any = None) -> tuple[Tensor, list[bool] | None]:
     """Latents to pixels (b, 3, h, w) in [0, 1], and what the safety checker says of each: flagged ones are black.
 
-    Raises ValueError for latents that are not finite.
+    vae: the one that decodes, by default the pipeline's. Raises ValueError for latents that are not finite.
     """
     if not torch.isfinite(latents).all():
         raise ValueError(
             "The latents contain NaN or Inf: they were produced by the UNet or the sampler. Half precision overflow "
             "or a broken network file does this: load the model in bfloat16 or float32, or draw without networks."
         )
-    pixels = decode_latents(pipe.vae, latents)
+    pixels = decode_latents(pipe.vae if vae is None else vae, latents)
     if pipe.safety_checker is None:
         return pixels, None
     _, flags = pipe.run_safety_checker(pixels * 2 - 1, pixels.device, pipe.unet.dtype)
@@ -67,13 +67,14 @@ def decoded_pixels(pipe: Any, latents: Tensor) -> tuple[Tensor, list[bool] | Non
 
 
 def output_images(
-    pixels: Tensor, output_type: str, *, truncates: bool, edits: Sequence[Edit] = ()
+    pixels: Tensor, output_type: str, *, truncates: bool, edits: Sequence[Edit | None] = ()
 ) -> list[Image.Image] | np.ndarray | Tensor:
     """Pixels (b, 3, h, w) in [0, 1] as "pil", "np" (b, h, w, 3) or "pt".
 
     truncates: 8-bit values are cut off, as in the webui; else rounded, as in diffusers. edits: what is done to the
-    8-bit images, in order; the result is then 8-bit for every output type.
+    8-bit images, in order, None for nothing; the result is then 8-bit for every output type.
     """
+    edits = [edit for edit in edits if edit]
     if not edits and output_type == "pt":
         return pixels
     if not edits and output_type == "np":

@@ -20,12 +20,15 @@ from .conditioning import (
     size_numbers,
 )
 from .controlled import pass_guidance
+from .images.init_image import InitPictures
 from .images.init_latents import blank_channels, encode_init, init_latents, takes_inpainting_channels
+from .images.masks import LatentMasks
+from .images.soft_overlay import with_soft_overlays
 from .loras import ActiveLoras
 from .prompt.encode import PromptEncoder
 from .request import NoiseRequest, Pass, Request
 from .sampling.denoiser import DenoiserModel, Guidance, GuidedDenoiser
-from .sampling.latent_mask import LatentMask
+from .sampling.latent_mask import LatentMask, SoftLatentMask
 from .sampling.loops import StepFn
 from .sampling.noise import GeneratorNoise, SeededNoise
 from .sampling.odd_sizes import webui_odd_sizes
@@ -190,7 +193,12 @@ def init_start(pipe: Any, request: Request) -> PassStart:
         device=device,
         mask_weight=request.options["inpainting_mask_weight"] if shown else None,
     )
-    mask = None if found.mask is None else LatentMask(found.latents, *found.mask)
+    mask, soft = None, init.arguments.soft
+    if found.mask is not None:
+        mask = LatentMask(found.latents, *found.mask)
+        if soft is not None:
+            powers = (soft.schedule_bias, soft.preservation_strength, soft.transition_contrast_boost)
+            mask = SoftLatentMask(found.latents, *found.mask, *powers)
     noise = pass_noise(pipe, request.noise, plan, delta)
     return PassStart(noise, None, found.latents, mask, found.extra_channels)
 
@@ -214,7 +222,7 @@ def run_pass(
 def _sampled(
     pipe: Any, request: Request, plan: Pass, models: Sequence[DenoiserModel], start: PassStart, watch: StepWatch
 ) -> Tensor:
-    pipe._guidance_scale = plan.guidance.guidance_scale  # a callback reads and changes it
+    watch.pipe._guidance_scale = plan.guidance.guidance_scale  # a callback reads and changes it
     guidance = plan.guidance
     if start.extra_channels is not None:
         guidance = replace(guidance, extra_channels=start.extra_channels)
@@ -333,7 +341,8 @@ class Redrawn(NamedTuple):
     """Latents (b, c, h, w) of an img2img job, and what its text says besides."""
 
     latents: Tensor
-    start: PassStart  # what it began with
+    images: InitPictures  # what it began with, and what is laid over
+    rows: Sequence[int]  # which overlay each image of the batch gets
     embeddings: tuple[str, ...]  # textual inversions in use
 
 
@@ -343,8 +352,17 @@ def redraw(pipe: Any, request: Request, networks: ActiveLoras, watch: StepWatch)
     For any request with `init`, also those that no call made (see request.py). What is kept is put back at the end.
     The reports of the networks go to the pipeline.
     """
-    pipe._network_reports = networks.switch(request.first.loras)
-    models = pass_models(pipe, request, request.first)
+    plan, init = request.first, request.init
+    pipe._network_reports = networks.switch(plan.loras)
+    models = pass_models(pipe, request, plan)
     start = init_start(pipe, request)
-    x = run_pass(pipe, request, request.first, models, start, watch)
-    return Redrawn(x if start.mask is None else start.mask.finished(x), start, models[0].conditioning.embeddings)
+    x = run_pass(pipe, request, plan, models, start, watch)
+    images, rows, mask, soft = init.images, init.rows, start.mask, init.arguments.soft
+    if mask is not None:
+        x = mask.finished(x)
+    if mask is not None and soft is not None:
+        size = (plan.asked_size[1], plan.asked_size[0])
+        kept = LatentMasks(mask.keep, mask.change)
+        images = with_soft_overlays(images, rows, x, mask.init, kept, soft, size)
+        rows = range(len(rows))
+    return Redrawn(x, images, rows, models[0].conditioning.embeddings)

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..loaders.controlnet.load import check_control_base, find_controlnet, load_controlnet
+from ..loaders.detectors.library import DetectorLibrary
 from ..loaders.hashes import model_hash
 from ..loaders.lora.library import NetworkLibrary
 from ..loaders.lora.read import Network
@@ -23,6 +24,7 @@ from ..loaders.utils import LOGGER, unknown_choice
 from .images.hires import DEFAULT_HIRES_UPSCALER, LATENT_UPSCALERS
 from .images.upscale import PIXEL_FILTERS, UpscalerModel
 from .infotext.from_call import file_label
+from .other_models import OtherModels
 from .prompt.encode import PromptEncoder
 from .prompt.text_encoder import RowCache
 
@@ -38,6 +40,8 @@ class Attachments:
         self.face_models: dict[str, Any] = {}
         self.controlnets: dict[str, Any] = {}
         self.controlnet_folder: Path | None = None
+        self.detectors = DetectorLibrary()
+        self.models = OtherModels()
         self.row_cache = RowCache()
         self._folder_state: tuple = ()
         self._folder_embeddings: dict[tuple, dict[str, TextualInversion]] = {}  # by widths, for that state
@@ -174,11 +178,11 @@ def model_facts(pipe: Any, *, hashed: bool = True) -> dict[str, str]:
     return facts
 
 
-def refiner_label(refiner: Any) -> str:
-    """What the field "Refiner" says: `name [hash]` of a file, the name of a folder or Hub repository; "refiner" where
-    nothing tells where it came from."""
-    found = model_facts(refiner)
-    name = found.get("model_name") or "refiner"
+def model_label(model: Any, otherwise: str) -> str:
+    """What the fields "Refiner" and "Hires checkpoint" say: `name [hash]` of a file, the name of a folder or Hub
+    repository; `otherwise` where nothing tells where it came from."""
+    found = model_facts(model)
+    name = found.get("model_name") or otherwise
     return f"{name} [{found['model_hash']}]" if "model_hash" in found else name
 
 

@@ -15,6 +15,9 @@ from torch import Generator, Tensor
 from .conditioning import Conditioning, SizeArguments
 from .control.guidance import PassControl
 from .control.units import ControlUnit
+from .detailer_settings import Detailer, DetailerPlan
+from .images.detail.boxes import Detection
+from .images.detail.jobs import DetailTexts
 from .images.hires import HiresTarget
 from .images.init_image import InitArguments, InitPictures
 from .images.upscale import UpscalerModel
@@ -25,6 +28,7 @@ from .prompt.text_encoder import PromptSettings
 from .sampling.denoiser import Guidance
 from .sampling.discrete_schedule import NoiseTable
 from .sampling.samplers import Sampler
+from .script_settings import Loopback, SDUpscale, SkippedDrawing
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,7 @@ class Enlargement:
     scale: float | None = None  # these three as asked for
     size: tuple[int, int] | None = None
     steps: int = 0
+    pipe: Any = None  # whose components draw the second pass; None: the call's own
 
 
 @dataclass(frozen=True)
@@ -121,6 +126,8 @@ class InitRequest:
     rows: Sequence[int]  # which of them each image of the batch begins with
     masked: bool
     generator: Generator | list[Generator] | None = None  # draws the VAE's encoding; None: torch's global one
+    pictures: Sequence[Image.Image] = ()  # as given, flattened
+    mask: Image.Image | None = None  # as given
 
 
 class FaceRestoration(NamedTuple):
@@ -132,6 +139,36 @@ class FaceRestoration(NamedTuple):
     def edit(self, pictures: list[Image.Image]) -> list[Image.Image]:
         """Each image with its faces restored."""
         return [Image.fromarray(self.restore(np.array(picture))) for picture in pictures]
+
+
+@dataclass(frozen=True)
+class DetailPass:
+    """One active detailing pass, with every name resolved."""
+
+    settings: Detailer
+    find: Callable[[np.ndarray, int], Detection]  # in a picture (h, w, 3) uint8, which is that of image k
+    sampler: Sampler | None  # None: the pipeline's scheduler does the stepping
+    schedule: str | None
+    steps: int
+    guidance_scale: float
+    noise_multiplier: float
+    clip_skip: int | None  # layers counted as the webui does, 1 is the last; None: the job's
+    faces: FaceRestoration | None
+    pipe: Any  # whose components draw: the call's own, or one with another checkpoint or VAE
+
+
+@dataclass(frozen=True)
+class DetailRequest:
+    """What is done to the finished pictures of a call."""
+
+    plan: DetailerPlan
+    passes: Sequence[DetailPass]
+    texts: Sequence[DetailTexts]  # one an image
+    size: tuple[int, int]  # (width, height) of the drawing job, before hires fix
+    loras: Any = None  # the argument: for every job, beside the tags of its prompt
+    backend: str = "webui"
+    within: Image.Image | None = None  # "L": an inpainting of the whole picture that goes on around it
+    changes_models: bool = False  # whether a pass has networks of its own
 
 
 @dataclass(frozen=True)
@@ -150,6 +187,8 @@ class Request:
     latents: Tensor | None = None  # noise of unit variance that stands for the first draw
     eta: float | None = None
     faces: FaceRestoration | None = None
+    details: DetailRequest | None = None
+    script: SDUpscale | Loopback | SkippedDrawing | None = None  # img2img: several jobs in place of one
     tiling: bool = False
     seeds: Sequence[int] = ()  # of each image, as far as one is known; also of generators
     units: Sequence[ControlUnit] = ()  # those of `control_units` that are enabled
@@ -161,4 +200,5 @@ class Request:
         passes = [one for one in (self.first, self.second) if one is not None]
         scaled = any("scale" in (one.guidance.cross_attention_kwargs or {}) for one in passes)
         hooked = any(one.control.hooked for one in passes)  # it runs the UNet another way
-        return self.tiling or scaled or hooked or any(one.loras for one in passes)
+        tagged = self.details is not None and self.details.changes_models
+        return self.tiling or scaled or hooked or tagged or any(one.loras for one in passes)

@@ -6,7 +6,7 @@ leaf: torch-free, and any folder may import it.
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
 from ..loaders.utils import unknown_choice
@@ -28,7 +28,7 @@ LOOPBACK_CURVES: dict[str, Callable[[float], float]] = {
     "Lazy": lambda t: 1 - math.cos(t * math.pi * 0.5),
 }
 
-Script = TypeVar("Script")
+Settings = TypeVar("Settings")
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ class SDUpscale:
     overlap: int = 64  # pixels that neighbouring tiles share
     scale: float = 2.0
     upscaler: Any = "None"  # a label, a path or a model; "None" leaves the picture as it is, without the scale
+    batch_size: int = 1  # tiles drawn at once
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -83,6 +84,13 @@ class Loopback:
         return start + (self.final_strength - start) * LOOPBACK_CURVES[self.curve](loop / (self.loops - 1))
 
 
+@dataclass(frozen=True)
+class SkippedDrawing:
+    """img2img draws nothing itself: its detailing passes begin with the given pictures."""
+
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+
 def read_soft_inpainting(given: Any) -> SoftInpainting | None:
     """The argument `soft_inpainting`: True, or a dict of its settings; None and False are off."""
     if given is None or given is False:
@@ -100,7 +108,9 @@ def read_sd_upscale(given: Any) -> SDUpscale | None:
     asked = _read_script("sd_upscale", SDUpscale, given)
     _check_between("`sd_upscale`: `overlap`", asked.overlap, 0, 10**6)
     _check_between("`sd_upscale`: `scale`", asked.scale, 1, 100)
-    return SDUpscale(int(asked.overlap), asked.scale, "None" if asked.upscaler is None else asked.upscaler)
+    _check_between("`sd_upscale`: `batch_size`", asked.batch_size, 1, 10**6)
+    upscaler = "None" if asked.upscaler is None else asked.upscaler
+    return SDUpscale(int(asked.overlap), asked.scale, upscaler, int(asked.batch_size))
 
 
 def read_loopback(given: Any) -> Loopback | None:
@@ -115,12 +125,12 @@ def read_loopback(given: Any) -> Loopback | None:
     return Loopback(int(asked.loops), asked.final_strength, asked.curve)
 
 
-def _read_script(argument: str, kind: type[Script], given: Any) -> Script:
+def _read_script(argument: str, kind: type[Settings], given: Any) -> Settings:
     if given is True:
         return kind()
     if isinstance(given, kind):
         return given
-    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    known = [one.name for one in fields(kind)]  # type: ignore[arg-type]
     if not isinstance(given, Mapping):
         raise ValueError(f"`{argument}` is True or a dict of {', '.join(known)}; got {given!r:.60}.")
     for name in given:

@@ -7,6 +7,7 @@ named.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -36,9 +37,10 @@ from webui_diffusers.pipelines.call_state import own_call
 from webui_diffusers.pipelines.checks import call_size, check_callback_inputs, check_leftovers
 from webui_diffusers.pipelines.components import overridable_components
 from webui_diffusers.pipelines.controlled import control_edits
+from webui_diffusers.pipelines.details import DetailRun
 from webui_diffusers.pipelines.drawn import request_drawn
 from webui_diffusers.pipelines.drop_in import asks_for_diffusers_own, draw_as_diffusers
-from webui_diffusers.pipelines.images.enlarge import enlarge_latents
+from webui_diffusers.pipelines.images.hires import enlarge_latents
 from webui_diffusers.pipelines.images.seamless import seamless_tiling
 from webui_diffusers.pipelines.infotext.from_call import drawn_infotexts
 from webui_diffusers.pipelines.loras import networks_on
@@ -155,6 +157,7 @@ class WebUITxt2ImgPipeline(WebUIMixin, StableDiffusionPipeline):
         hires_negative_prompt: str | list[str] | None = None,
         hires_sampler: str | None = None,
         hires_schedule: str | None = None,
+        hires_model: Any = None,
         restore_faces: str | None = None,
         face_fidelity: float | None = None,
         refiner_switch_at: float | None = None,
@@ -166,6 +169,7 @@ class WebUITxt2ImgPipeline(WebUIMixin, StableDiffusionPipeline):
         guess_mode: bool = False,
         control_mode: int | list[int] | None = None,
         control_units: Sequence[Mapping[str, Any]] | None = None,
+        detailers: Sequence[Any] | Mapping[str, Any] | None = None,
         webui_options: Mapping[str, Any] | None = None,
         prompt_2: str | list[str] | None = None,
         negative_prompt_2: str | list[str] | None = None,
@@ -207,6 +211,11 @@ class WebUITxt2ImgPipeline(WebUIMixin, StableDiffusionPipeline):
                 first pass's.
             restore_faces: "CodeFormer", "GFPGAN", ... : the component `face_restorer` is applied to each image.
             face_fidelity: 0 (strongest) to 1 (most faithful), for CodeFormer. None: the option `code_former_weight`.
+            hires_model: the checkpoint of the second pass: another pipeline, its components, a path, or a name that
+                `add_checkpoint` made known. The first pass and its decoding keep this one.
+            detailers: passes over the finished pictures: dicts of ADetailer's settings, such as `{"ad_model": "face",
+                "ad_denoising_strength": 0.3}`; see docs/detailer.md. `detections` in one gives boxes in place of a
+                detector. `detail_report()` says what was found.
             refiner_switch_at: share of the noise levels after which the component `refiner` takes over, 0..1.
             image, control_image, controlnet_conditioning_scale, control_guidance_start, control_guidance_end,
                 guess_mode, control_mode: of the component `controlnet`, as in diffusers' ControlNet pipelines.
@@ -233,11 +242,11 @@ class WebUITxt2ImgPipeline(WebUIMixin, StableDiffusionPipeline):
         embeddings: list[tuple[str, ...]] = []  # textual inversions in use, by pass
 
         padded = [self.unet, self.vae] if tiling else []
-        with (
-            own_call(self, changes=request.changes_models),
-            networks_on(self, lora_backend) as networks,
-            seamless_tiling(*padded),
-        ):
+        artist = self  # whose models draw: the second pass may have another checkpoint's
+        with ExitStack() as around:
+            around.enter_context(own_call(self, changes=request.changes_models))
+            networks = around.enter_context(networks_on(self, lora_backend))
+            around.enter_context(seamless_tiling(*padded))
             self._begin(first.guidance, clip_skip)
             watch = StepWatch(self, callback_on_step_end, callback_on_step_end_tensor_inputs, networks)
 
@@ -254,27 +263,31 @@ class WebUITxt2ImgPipeline(WebUIMixin, StableDiffusionPipeline):
 
             # 5. Hires pass: the same image, larger, through the tail of a schedule
             if second is not None and not self.interrupt:
+                if before.pipe is not None:
+                    artist = before.pipe
+                    networks = around.enter_context(networks_on(artist, lora_backend))
+                    around.enter_context(seamless_tiling(*([artist.unet, artist.vae] if tiling else [])))
                 if not request.options["hires_fix_use_firstpass_conds"]:
                     self._network_reports = networks.switch(second.loras)
-                models = pass_models(self, request, second)
+                models = pass_models(artist, request, second)
                 self._network_reports = networks.switch(second.loras)
-                encoding_noise = start.noise.global_generator()
-                x = enlarge_latents(self.vae, x, before.target, before.upscaler, request.options, encoding_noise)
+                noise, options = start.noise.global_generator(), request.options
+                x = enlarge_latents(self.vae, x, before.target, before.upscaler, options, noise, encoder=artist.vae)
                 embeddings.append(models[0].conditioning.embeddings)
-                x = run_pass(self, request, second, models, noise_start(self, request, second, x), watch)
+                x = run_pass(artist, request, second, models, noise_start(artist, request, second, x), watch)
 
             # 6. Latents -> pixels, and what the safety checker says
-            pixels, flagged = (x, None) if output_type == "latent" else decoded_pixels(self, x)
+            pixels, flagged = (x, None) if output_type == "latent" else decoded_pixels(self, x, vae=artist.vae)
 
-            # 7. Pixels -> images, and their faces
-            images = pixels
+            # 7. Pixels -> images, their faces and details
+            images, details = pixels, DetailRun(self, request, networks, watch)
             if output_type != "latent":
-                edits = control_edits(request.overlays)
-                edits += [] if request.faces is None else [request.faces.edit]
+                edits = [*control_edits(request.overlays), request.faces and request.faces.edit]
+                edits.append(request.details and details.edit)
                 images = output_images(pixels, output_type, truncates=sampler is not None, edits=edits)
         if not return_dict:
             return images, flagged
 
         # 8. What drew it, in the webui's words
-        texts = drawn_infotexts(request_drawn(self, request, *embeddings))
+        texts = drawn_infotexts(request_drawn(self, request, *embeddings, details=details.fields))
         return WebUIPipelineOutput(images, flagged, texts, list(request.seeds))

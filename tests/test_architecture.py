@@ -17,7 +17,8 @@ except ModuleNotFoundError:  # Python 3.10
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted(p for folder in ("pipelines", "loaders") for p in (ROOT / folder).rglob("*.py"))
 ENTRIES = {
-    ROOT / "pipelines" / f"{n}.py" for n in ("txt2img", "img2img", "multi_lora", "multi_lora_xl", "face_restore")
+    ROOT / "pipelines" / f"{n}.py"
+    for n in ("txt2img", "img2img", "multi_lora", "multi_lora_xl", "face_restore", "detailer")
 }
 FOLDERS = {"prompt", "sampling", "images", "control", "infotext", "cli", "serve", "bundle", "loaders"}
 LEAVES = (

@@ -21,9 +21,8 @@ from webui_diffusers.pipelines.images.faces.color import from_net_range, to_net_
 from webui_diffusers.pipelines.images.faces.flows import FACE_FLOWS, FaceNets, FaceOptions
 from webui_diffusers.pipelines.images.faces.masks import face_window, square_mask
 from webui_diffusers.pipelines.images.faces.paste import paste_matrix, upsampled_paste_matrix
-from webui_diffusers.pipelines.images.faces.restore import restore_faces
+from webui_diffusers.pipelines.images.faces.restore import fine_crop, restore_faces
 from webui_diffusers.pipelines.images.faces.rolled import turn_matrix
-from webui_diffusers.pipelines.images.faces.steps import fine_crop
 from webui_diffusers.pipelines.images.opencv import warp_affine
 
 

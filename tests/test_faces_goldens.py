@@ -16,8 +16,7 @@ from safetensors.numpy import load_file
 from webui_diffusers.pipelines.images.faces.align import choose_faces, face_inliers, face_landmarks, fit_face
 from webui_diffusers.pipelines.images.faces.color import gray_of, is_gray, match_statistics
 from webui_diffusers.pipelines.images.faces.flows import FACE_FLOWS, FaceNets, FaceOptions
-from webui_diffusers.pipelines.images.faces.restore import restore_faces
-from webui_diffusers.pipelines.images.faces.steps import detection_picture
+from webui_diffusers.pipelines.images.faces.restore import detection_picture, restore_faces
 from webui_diffusers.pipelines.images.opencv import invert_affine
 
 

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from recordings import GOLDEN
 from safetensors import safe_open
 from safetensors.torch import load_file
-from webui_diffusers.pipelines.images.color_match import lab_to_rgb, match_colors, rgb_to_lab
+from webui_diffusers.pipelines.images.color_match import match_colors
 from webui_diffusers.pipelines.images.fit import (
     RESIZE_MODES,
     fill_masked,
@@ -24,15 +24,14 @@ from webui_diffusers.pipelines.images.fit import (
 )
 from webui_diffusers.pipelines.images.masks import (
     MaskArea,
-    blur_mask,
     composite_overlay,
     doubled_mask,
     latent_masks,
-    mask_blur_taps,
     masked_area,
     overlay_picture,
     prepare_mask,
 )
+from webui_diffusers.pipelines.images.opencv import blur_mask, lab_to_rgb, mask_blur_taps, rgb_to_lab
 from webui_diffusers.pipelines.images.vae import encode_pictures, latents_to_pixels, pixels_to_vae_input
 
 

@@ -4,9 +4,21 @@ from io import BytesIO
 
 import numpy as np
 import pytest
+import torch
+from detailer_runs import (
+    add_other_models,
+    check_pictures,
+    hires_arguments,
+    init_arguments,
+    job_arguments,
+    recorded_texts,
+    tiny_pipeline,
+)
 from PIL import Image
 from recordings import GOLDEN, recorded_json
 from safetensors.numpy import load_file
+from webui_diffusers.loaders.upscaler import load_upscaler
+from webui_diffusers.pipelines import WebUIImg2ImgPipeline, WebUITxt2ImgPipeline
 from webui_diffusers.pipelines.images.fit import flatten_picture
 from webui_diffusers.pipelines.images.sd_upscale import cut_tiles, join_tiles, tile_seeds
 from webui_diffusers.pipelines.images.upscale import enlarge_by
@@ -60,6 +72,45 @@ def test_strengths_follow_the_curve_as_recorded(run: dict):
     strengths = [asked.strength(run["params"]["denoising_strength"], i) for i in range(loops)]
     drawn = [call["denoising_strength"] for call in run["calls"]]
     np.testing.assert_allclose(strengths * run["params"]["n_iter"], drawn, rtol=1e-12)
+
+
+@pytest.mark.goldens
+@pytest.mark.parametrize("run", runs_of("sd_upscale", 3) + runs_of("loopback", 1), ids=lambda run: run["name"])
+def test_a_recorded_script_is_drawn_again(run: dict):
+    tensors = load_file(GOLDEN / "detailer" / "scripts" / f"{run['name']}.safetensors")
+    pipe, p = tiny_pipeline(WebUIImg2ImgPipeline), run["params"]
+    pipe.attached.upscalers["tiny-compact-x2"] = load_upscaler(GOLDEN / "models" / "tiny-compact-x2.safetensors")
+    if run["kind"] == "sd_upscale":
+        _, overlap, upscaler, scale = run["script_args"]
+        settings = {"overlap": overlap, "scale": scale, "upscaler": upscaler, "batch_size": p["batch_size"]}
+        script = {"sd_upscale": settings}
+    else:
+        loops, final, curve, _ = run["script_args"]
+        script = {"loopback": {"loops": loops, "final_strength": final, "curve": curve}}
+    torch.manual_seed(run["global_seed_before_run"])
+    given = job_arguments(run) | init_arguments(run, tensors)
+    out = pipe(p["prompt"], num_images_per_prompt=p["n_iter"], **given, **script)
+    check_pictures(out.images, tensors)
+    assert out.infotexts[: len(run["infotexts"])] == recorded_texts(run)
+    assert out.seeds[0] == run["processed_seed"]
+
+
+@pytest.mark.goldens
+@pytest.mark.parametrize("run", runs_of("hires_checkpoint", 1), ids=lambda run: run["name"])
+def test_a_recorded_second_pass_with_another_checkpoint_is_drawn_again(run: dict):
+    tensors = load_file(GOLDEN / "detailer" / "scripts" / f"{run['name']}.safetensors")
+    pipe, p = tiny_pipeline(WebUITxt2ImgPipeline), run["params"]
+    add_other_models(pipe)
+    before = {name: weight.clone() for name, weight in pipe.unet.state_dict().items()}
+    torch.manual_seed(run["global_seed_before_run"])
+    images, texts, other = [], [], {"hires_model": p["hr_checkpoint_name"]}
+    for n in range(p["n_iter"]):
+        given = job_arguments(run, n * p["batch_size"]) | hires_arguments(p) | other
+        out = pipe([p["prompt"]] * p["batch_size"], **given)
+        images, texts = images + out.images, texts + out.infotexts
+    check_pictures(images, tensors)
+    assert texts == recorded_texts(run)
+    assert all(torch.equal(weight, before[name]) for name, weight in pipe.unet.state_dict().items())
 
 
 @pytest.mark.goldens

@@ -40,6 +40,7 @@ PIPELINES = {
     "multi-lora": PipelineEntry("pipelines/multi_lora.py", "MultiLoraPipeline"),
     "multi-lora-xl": PipelineEntry("pipelines/multi_lora_xl.py", "MultiLoraXLPipeline"),
     "face-restore": PipelineEntry("pipelines/face_restore.py", "FaceRestorePipeline"),
+    "detailer": PipelineEntry("pipelines/detailer.py", "DetailerPipeline"),
 }
 
 

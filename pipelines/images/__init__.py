@@ -4,8 +4,8 @@ from importlib import import_module
 
 
 _HOME = {
-    "fit_face": ".faces.restore",
-    "align_face": ".faces.restore",
+    "fit_face": ".faces.align",
+    "align_face": ".faces.align",
     "hires_target": ".hires",
     "enlarge_picture": ".upscale",
     "upscale_image": ".upscale_tiles",

@@ -9,13 +9,15 @@
 The reference is the webui, version 1.10.1. Sizes are (width, height), in pixels; a latent cell is 8x8 pixels.
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Generator, Tensor, nn
 
-from .upscale import WEBUI_TILE, WEBUI_TILE_OVERLAP, TileProgress, UpscalerModel, enlarge_picture
+from .upscale import WEBUI_TILE, WEBUI_TILE_OVERLAP, UpscalerModel, enlarge_picture
 from .vae import encode_pictures, latents_to_pixels, pixels_to_vae_input
 
 
@@ -135,6 +137,38 @@ def crop_latents(latents: Tensor, target: HiresTarget) -> Tensor:
     return kept.contiguous()
 
 
+def enlarge_latents(
+    vae: nn.Module,
+    latents: Tensor,
+    target: HiresTarget,
+    upscaler: UpscalerModel | str,
+    options: Mapping[str, Any],
+    generator: Generator | None,
+    encoder: nn.Module | None = None,
+) -> Tensor:
+    """Latents (b, c, h, w) as the second pass takes them: enlarged, and cropped to the target.
+
+    Latent upscalers work without decoding; all others on 8-bit pictures. generator: draws the noise of the VAE's
+    encoding; None is torch's global one, as in the webui with the noise source "nv". encoder: the VAE that encodes,
+    where it is another one.
+    """
+    if isinstance(upscaler, str) and upscaler in LATENT_UPSCALERS:
+        enlarged = upscale_latents(latents, upscaler, target.enlarged_height, target.enlarged_width)
+        return crop_latents(enlarged, target)
+    if isinstance(upscaler, nn.Module):
+        upscaler.to(latents.device)
+    return enlarge_through_pixels(
+        vae,
+        latents,
+        target,
+        upscaler,
+        generator=torch.default_generator if generator is None else generator,
+        tile=options["ESRGAN_tile"],
+        overlap=options["ESRGAN_tile_overlap"],
+        encoder=encoder,
+    )
+
+
 def enlarge_through_pixels(
     vae: nn.Module,
     latents: Tensor,
@@ -144,14 +178,14 @@ def enlarge_through_pixels(
     generator: Generator | None = None,
     tile: int = WEBUI_TILE,
     overlap: int = WEBUI_TILE_OVERLAP,
-    progress: TileProgress | None = None,
+    encoder: nn.Module | None = None,
 ) -> Tensor:
     """Latents (b, c, h, w) of the first pass to those the second begins with, through 8-bit pictures; cropped.
 
     All pictures are decoded and enlarged (see `enlarge_picture`) before the first is encoded, each alone.
     generator: what the webui's global CPU generator is there: with the noise sources "cpu" and "gpu" one seeded with
     the last picture's seed. With "nv" that generator is whatever it was, so pass None (torch's own is used, but not
-    advanced for the models) or `torch.default_generator`.
+    advanced for the models) or `torch.default_generator`. encoder: the VAE that encodes, where it is another one.
     """
     width, height = target.enlarged_width, target.enlarged_height
     pictures = [
@@ -162,10 +196,9 @@ def enlarge_through_pixels(
             upscaler,
             tile=tile,
             overlap=overlap,
-            progress=progress,
             generator=generator,
         )
         for pixels in latents_to_pixels(vae, latents)
     ]
     pixels = pixels_to_vae_input(pictures).to(latents.device)
-    return crop_latents(encode_pictures(vae, pixels, generator), target)
+    return crop_latents(encode_pictures(vae if encoder is None else encoder, pixels, generator), target)

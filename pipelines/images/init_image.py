@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...loaders.utils import unknown_choice
 from ..options import WEBUI_OPTIONS
+from ..script_settings import SoftInpainting
 from .color_match import match_colors
 from .fit import RESIZE_MODES, fill_masked, fit_picture, flatten_picture, resize_latents
 from .masks import MaskArea, composite_overlay, doubled_mask, masked_area, overlay_picture, prepare_mask
@@ -32,6 +33,12 @@ class InitArguments:
     masked_padding: int = 32
     invert_mask: bool = False
     soft_mask: bool = False
+    soft: SoftInpainting | None = None
+
+    @property
+    def keeps_greys(self) -> bool:
+        """Whether a mask keeps its greys, in pixels and latents: cells may be drawn anew in part."""
+        return self.soft_mask or self.soft is not None
 
     @property
     def blur(self) -> tuple[float, float]:
@@ -45,6 +52,7 @@ class InitArguments:
             return {**dict.fromkeys(names), "inpaint_area": "whole"}
         x, y = self.blur
         found: dict[str, Any] = {name: getattr(self, name) for name in names}
+        found["masked_padding"] = self.masked_padding if self.inpaint_area == "masked" else None
         return {**found, "mask_blur": x if x == y and x > 0 else None}
 
 
@@ -74,7 +82,8 @@ class InitPictures:
 
     pictures: RGB, of the job's size; with resize mode "latent" of their own. mask: "L", of the job's size, white where
     the picture is drawn anew; None for plain img2img. overlays: RGBA, what is laid over the finished picture, which is
-    put into `area` first where only that was drawn. latents: (n, c, h, w) given in place of pictures.
+    put into `area` first where only that was drawn. latents: (n, c, h, w) given in place of pictures. originals: what
+    the overlays are cut from.
     """
 
     pictures: list[Image.Image]
@@ -82,6 +91,7 @@ class InitPictures:
     overlays: Sequence[Image.Image] = ()
     area: MaskArea | None = None
     latents: Tensor | None = None
+    originals: Sequence[Image.Image] = ()
 
 
 # --- reading the arguments
@@ -225,8 +235,9 @@ def prepare_init(
         return _masked_area_pictures(flat, mask, size, asked)
     mask = fit_picture(_blurred_mask(mask, asked), *size, asked.resize_mode)
     fitted = _fitted_pictures(flat, size, asked.resize_mode)
-    overlays = [overlay_picture(stretched_picture(picture, *size), doubled_mask(mask)) for picture in fitted]
-    return InitPictures(_filled_pictures(fitted, mask, asked), mask, overlays)
+    originals = [stretched_picture(picture, *size) for picture in fitted]
+    overlays = [overlay_picture(picture, doubled_mask(mask)) for picture in originals]
+    return InitPictures(_filled_pictures(fitted, mask, asked), mask, overlays, originals=originals)
 
 
 def _prepared_latents(
@@ -264,11 +275,11 @@ def _masked_area_pictures(
     overlays = [overlay_picture(picture, mask) for picture in flat]
     cut = [fit_picture(picture.crop(area), *size, "fill") for picture in flat]
     mask = fit_picture(mask.crop(area), *size, "fill")
-    return InitPictures(_filled_pictures(cut, mask, asked), mask, overlays, area)
+    return InitPictures(_filled_pictures(cut, mask, asked), mask, overlays, area, originals=flat)
 
 
 def _blurred_mask(mask: Image.Image, asked: InitArguments) -> Image.Image:
-    return prepare_mask(mask, invert=asked.invert_mask, blur=asked.blur, soft=asked.soft_mask)
+    return prepare_mask(mask, invert=asked.invert_mask, blur=asked.blur, soft=asked.keeps_greys)
 
 
 def _fitted_pictures(flat: list[Image.Image], size: tuple[int, int], mode: str) -> list[Image.Image]:

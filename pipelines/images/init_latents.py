@@ -51,14 +51,14 @@ def init_latents(
     latents = _at_job_size(encode(pixels), cells)
     mask = None
     if init.mask is not None:
-        mask = latent_masks(init.mask, latents, soft=asked.soft_mask)
+        mask = latent_masks(init.mask, latents, soft=asked.keeps_greys)
         if asked.masked_content == "latent noise":
             latents = latents * mask.keep + noise() * mask.change
         elif asked.masked_content == "latent nothing":
             latents = latents * mask.keep
     if mask_weight is None:
         return InitLatents(latents, mask)
-    seen = pixel_mask(init.mask, *pixels.shape[-2:], soft=asked.soft_mask).to(device)
+    seen = pixel_mask(init.mask, *pixels.shape[-2:], soft=asked.keeps_greys).to(device)
     hidden = _at_job_size(encode(torch.lerp(pixels, pixels * (1.0 - seen), mask_weight)), cells)
     return InitLatents(latents, mask, inpainting_channels(seen, hidden))
 

@@ -31,6 +31,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from .fit import fit_picture
+from .opencv import blur_mask
 
 
 MASK_ALPHA_THRESHOLD = 128  # a drawn mask's alpha above this is mask, in 8-bit levels
@@ -67,68 +68,18 @@ def prepare_mask(
     """
     if min(blur) < 0:
         raise ValueError(f"`mask_blur` must be 0 or more; got {blur}. It is a standard deviation in pixels.")
-    gray = _mask_levels(mask, soft)
+    gray = mask_levels(mask, soft=soft)
     if invert:
         gray = ImageOps.invert(gray)
     return Image.fromarray(blur_mask(np.array(gray), *blur))
 
 
-def _mask_levels(mask: Image.Image, soft: bool) -> Image.Image:
+def mask_levels(mask: Image.Image, *, soft: bool) -> Image.Image:
+    """The mask as "L": by its alpha where it has any, cut at 128 unless `soft`; else by its grey value."""
     if mask.mode == "RGBA" and mask.getextrema()[3] != (255, 255):
         alpha = mask.getchannel("A")
         return alpha if soft else alpha.point([255 if level > MASK_ALPHA_THRESHOLD else 0 for level in range(256)])
     return mask.convert("L")
-
-
-def blur_mask(mask: np.ndarray, blur_x: float, blur_y: float) -> np.ndarray:
-    """(h, w) uint8, blurred along x and then along y, each rounded to 8 bits, as OpenCV's GaussianBlur does it.
-
-    Kernels have 2 * int(2.5 * blur + 0.5) + 1 taps in multiples of 1/256 and the border mirrors without repeating.
-    Bit-equal to OpenCV 4 and 5.
-    """
-    if blur_x > 0:
-        mask = _blur_rows(mask, blur_x)
-    if blur_y > 0:
-        mask = _blur_rows(mask.T, blur_y).T
-    return np.ascontiguousarray(mask)
-
-
-def _blur_rows(mask: np.ndarray, blur: float) -> np.ndarray:
-    taps = mask_blur_taps(blur)
-    radius = len(taps) // 2
-    length = mask.shape[1]
-    padded = mask[:, _mirrored_columns(length, radius)].astype(np.int32)
-    total = np.full(mask.shape, 128, np.int32)
-    for i, tap in enumerate(taps):
-        total += tap * padded[:, i : i + length]
-    return (total >> 8).astype(np.uint8)
-
-
-def mask_blur_taps(blur: float) -> list[int]:
-    """The Gaussian with standard deviation `blur` in 1/256, sum 256.
-
-    Each tap is rounded with the error of the one before it carried over, from the ends inwards; the middle takes what
-    is left. After getGaussianKernelFixedPoint_ED, opencv/opencv, modules/imgproc/src/smooth.dispatch.cpp.
-    """
-    size = 2 * int(2.5 * blur + 0.5) + 1
-    x = np.arange(size) - (size - 1) / 2
-    kernel = np.exp(-(x**2) / (2 * blur**2))
-    kernel = kernel / kernel.sum()
-    taps, error = [0] * size, 0.0
-    for i in range(size // 2):
-        exact = float(kernel[i]) * 256 + error
-        taps[i] = taps[-1 - i] = round(exact)
-        error = exact - taps[i]
-    taps[size // 2] = 256 - sum(taps)
-    return taps
-
-
-def _mirrored_columns(length: int, radius: int) -> np.ndarray:
-    """Indices -radius .. length + radius - 1 folded back into the picture: ... 2 1 0 1 2 ..."""
-    if length == 1:
-        return np.zeros(1 + 2 * radius, int)
-    index = np.abs(np.arange(-radius, length + radius)) % (2 * (length - 1))
-    return np.where(index >= length, 2 * (length - 1) - index, index)
 
 
 def masked_area(mask: Image.Image, size: tuple[int, int], padding: int = 32) -> MaskArea | None:

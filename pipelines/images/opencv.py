@@ -1,4 +1,4 @@
-"""Warp, resize, blur and erosion with OpenCV 4.x's arithmetic, in numpy.
+"""Warp, resize, blur, erosion and LAB with OpenCV 4.x's arithmetic, in numpy.
 
 Restored faces that people share were cut out and pasted back by OpenCV 4, whose warp knows source positions to 1/32 px
 only and whose 8-bit resizing runs on integers. OpenCV 5 changed both; here they stay.
@@ -9,6 +9,8 @@ integers. Nothing here changes its arguments.
 import numpy as np
 from scipy.ndimage import correlate1d, maximum_filter1d, minimum_filter1d
 from scipy.sparse import csr_matrix
+
+from .tile_grid import mirrored_position
 
 
 Window = tuple[int, int, int, int]
@@ -89,9 +91,7 @@ def _border_index(index: np.ndarray, length: int, border: str) -> np.ndarray:
         index = index % (2 * length)
         return np.minimum(index, 2 * length - 1 - index)
     if border == "reflect101":
-        period = max(2 * length - 2, 1)
-        index = index % period
-        return np.minimum(index, period - index)
+        return mirrored_position(index, length)
     raise ValueError(f"`border` must be 'constant', 'reflect' or 'reflect101'; got {border!r}.")
 
 
@@ -243,21 +243,16 @@ def gaussian_kernel(size: int, sigma: float = 0.0) -> np.ndarray:
     """(size,) float64, sum 1. sigma 0: 0.3*((size-1)/2 - 1) + 0.8, and fixed tables for sizes up to 9."""
     if size < 1 or size % 2 == 0:
         raise ValueError(f"`size` of a Gaussian must be odd and positive; got {size}.")
-    if sigma <= 0 and size in _SMALL_GAUSSIANS:
-        return np.array(_SMALL_GAUSSIANS[size]) / sum(_SMALL_GAUSSIANS[size])
+    if sigma <= 0 and size <= 9:
+        return np.array(_SMALL_GAUSSIANS[size // 2]) / sum(_SMALL_GAUSSIANS[size // 2])
     sigma = sigma if sigma > 0 else 0.3 * ((size - 1) * 0.5 - 1) + 0.8
     x = np.arange(size) - (size - 1) / 2
     kernel = np.exp(-(x**2) / (2 * sigma**2))
     return kernel / kernel.sum()
 
 
-_SMALL_GAUSSIANS = {
-    1: (1,),
-    3: (1, 2, 1),
-    5: (1, 4, 6, 4, 1),
-    7: (8, 28, 56, 72, 56, 28, 8),
-    9: (4, 13, 30, 51, 60, 51, 30, 13, 4),
-}
+# Of 1, 3, 5, 7 and 9 taps.
+_SMALL_GAUSSIANS = ((1,), (1, 2, 1), (1, 4, 6, 4, 1), (8, 28, 56, 72, 56, 28, 8), (4, 13, 30, 51, 60, 51, 30, 13, 4))
 
 
 def gaussian_blur(image: np.ndarray, size: int, sigma: float = 0.0) -> np.ndarray:
@@ -298,19 +293,108 @@ def _fused_add(a: np.ndarray, weight: np.float32, b: np.ndarray) -> np.ndarray:
     return (a.astype(np.float64) * np.float64(weight) + b).astype(np.float32)
 
 
+def blur_mask(mask: np.ndarray, blur_x: float, blur_y: float) -> np.ndarray:
+    """(h, w) uint8, blurred along x and then along y, each rounded to 8 bits, as OpenCV's GaussianBlur does it.
+
+    Kernels have 2 * int(2.5 * blur + 0.5) + 1 taps in multiples of 1/256 and the border mirrors without repeating.
+    Bit-equal to OpenCV 4 and 5.
+    """
+    for blur, axis in ((blur_x, 1), (blur_y, 0)):
+        if blur > 0:
+            total = correlate1d(mask.astype(np.int32), mask_blur_taps(blur), axis=axis, mode="mirror")
+            mask = ((total + 128) >> 8).astype(np.uint8)
+    return mask
+
+
+def mask_blur_taps(blur: float) -> list[int]:
+    """The Gaussian with standard deviation `blur` in 1/256, sum 256.
+
+    Each tap is rounded with the error of the one before it carried over, from the ends inwards; the middle takes what
+    is left. After getGaussianKernelFixedPoint_ED, opencv/opencv, modules/imgproc/src/smooth.dispatch.cpp.
+    """
+    size = 2 * int(2.5 * blur + 0.5) + 1
+    kernel = gaussian_kernel(size, blur)
+    taps, error = [0] * size, 0.0
+    for i in range(size // 2):
+        exact = float(kernel[i]) * 256 + error
+        taps[i] = taps[-1 - i] = round(exact)
+        error = exact - taps[i]
+    taps[size // 2] = 256 - sum(taps)
+    return taps
+
+
 def erode_box(image: np.ndarray, size: int) -> np.ndarray:
     """Minimum over a size x size box, -size//2 .. for even sizes; what lies outside the picture is ignored.
 
     size 0 is OpenCV's empty kernel, which means 3x3. It happens for tiny faces.
     """
-    size = size or 3
     outside = 255 if image.dtype == np.uint8 else np.inf
-    result = minimum_filter1d(image, size, axis=1, mode="constant", cval=outside)
-    return minimum_filter1d(result, size, axis=0, mode="constant", cval=outside)
+    across = minimum_filter1d(image, size or 3, axis=1, mode="constant", cval=outside)
+    return minimum_filter1d(across, size or 3, axis=0, mode="constant", cval=outside)
 
 
 def dilate_box(image: np.ndarray, size: int) -> np.ndarray:
-    """Maximum over a size x size box, -size//2 .. for even sizes; what lies outside the picture is ignored."""
+    """Maximum over the same box; what lies outside the picture is ignored."""
     outside = 0 if image.dtype == np.uint8 else -np.inf
-    result = maximum_filter1d(image, size, axis=1, mode="constant", cval=outside)
-    return maximum_filter1d(result, size, axis=0, mode="constant", cval=outside)
+    across = maximum_filter1d(image, size, axis=1, mode="constant", cval=outside)
+    return maximum_filter1d(across, size, axis=0, mode="constant", cval=outside)
+
+
+# --- colours
+
+# sRGB primaries to XYZ at D65, and that white.
+_RGB_TO_XYZ = np.array(
+    [[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]]
+)
+_XYZ_WHITE = np.array([0.950456, 1.0, 1.088754])
+_LAB_ONE = 1 << 14  # 1.0 in the fixed-point numbers of the way back
+
+
+def rgb_to_lab(picture: np.ndarray) -> np.ndarray:
+    """(h, w, 3) uint8 sRGB to (h, w, 3) uint8 LAB: lightness * 2.55, a + 128, b + 128.
+
+    In the fixed-point numbers of opencv/opencv (Apache-2.0), modules/imgproc/src/color_lab.cpp, RGB2Lab_b: histograms
+    follow single levels. Equal but for one level in one value of 30,000.
+    """
+    c = np.arange(256) / 255.0
+    linear = np.rint(255 * 8 * np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)).astype(np.int64)
+    t = np.arange(256 * 8 * 3 // 2) / (255 * 8)
+    f_table = np.rint((1 << 15) * np.where(t < 0.008856, 7.787 * t + 4 / 29, np.cbrt(t))).astype(np.int64)
+    to_xyz = np.rint((1 << 12) * _RGB_TO_XYZ / _XYZ_WHITE[:, None]).astype(np.int64)
+    fx, fy, fz = np.moveaxis(f_table[_round_shift(linear[picture] @ to_xyz.T, 12)], -1, 0)
+    lightness = (116 * 255 + 50) // 100 * fy - (16 * 255 * (1 << 15) + 50) // 100
+    lab = np.stack([lightness, 500 * (fx - fy) + (128 << 15), 200 * (fy - fz) + (128 << 15)], axis=-1)
+    return np.clip(_round_shift(lab, 15), 0, 255).astype(np.uint8)
+
+
+def lab_to_rgb(lab: np.ndarray) -> np.ndarray:
+    """The inverse of `rgb_to_lab`; what has no place in sRGB is clipped. After Lab2RGBinteger of the same file.
+
+    OpenCV's within one level, and equal in 99 of 100 values.
+    """
+    lightness, a, b = np.moveaxis(lab.astype(np.int64), -1, 0)
+    level = np.arange(256)
+    fy_table = np.where(level <= 20, _LAB_ONE * (16 / 116 + level * 5 / 1479), _LAB_ONE * (level / 2.55 + 16) / 116)
+    fy_table = np.rint(fy_table)
+    y_table = np.rint(np.where(level <= 20, level * _LAB_ONE / 2.55 / 903.3, fy_table**3 / _LAB_ONE**2))
+    fy = fy_table.astype(np.int64)[lightness]
+    fx = fy + ((5 * a * 53687 + (1 << 7)) >> 13) - 128 * _LAB_ONE // 500
+    fz = fy - (((b * 41943 + (1 << 4)) >> 9) - 128 * _LAB_ONE // 200 + 1)
+    xyz = np.stack([_lab_inverse_f(fx), y_table.astype(np.int64)[lightness], _lab_inverse_f(fz)], axis=-1)
+    to_rgb = np.rint((1 << 12) * np.linalg.inv(_RGB_TO_XYZ) * _XYZ_WHITE).astype(np.int64)
+    linear = np.clip(_round_shift(xyz @ to_rgb.T, 14), 0, 4095)
+    c = np.arange(4096) / 4095
+    gamma = np.rint(255 * np.where(c <= 0.0031308, c * 12.92, 1.055 * c ** (1 / 2.4) - 0.055)).astype(np.uint8)
+    return gamma[linear]
+
+
+def _lab_inverse_f(f: np.ndarray) -> np.ndarray:
+    """t from f(t), both in 1/_LAB_ONE: t = f**3, and a straight line below 6/29."""
+    f = f.astype(np.float64)
+    line = np.trunc(f * 108 / 841) - np.trunc(_LAB_ONE * 16 / 116 * 108 / 841)
+    cube = np.trunc(np.trunc(f * f / _LAB_ONE) * f / _LAB_ONE)
+    return np.where(f <= _LAB_ONE * 6 // 29 + 1, line, cube).astype(np.int64)
+
+
+def _round_shift(value: np.ndarray, bits: int) -> np.ndarray:
+    return (value + (1 << (bits - 1))) >> bits

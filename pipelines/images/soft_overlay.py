@@ -3,17 +3,45 @@
 change of each cell -> two percentile filters over its neighbours -> how much the original shows -> blur -> overlay
 """
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 from PIL import Image, ImageFilter
 from torch import Tensor
 
 from ..script_settings import SoftInpainting
 from .fit import fit_picture
-from .masks import MaskArea
+from .init_image import InitPictures
+from .masks import LatentMasks, MaskArea, overlay_picture
 
 
 FILTER_RADIUS = 2  # cells around each that its filters look at
 OVERLAY_BLUR = 4  # pixels
+
+
+def with_soft_overlays(
+    images: InitPictures,
+    rows: Sequence[int],
+    latents: Tensor,
+    init: Tensor,
+    masks: LatentMasks,
+    soft: SoftInpainting,
+    size: tuple[int, int],
+) -> InitPictures:
+    """The pictures with an overlay for each image of the batch, as far as each was changed.
+
+    rows: which picture each image began with. latents, init: (b, c, h, w), sampled and clean. size: (width, height) of
+    the job in pixels.
+    """
+    overlays = []
+    for row, sampled, clean in zip(rows, latents, init, strict=True):
+        mask = soft_overlay_mask(sampled, clean, masks.change[0], soft, size)
+        original = images.originals[row]
+        if images.area is not None:
+            mask = placed_mask(mask, images.area, original.size)
+        overlays.append(overlay_picture(original, mask))
+    return replace(images, overlays=overlays)
 
 
 def soft_overlay_mask(

@@ -7,6 +7,7 @@ Two ways of covering a side of a picture with tiles:
 """
 
 from math import ceil
+from typing import Any
 
 
 def webui_tile_starts(length: int, tile: int, overlap: int) -> list[int]:
@@ -64,6 +65,10 @@ def mirrored_positions(start: int, stop: int, length: int) -> list[int]:
     >>> mirrored_positions(-2, 6, 4)
     [2, 1, 0, 1, 2, 3, 2, 1]
     """
+    return [mirrored_position(i, length) for i in range(start, stop)]
+
+
+def mirrored_position(index: Any, length: int) -> Any:
+    """A position, or an array of them, folded back into 0 .. length - 1 without repeating the ends: reflect-101."""
     last = length - 1
-    period = max(2 * last, 1)
-    return [last - abs(i % period - last) if last else 0 for i in range(start, stop)]
+    return last - abs(index % max(2 * last, 1) - last) if last else index * 0

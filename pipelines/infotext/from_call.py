@@ -23,7 +23,8 @@ class Drawn:
     first one's. seeds, subseeds: empty where none is known. arguments: the call's others as they were in force:
     samplers, schedules and upscalers by the labels drawn with, sizes, and `webui_options` that something read.
     settings: what no argument says, by the names of `format_infotext` (model_name, model_hash, ...). fields: the same
-    by labels ("Lora hashes", "TI hashes", "Refiner"); a list gives each image its own.
+    by labels ("Lora hashes", "TI hashes", "Refiner"); a list gives each image its own. leading: fields of other
+    passes, which stand before those of masks and the hires pass; one mapping an image, or one for all.
     """
 
     prompts: Sequence[str]
@@ -35,6 +36,7 @@ class Drawn:
     subseeds: Sequence[int] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     fields: Mapping[str, Any] = field(default_factory=dict)
+    leading: Sequence[Mapping[str, Any]] = ()
 
 
 def drawn_infotexts(drawn: Drawn) -> list[str]:
@@ -166,7 +168,9 @@ def _image_settings(drawn: Drawn, index: int) -> dict[str, Any]:
         {name: value[index] if isinstance(value, list) else value for name, value in known.items()}
         for known in (drawn.fields, drawn.settings)
     )
-    settings["extra"] = _fields_in_order(settings.get("extra", {}), fields, arguments)
+    extra = _fields_in_order(settings.get("extra", {}), fields, arguments)
+    strength = {"Denoising strength": extra.pop("Denoising strength")} if "Denoising strength" in extra else {}
+    settings["extra"] = {**strength, **(own(drawn.leading) or {}), **extra}
     return settings | {name: value for name, value in others.items() if value is not None}
 
 

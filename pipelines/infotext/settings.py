@@ -90,7 +90,10 @@ def _img2img_extra(arguments: Mapping[str, Any]) -> dict[str, Any]:
         "Masked area padding": arguments.get("masked_padding"),
         "Masked content": arguments.get("masked_content"),
     }
-    return {label: None if _reads_absent(IMG2IMG_FIELDS[label], value) else value for label, value in written.items()}
+    found = {label: None if _reads_absent(IMG2IMG_FIELDS[label], value) else value for label, value in written.items()}
+    if found["Inpaint area"] is not None:  # the webui writes the padding with it, whatever it is
+        found["Masked area padding"] = written["Masked area padding"]
+    return found
 
 
 def _option_extra(arguments: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from .fields import (
     read_infotext_int,
 )
 from .other_names import named_sampler
+from .passes_after import passes_after
 from .programs import program_line, program_of
 from .sampler_names import SAME_SAMPLER, SAME_SCHEDULE
 from .styles import PromptStyle, apply_styles
@@ -152,6 +153,9 @@ class _CallReading:
             self.arguments = {n: value for n, value in self.arguments.items() if n not in ("width", "height")}
         self._read_sampler("")
         self._read_seed_resize()
+        passes, unread = passes_after(self.fields, img2img=img2img)
+        self.arguments |= passes
+        self.lines += unread
         if img2img:
             self._read(IMG2IMG_FIELDS)
         elif self._has_hires():

@@ -27,6 +27,21 @@ CONTROLNETS = {"tiny-controlnet": "tiny-sd", "tiny-controlnet-2": "tiny-sd", "ti
 CONTROL_WHOLE_RUNS = ("mode_c_w1.0", "inpaint_only_t2i")  # with what tests read besides latents
 COMMON = 3000
 EMBEDDING = "token_embedding.weight"
+DETAILER_RUNS = {
+    "adetailer": (
+        *("ad_default_two", "ad_size_not_8", "ad_hires_whole", "ad_batch_niter", "ad_no_overlay", "ad_two_tabs"),
+        *("ad_seg_masks", "ad_i2i_soft", "ad_skip_img2img", "ad_i2i_inpaint_whole", "ad_checkpoint_vae"),
+        *("ad_black_mask", "ad_prompt_skip", "ad_color_correction", "ad_match_free", "ad_seed_batch_i2i_nv"),
+        *("ad_second_tab_only", "ad_nothing"),
+    ),
+    "soft_inpainting": (
+        *("soft_alpha_mask", "soft_batch2", "soft_ddim", "soft_default", "soft_empty_mask", "soft_only_masked_wide"),
+    ),
+    "scripts": (
+        *("hrckpt_lanczos_batch", "hrckpt_latent", "loop_count2_mask", "sdup_batch2", "sdup_nearest", "sdup_none"),
+        "sdup_small",
+    ),
+}
 
 
 def slim_model(source: Path, target: Path, ids: torch.Tensor) -> None:
@@ -125,6 +140,31 @@ def slim_control(full: Path, target: Path) -> None:
         save_file(tensors, target / "runs" / f"{run['name']}.safetensors")
 
 
+def slim_detailer(source: Path, target: Path) -> None:
+    """Detailer, soft inpainting and scripts: the tables, and of the runs in DETAILER_RUNS what the tests read."""
+    for name in (
+        "mask_cases.json",
+        "mask_cases.safetensors",
+        "text_cases.json",
+        "soft_inpainting.json",
+        "scripts.json",
+    ):
+        shutil.copyfile(source / name, target / name)
+    runs = json.loads((source / "adetailer.json").read_text(encoding="utf-8"))["runs"]
+    kept = [run for run in runs if run["name"] in DETAILER_RUNS["adetailer"]]
+    for run in kept:
+        run["calls"] = [{key: call[key] for key in ("image_index", "tab")} for call in run["calls"]]
+    (target / "adetailer.json").write_text(json.dumps({"runs": kept}, indent=1) + "\n", encoding="utf-8")
+    for kind, names in DETAILER_RUNS.items():
+        (target / kind).mkdir(exist_ok=True)
+        for name in names:
+            tensors = load_file(source / kind / f"{name}.safetensors")
+            if kind == "adetailer":
+                given = [found["masks"] for run in kept if run["name"] == name for found in run["detections"]]
+                tensors = {k: v for k, v in tensors.items() if re.match(r"(in_)?(image|mask)\b", k) or k in given}
+            save_file(tensors, target / kind / f"{name}.safetensors")
+
+
 def slim_embeddings(source: Path, target: Path) -> None:
     """Every third row of the recorded encodings, with the tensors it names."""
     for path in sorted(source.glob("*embeddings_*.jsonl")) + [source / "pad_conds.jsonl"]:
@@ -142,6 +182,7 @@ def used_ids(full: Path) -> torch.Tensor:
     """Token ids of every word in the recordings' texts and in the tests, and the common ones."""
     texts = [*full.glob("prompt/*.jsonl"), *full.glob("sampling*/e2e*.json"), full / "controlnet" / "runs.json"]
     texts += HERE.parent.glob("*.py")
+    texts += [full / "detailer" / f"{kind}.json" for kind in DETAILER_RUNS]
     words = {word for path in texts for word in re.findall(r"[^\W\d_]+", path.read_text(encoding="utf-8"))}
     tokenizer = FragmentTokenizer(CLIPTokenizer.from_pretrained(full / MODELS[0] / "tokenizer"))
     ids = set(range(COMMON)) | {49406, 49407}
@@ -160,3 +201,4 @@ if __name__ == "__main__":
         for path in (full / folder).glob("e2e*.json"):
             shutil.copyfile(path, HERE / folder / path.name)
     slim_control(full, HERE / "controlnet")
+    slim_detailer(full / "detailer", HERE / "detailer")
