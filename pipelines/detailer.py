@@ -214,7 +214,6 @@ class DetailerPipeline(WebUIMixin, StableDiffusionImg2ImgPipeline):
             "height": height or own,
         }
         request = img2img_request(self, given)
-        watch = StepWatch(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
 
         # 2. The passes, picture by picture: found -> masks -> one img2img job a mask
         padded = [self.unet, self.vae] if tiling else []
@@ -224,6 +223,7 @@ class DetailerPipeline(WebUIMixin, StableDiffusionImg2ImgPipeline):
             seamless_tiling(*padded),
         ):
             self._begin(request.first.guidance, clip_skip)
+            watch = StepWatch(self, callback_on_step_end, callback_on_step_end_tensor_inputs, networks)
             details = DetailRun(self, request, networks, watch)
             drawn = details.edit(list(request.init.pictures)) if request.details else list(request.init.pictures)
 

@@ -119,7 +119,8 @@ class DetailRun:
         else:
             one.pipe._begin(request.first.guidance, None)
             with networks_on(one.pipe, self.asked.backend) as networks:
-                drawn = redrawn_pictures(one.pipe, request, networks, self.watch)
+                watch = replace(self.watch, networks=networks)
+                drawn = redrawn_pictures(one.pipe, request, networks, watch)
         return picture if drawn.flagged and drawn.flagged[0] else drawn.pictures[0]
 
     def _job_request(self, one: DetailPass, job: DetailJob, picture: Image.Image, k: int) -> Request:

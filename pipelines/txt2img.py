@@ -8,6 +8,7 @@ named.
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -263,18 +264,20 @@ class WebUITxt2ImgPipeline(WebUIMixin, StableDiffusionPipeline):
 
             # 5. Hires pass: the same image, larger, through the tail of a schedule
             if second is not None and not self.interrupt:
+                active = networks
                 if before.pipe is not None:
                     artist = before.pipe
-                    networks = around.enter_context(networks_on(artist, lora_backend))
+                    active = around.enter_context(networks_on(artist, lora_backend))
                     around.enter_context(seamless_tiling(*([artist.unet, artist.vae] if tiling else [])))
                 if not request.options["hires_fix_use_firstpass_conds"]:
-                    self._network_reports = networks.switch(second.loras)
+                    self._network_reports = active.switch(second.loras)
                 models = pass_models(artist, request, second)
-                self._network_reports = networks.switch(second.loras)
+                self._network_reports = active.switch(second.loras)
                 noise, options = start.noise.global_generator(), request.options
                 x = enlarge_latents(self.vae, x, before.target, before.upscaler, options, noise, encoder=artist.vae)
                 embeddings.append(models[0].conditioning.embeddings)
-                x = run_pass(artist, request, second, models, noise_start(artist, request, second, x), watch)
+                start = noise_start(artist, request, second, x)
+                x = run_pass(artist, request, second, models, start, replace(watch, networks=active))
 
             # 6. Latents -> pixels, and what the safety checker says
             pixels, flagged = (x, None) if output_type == "latent" else decoded_pixels(self, x, vae=artist.vae)
