@@ -130,9 +130,14 @@ def _date_field(usual: str) -> Callable[[Mapping[str, Any], Mapping[str, Any], s
     return written
 
 
+_WEIGHT_SIGNS = r":[\d.]+(?=\))|[()\[\]{}]"
+
+
 def _prompt_words(fields: Mapping[str, Any], given: Mapping[str, Any], argument: str | None) -> str:
     """The first words of the prompt, without brackets, weights and tags; as many as the argument says (8)."""
-    plain = re.sub(r"<[^>]*>|:[\d.]+(?=\))|[()\[\]{}]", " ", str(fields.get("Prompt", "")))
+    prompt = str(fields.get("Prompt", ""))
+    end = prompt.rfind(">") + 1  # no tag begins behind it: each `<` would look for its end in vain
+    plain = re.sub(r"<[^>]*>|" + _WEIGHT_SIGNS, " ", prompt[:end]) + re.sub(_WEIGHT_SIGNS, " ", prompt[end:])
     words = [word for word in re.split(r"[\s,]+", plain) if word]
     return " ".join(words[: int(argument) if argument and argument.isdecimal() else _PROMPT_WORDS])
 

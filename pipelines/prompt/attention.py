@@ -21,6 +21,8 @@ import numpy as np
 
 ROUND_WEIGHT = 1.1
 SQUARE_WEIGHT = 1 / 1.1
+_ENOUGH_FACTORS = 15_400  # 1.1 to this power takes the smallest float64 beyond the largest
+_SHARED_WEIGHTS = 64  # weights that are told apart before they are multiplied in their places
 
 _ATTENTION_TOKEN = re.compile(
     r"""
@@ -64,9 +66,13 @@ def parse_attention(text: str) -> list[tuple[str, float]]:
             fragments.append((token[0][1:], 1.0))
         else:
             fragments += _split_at_break(token[0])
-    spans += [(mark, len(fragments), ROUND_WEIGHT) for mark in marks["("]]
-    spans += [(mark, len(fragments), SQUARE_WEIGHT) for mark in marks["["]]
-    return _merge_equal(fragments, _multiply_spans([weight for _, weight in fragments], spans)) or [("", 1.0)]
+    weights = np.array([weight for _, weight in fragments], dtype=np.float64)
+    with np.errstate(all="ignore"):
+        for start, end, factor in spans:
+            weights[start:end] *= factor
+        weights = _multiply_from(weights, marks["("], ROUND_WEIGHT)
+        weights = _multiply_from(weights, marks["["], SQUARE_WEIGHT)
+    return _merge_equal(fragments, weights.tolist()) or [("", 1.0)]
 
 
 def _attention_number(token: re.Match[str]) -> float:
@@ -93,15 +99,21 @@ def _split_at_break(text: str) -> list[tuple[str, float]]:
     return [*parts, (rest.lstrip() if start else rest, 1.0)]
 
 
-def _multiply_spans(weights: list[float], spans: list[tuple[int, int, float]]) -> list[float]:
-    """Every factor into the weights of its span, one after the other: nested thousands deep, still fast."""
-    if not spans:
+def _multiply_from(weights: np.ndarray, starts: list[int], factor: float) -> np.ndarray:
+    """Every weight times `factor` once for each of the rising `starts` at or before it: brackets left open.
+
+    One product after the other, which rounds as the webui does; equal weights share them. From _ENOUGH_FACTORS on
+    nothing changes: a weight is 0 or infinite by then.
+    """
+    starts = starts[:_ENOUGH_FACTORS]
+    values, which = np.unique(weights, return_inverse=True)
+    if len(values) > _SHARED_WEIGHTS:
+        for start in starts:
+            weights[start:] *= factor
         return weights
-    product = np.array(weights, dtype=np.float64)
-    with np.errstate(all="ignore"):
-        for start, end, factor in spans:
-            product[start:end] *= factor
-    return product.tolist()
+    products = np.multiply.accumulate(np.vstack([values[None], np.full((len(starts), len(values)), factor)]))
+    times = np.searchsorted(starts, np.arange(len(weights)), side="right")
+    return products[times, which]
 
 
 def _merge_equal(fragments: list[tuple[str, float]], weights: list[float]) -> list[tuple[str, float]]:
