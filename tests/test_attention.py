@@ -118,3 +118,24 @@ def test_a_weight_that_is_no_number_is_named_with_its_place(number):
     with pytest.raises(ValueError, match="at character 8 of the prompt") as error:
         parse_attention(f"cat (b:{number})")
     assert f"`{number}`" in str(error.value) and "(word:1.2)" in str(error.value)
+
+
+def test_brackets_left_open_multiply_one_after_the_other_however_many():
+    """Weight by weight, as rounded products of 1.1; what is beyond a float64 is infinite, or its least."""
+    for sign, factor in (("(", 1.1), ("[", 1 / 1.1)):
+        found = iter(parse_attention(f"{sign}a" * 20_000))
+        weight, last = 1.0, None
+        for _ in range(20_000):
+            weight *= factor
+            last = last if weight == last else next(found)[1]  # equal neighbours are one
+            assert last == weight
+
+
+def test_brackets_left_open_multiply_each_of_many_different_weights():
+    text = "".join(f"(w{i}:{1 + i / 100}) ((" for i in range(100))
+    weights = [weight for fragment, weight in parse_attention(text) if fragment.startswith("w")]
+    for i, found in enumerate(weights):
+        expected = 1.0 * (1 + i / 100)
+        for _ in range(2 * i):
+            expected *= 1.1
+        assert found == expected

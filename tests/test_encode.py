@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from recordings import GOLDEN, recorded_rows
 from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
@@ -134,3 +135,44 @@ def test_a_plain_prompt_is_encoded_as_diffusers_does(tiny_sd: Path):
     ours = PromptEncoder.from_pipe(pipe)("a red circle", "blurry")
     assert torch.equal(ours["prompt_embeds"], expected)
     assert torch.equal(ours["negative_prompt_embeds"], negative)
+
+
+@pytest.fixture()
+def own_encoder(tiny_sd: Path):
+    """A text encoder that a test may write to, with an encoder of prompts around it."""
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_sd, safety_checker=None)
+    return pipe.text_encoder, PromptEncoder.from_pipe(pipe)
+
+
+def _runs(model) -> list[int]:
+    """Fills with the rows of each run of `model`."""
+    seen: list[int] = []
+    model.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    return seen
+
+
+def test_a_call_that_writes_through_data_is_seen_by_the_next(own_encoder):
+    model, encode = own_encoder
+    [encode("a fox") for _ in range(2)]
+    before = encode("a fox")["prompt_embeds"]
+    model.get_input_embeddings().weight.data[320] += 1.0  # the token of "a"
+    after = encode("a fox")["prompt_embeds"]
+    assert not torch.equal(before, after)
+    assert torch.equal(after, encode("a fox")["prompt_embeds"])
+
+
+def test_a_write_between_two_passes_of_a_call_is_seen(own_encoder):
+    model, encode = own_encoder
+    first = [encode.conditioning(["a fox"], [""], 10).positive[0][0].schedule[0].embeds for _ in range(3)]
+    with torch.no_grad():
+        model.get_input_embeddings().weight[320] += 1.0
+    second = encode.conditioning(["a fox"], [""], 10).positive[0][0].schedule[0].embeds
+    assert torch.equal(first[0], first[2]) and not torch.equal(first[0], second)
+
+
+def test_rows_are_remembered_from_the_second_call_on(own_encoder):
+    model, encode = own_encoder
+    runs = _runs(model)
+    for _ in range(4):
+        encode("a fox", "snow")
+    assert runs == [2, 2]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import CLIPTokenizer
-from webui_diffusers.pipelines.prompt.clip_tokenizer import FragmentTokenizer
+from webui_diffusers.pipelines.prompt.clip_tokenizer import FragmentTokenizer, fragment_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -122,3 +122,13 @@ def test_a_tokenizer_of_another_kind_is_refused():
 
     with pytest.raises(ValueError, match="Characters has no bos_token, so it is no CLIP tokenizer"):
         FragmentTokenizer(Characters())
+
+
+def test_a_tokenizer_is_read_once_until_words_are_added(tiny_sd: Path):
+    tokenizer = CLIPTokenizer.from_pretrained(tiny_sd / "tokenizer")
+    first = fragment_tokenizer(tokenizer, open_clip=False)
+    assert fragment_tokenizer(tokenizer, open_clip=False) is first
+    assert fragment_tokenizer(tokenizer, open_clip=True) is not first
+    tokenizer.add_tokens("<shiny>")
+    again = fragment_tokenizer(tokenizer, open_clip=False)
+    assert len(first("<shiny>")) > 1 and len(again("<shiny>")) == 1

@@ -103,7 +103,7 @@ def _multiply_from(weights: np.ndarray, starts: list[int], factor: float) -> np.
     """Every weight times `factor` once for each of the rising `starts` at or before it: brackets left open.
 
     One product after the other, which rounds as the webui does; equal weights share them. From _ENOUGH_FACTORS on
-    nothing changes: a weight is 0 or infinite by then.
+    nothing changes: a weight is infinite, or the least there is, by then.
     """
     starts = starts[:_ENOUGH_FACTORS]
     values, which = np.unique(weights, return_inverse=True)

@@ -14,6 +14,7 @@ clip/simple_tokenizer.py; mlfoundations/open_clip, src/open_clip/tokenizer.py; b
 import html
 from collections.abc import Callable, Iterator
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import ftfy
 import regex
@@ -21,6 +22,7 @@ import regex
 
 _CLIP_WORD = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 _CLIP_SPECIALS = ("<|startoftext|>", "<|endoftext|>")
+_FRAGMENT_TOKENIZERS: WeakKeyDictionary[Any, dict[tuple[bool, int], "FragmentTokenizer"]] = WeakKeyDictionary()
 _OPEN_CLIP_SPECIALS = ("<start_of_text>", "<end_of_text>")
 
 
@@ -74,6 +76,16 @@ class FragmentTokenizer:
                 yield self._specials[word]
             else:
                 yield from self._byte_pairs("".join(_BYTE_SIGNS[byte] for byte in word.encode("utf-8")))
+
+
+def fragment_tokenizer(tokenizer: Any, *, open_clip: bool) -> FragmentTokenizer:
+    """The `FragmentTokenizer` of a tokenizer; made anew (0.1 s) only for another one, or when words were added."""
+    if getattr(tokenizer, "backend_tokenizer", None) is None:  # a slow one would be kept alive by its own merges
+        return FragmentTokenizer(tokenizer, open_clip=open_clip)
+    known, words = _FRAGMENT_TOKENIZERS.setdefault(tokenizer, {}), len(tokenizer)
+    if (open_clip, words) not in known:
+        known[open_clip, words] = FragmentTokenizer(tokenizer, open_clip=open_clip)
+    return known[open_clip, words]
 
 
 def _byte_pair_encoder(tokenizer: Any, vocabulary: dict[str, int]) -> Callable[[str], list[int]]:

@@ -15,12 +15,13 @@ from torch import Tensor
 from ..conditioning import Conditioning, TimedCond, WeightedCond
 from .attention import parse_attention
 from .chunks import PromptChunk, chunk_tokens, empty_chunk, tokenize_fragments
+from .clip_tokenizer import fragment_tokenizer
 from .comments import strip_comments
 from .composition import split_and
 from .network_tags import split_network_tags
 from .prompt_2 import SecondTexts, TextPair, merge_schedules, paired_sides, second_texts
 from .schedule import parse_schedule
-from .text_encoder import ClipEncoder, PromptSettings, RowCache, weigh_tokens, weights_fingerprint
+from .text_encoder import ClipEncoder, PromptSettings, RowCache, weigh_tokens, weight_norms, weight_versions
 
 
 CHUNK_LENGTH = 77
@@ -48,27 +49,29 @@ class PromptEncoder:
         cache: RowCache | None = None,
     ):
         """embeddings: name -> {"clip_l": (vectors, dim), "clip_g": …}. convert: applied to each fragment of text
-        before it is tokenized (diffusers' own textual inversions). cache: kept by the caller between calls."""
+        before it is tokenized (diffusers' own textual inversions). cache: kept by the caller between calls; without
+        one, rows are remembered from the second call of this encoder on."""
         self.encoders = list(encoders)
         self.embeddings = dict(embeddings or {})
         self.convert = convert
         self.cache = cache if cache is not None else RowCache()
+        self._remembers = cache is not None
+        self._weights: dict[int, tuple[tuple, tuple]] = {}  # id of a model -> its versions and what they stand for
 
     @classmethod
     def from_pipe(
         cls, pipe: Any, *, embeddings: Mapping | None = None, cache: RowCache | None = None
     ) -> "PromptEncoder":
         """For any diffusers pipeline with a CLIP `text_encoder` (and `text_encoder_2`), and their tokenizers."""
-        cache = RowCache() if cache is None else cache
         first, second = getattr(pipe, "text_encoder", None), getattr(pipe, "text_encoder_2", None)
         encoders = []
         if first is not None:
             open_clip = pipe.tokenizer.pad_token_id != pipe.tokenizer.eos_token_id  # SD 2.x
             state = "clip_l" if second is not None else "last" if open_clip else "normed"
-            tokenizer = cache.tokenizer(pipe.tokenizer, open_clip=open_clip)
+            tokenizer = fragment_tokenizer(pipe.tokenizer, open_clip=open_clip)
             encoders.append(ClipEncoder(tokenizer, first, "clip_l", state))
         if second is not None:
-            tokenizer = cache.tokenizer(pipe.tokenizer_2, open_clip=True)
+            tokenizer = fragment_tokenizer(pipe.tokenizer_2, open_clip=True)
             encoders.append(ClipEncoder(tokenizer, second, "clip_g", "penultimate"))
         if not encoders or any(not hasattr(encoder.model, "get_input_embeddings") for encoder in encoders):
             raise ValueError(
@@ -103,6 +106,7 @@ class PromptEncoder:
         negatives = as_negatives(negative_prompt, len(prompts))
         seconds = second_texts(prompt_2, negative_prompt_2, len(prompts), self.is_sdxl)
         read = PromptSettings(**settings)
+        self._weights.clear()  # read anew in every call
         conditioning = self.conditioning(prompts, negatives, 1000, settings=read, seconds=seconds)
         for text, pieces, negative in zip(prompts, conditioning.positive, conditioning.negative, strict=True):
             if len(pieces) > 1 or pieces[0].weight != 1 or len(pieces[0].schedule) > 1 or len(negative) > 1:
@@ -150,6 +154,7 @@ class PromptEncoder:
         schedules = [merge_schedules(schedule_of(first), schedule_of(second)) for first, second in [*texts, *distinct]]
         groups = [[pair for _, pair in schedule] for schedule in schedules] + ([[TextPair("", "")]] if pad else [])
         encoded = self.encode(groups, settings)
+        self._remembers = True
         timed = [
             [TimedCond(until, *entry) for (until, _), entry in zip(schedule, group, strict=True)]
             for schedule, group in zip(schedules, encoded)
@@ -212,7 +217,9 @@ class PromptEncoder:
 
     def last_alone(self) -> "PromptEncoder":
         """The last encoder without the others: what SDXL's refiner reads."""
-        return PromptEncoder(self.encoders[-1:], embeddings=self.embeddings, convert=self.convert, cache=self.cache)
+        last = PromptEncoder(self.encoders[-1:], embeddings=self.embeddings, convert=self.convert, cache=self.cache)
+        last._weights = self._weights
+        return last
 
     @torch.no_grad()
     def encode(self, groups: Sequence[Sequence[str | TextPair]], settings: PromptSettings) -> list[list[EncodedText]]:
@@ -273,7 +280,7 @@ class PromptEncoder:
         """Hidden state and pooled vector of each distinct row: from the cache, the rest in one batch."""
         distinct = {_row_key(row): row for row in rows}
         base = (encoder.part, encoder.state, settings.CLIP_stop_at_last_layers, settings.sdxl_clip_l_skip)
-        weights = weights_fingerprint(encoder.model)
+        weights = self._fingerprint(encoder.model) if self._remembers else None
         keys = {key: (base, weights, key, self._vector_ids(row)) for key, row in distinct.items()}
         known = {key: self.cache.rows[full] for key, full in keys.items() if weights and full in self.cache.rows}
         new = [key for key in distinct if key not in known]
@@ -283,6 +290,16 @@ class PromptEncoder:
                 known[key] = (z[i], None if pooled is None else pooled[i])
                 if weights is not None:
                     self.cache.put(keys[key], known[key])
+        return known
+
+    def _fingerprint(self, model: Any) -> tuple | None:
+        """What changes when any weight does. Norms are read once a call; between, versions tell."""
+        versions = weight_versions(model)
+        if versions is None:
+            return None
+        known = self._weights.get(id(model))
+        if known is None or known[0] != versions:
+            known = self._weights[id(model)] = versions, weight_norms(model)
         return known
 
     def _vector_ids(self, row: PromptChunk) -> tuple:

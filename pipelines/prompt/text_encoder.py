@@ -4,7 +4,6 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,19 +30,10 @@ class PromptSettings:
 
 @dataclass
 class RowCache:
-    """Encoded rows of 77 tokens by everything they depend on, and tokenizers. Kept by a pipeline between calls."""
+    """Encoded rows of 77 tokens by everything they depend on. Kept by a pipeline between calls."""
 
     rows: OrderedDict[tuple, tuple[Tensor, Tensor | None]] = field(default_factory=OrderedDict)
-    tokenizers: dict[bool, tuple[object, int, FragmentTokenizer]] = field(default_factory=dict)
     indexes: dict[int, tuple] = field(default_factory=dict)  # of textual inversions, by tokenizer
-
-    def tokenizer(self, tokenizer: Any, *, open_clip: bool) -> FragmentTokenizer:
-        """The `FragmentTokenizer` of a tokenizer; made anew (0.1 s) only for another one, or when words were added."""
-        known = self.tokenizers.get(open_clip)
-        if known is None or known[0] is not tokenizer or known[1] != len(tokenizer):
-            known = (tokenizer, len(tokenizer), FragmentTokenizer(tokenizer, open_clip=open_clip))
-            self.tokenizers[open_clip] = known
-        return known[2]
 
     def embedding_index(
         self, tokenizer: FragmentTokenizer, embeddings: Mapping[str, Mapping[str, Tensor]]
@@ -169,13 +159,12 @@ def weigh_tokens(z: Tensor, weights: Tensor, emphasis: str) -> Tensor:
     return weighted if emphasis == "No norm" else weighted * (z.mean() / weighted.mean())
 
 
-def weights_fingerprint(model: nn.Module) -> tuple | None:
-    """What changes when any weight does: in-place versions, addresses, active adapters, and each tensor's norm.
+def weight_versions(model: nn.Module) -> tuple | None:
+    """What changes when weights are written in place, replaced, or adapted: versions, addresses, active adapters.
 
-    The norms catch writes that leave no trace in the version counter (through `.data`). None for weights that cannot
-    be read here (offloaded to the meta device): nothing is cached then.
+    None for weights that cannot be read here (offloaded to the meta device): nothing is cached then.
     """
-    parameters = [p.detach() for p in model.parameters()]
+    parameters = list(model.parameters())
     if any(p.is_meta for p in parameters):
         return None
     adapters = []
@@ -183,8 +172,13 @@ def weights_fingerprint(model: nn.Module) -> tuple | None:
         if hasattr(module, "active_adapters") and hasattr(module, "scaling"):
             state = (tuple(module.active_adapters), tuple(sorted(module.scaling.items())), module.disable_adapters)
             adapters.append((name, *state))
-    norms = torch.stack([norm.float() for norm in torch._foreach_norm(parameters)]).tolist()
-    return tuple(norms), tuple((p.data_ptr(), p._version) for p in parameters), tuple(adapters)
+    return tuple((p.data_ptr(), p._version) for p in parameters), tuple(adapters)
+
+
+def weight_norms(model: nn.Module) -> tuple[float, ...]:
+    """The norm of each tensor: catches writes that leave no trace in its version (through `.data`). Reads them all."""
+    norms = torch._foreach_norm([p.detach() for p in model.parameters()])
+    return tuple(torch.stack([norm.float() for norm in norms]).tolist())
 
 
 def embedding_part(vectors: Mapping[str, Tensor], part: str) -> Tensor:
