@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from diffusers import ControlNetModel, UNet2DConditionModel
 from PIL import Image
+from safetensors.torch import save_file
 from transformers import CLIPTokenizer
 from webui_diffusers.loaders.checkpoint.configs import model_config_folder
 from webui_diffusers.loaders.library.folder import WebUIFolder
@@ -231,8 +233,6 @@ def test_five_missing_things_are_five_lines_and_nothing_is_loaded(tmp_path: Path
 @pytest.fixture
 def webui(tmp_path: Path, golden: Path) -> Path:
     """A webui's folder with a network, an upscaler and an embedding, all under names that the text has."""
-    from safetensors.torch import save_file
-
     places = {"models/Lora/sub": "ink_a", "models/ESRGAN": "4x-Sharp", "embeddings": "EasyNegative"}
     for folder in (*places, "models/Stable-diffusion", "models/VAE"):
         (tmp_path / "webui" / folder).mkdir(parents=True)
@@ -324,6 +324,49 @@ def test_a_pasted_text_is_read_as_one():
     found = result_of("txt2img", text, "--dry-run", "--cfg", 5)["arguments"]
     assert (found["prompt"], found["negative_prompt"], found["seed"]) == ("a cat", "dog", 9)
     assert found["guidance_scale"] == 5.0
+
+
+@pytest.fixture(scope="module")
+def controlnets(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """A folder with a control network for the tiny model, which changes what is drawn."""
+    unet = UNet2DConditionModel.from_pretrained(request.getfixturevalue("tiny_sd") / "unet")
+    network = ControlNetModel.from_unet(unet)
+    for parameter in network.controlnet_mid_block.parameters():
+        torch.nn.init.constant_(parameter, 0.05)
+    folder = tmp_path_factory.mktemp("controlnets")
+    save_file(network.state_dict(), folder / "tiny_canny.safetensors")
+    return folder
+
+
+def test_control_images_go_to_the_units_of_a_text_or_of_the_command(
+    tmp_path: Path, tiny_sd: Path, drawn: Path, controlnets: Path
+):
+    unit = 'ControlNet 0: "Module: none, Model: tiny_canny, Weight: 1.5, Guidance Start: 0.0, Guidance End: 1.0"'
+    (tmp_path / "text.txt").write_text(f"a\nSteps: 2, Sampler: Euler, Seed: 1, Size: 64x64, {unit}")
+    arguments = ["txt2img", "--from", tmp_path / "text.txt", "-m", tiny_sd, "-o", tmp_path / "out", "--device", "cpu"]
+    folder = ["--controlnet-folder", controlnets]
+    without = result_of(*arguments)["pictures"][0]
+    of_text = result_of(*arguments, *folder, "--control-image", f"0={drawn}")["pictures"][0]
+    written = f"model=tiny_canny,image={drawn},weight=1.5"
+    of_command = result_of(*arguments, *folder, "--control", written)["pictures"][0]
+    pixels = [np.array(Image.open(found["path"])) for found in (without, of_text, of_command)]
+    assert np.array_equal(pixels[1], pixels[2]) and not np.array_equal(pixels[0], pixels[1])
+    assert "Weight: 1.5" in parse_infotext(of_text["infotext"])["ControlNet 0"]
+    assert "no unit 3" in run(*arguments, "--control-image", "3=x.png", code=1).stderr
+    said = run(*arguments, "--control-image", "0=x.png", "--control-image", f"0={drawn}", code=1).stderr
+    assert "ControlNet `tiny_canny`" in said and "--controlnet-folder" not in said.splitlines()[0]
+    said = run("txt2img", "x", "-m", tiny_sd, "--control", "model=a,image=none.png,weigt=1", code=1).stderr
+    assert "`none.png`: no such file" in said and "Did you mean 'weight'" in said
+
+
+def test_the_server_takes_the_folders_and_the_model_of_the_other_commands(tiny_sd: Path, golden: Path):
+    from webui_diffusers.pipelines.cli.serve import serve_command, served
+
+    context = serve_command.make_context("serve", ["-m", str(tiny_sd), "--lora-folder", str(golden / "lora")])
+    pipe, styles = served(context.params)
+    assert pipe.lora_folder == golden / "lora" and styles is None
+    context = serve_command.make_context("serve", ["--lora-folder", str(golden / "lora")])
+    assert served(context.params)[0].find("lora", "kohya_lora") is not None
 
 
 def test_choices_and_wildcards_are_filled_in_only_when_asked(tmp_path: Path):

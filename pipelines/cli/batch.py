@@ -18,6 +18,7 @@ from .common import (
     progress_total,
     report,
 )
+from .draw import with_opened_images
 from .dynamic import dynamic_options, filled_calls, is_dynamic
 from .job_file import read_jobs
 from .job_folder import JobFolder
@@ -89,7 +90,7 @@ def draw_jobs(jobs: Sequence[Job], setup: ModelSetup, folder: JobFolder, files: 
         pipe = pipes.pipe(own)
         files.attach(pipe, call)
         pipe.attached.row_cache.rows.clear()  # a job's bits depend on nothing that was drawn before it
-        return draw_call(pipe, call)
+        return draw_call(pipe, with_opened_images(call))
 
     def on_error(job: Job, error: Exception) -> None:
         report(f"Line {job.line}: {error_message(error)}", "red")

@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 import click
 
 from ...loaders.utils import unknown_choice
+from ..control.units import read_units
 from ..sampling.labels import resolve_names
 from .common import report
+from .control import unit_paths
 from .library import CallFiles, read_library
 from .models import ModelSetup, model_problem, with_model_checked
 from .sources import SourceCall
@@ -82,6 +84,7 @@ def call_problems(calls: Iterable[tuple[SourceCall, ModelSetup]], files: CallFil
         yield from _wrong_samplers(source.arguments)
         yield from _wrong_choices(source.arguments)
         yield from _wrong_paths(source.arguments)
+        yield from _wrong_units(source.arguments)
 
 
 def _wrong_samplers(call: Mapping[str, Any]) -> Iterable[str]:
@@ -103,10 +106,17 @@ def _wrong_choices(call: Mapping[str, Any]) -> Iterable[str]:
             yield unknown_choice(f"`{argument}`:", call[argument], known)
 
 
+def _wrong_units(call: Mapping[str, Any]) -> Iterable[str]:
+    try:
+        read_units(call.get("control_units"))
+    except ValueError as error:
+        yield str(error)
+
+
 def _wrong_paths(call: Mapping[str, Any]) -> Iterable[str]:
-    for argument in ("image", "mask_image"):
-        path = call.get(argument)
-        if isinstance(path, (str, Path)) and not Path(path).expanduser().is_file():
+    named = [(name, call[name]) for name in ("image", "mask_image") if isinstance(call.get(name), (str, Path))]
+    for argument, path in (*named, *unit_paths(call)):
+        if not Path(path).expanduser().is_file():
             yield f"`{argument}`: `{path}`: no such file. Check the spelling, and where it lies."
 
 

@@ -10,6 +10,7 @@ from ..infotext.read import parse_infotext
 from ..infotext.styles import read_styles
 from .checks import ready_calls
 from .common import EXIT_FAILED, add_options, print_result, report
+from .control import UNIT_IMAGES, control_image_option, with_control_images
 from .dynamic import dynamic_options, filled_calls, is_dynamic
 from .library import CallFiles, library_options
 from .models import ModelSetup, PipelineCache, draw_call, model_options, read_setup
@@ -31,6 +32,7 @@ def draw_options(table: Mapping[str, CallOption]) -> Callable[[Any], Any]:
         style_options,
         dynamic_options,
         dry_run,
+        control_image_option,
         call_options(table),
         model_options,
         library_options,
@@ -60,7 +62,7 @@ def draw(
         call = with_styles(merge_call(source.arguments, own), values["style_names"], known)
         if call.get("prompt") is None:
             raise click.UsageError('nothing to draw: give a prompt, as in "a cat", or --from a picture.')
-        call = with_usual_sampler(call)
+        call = with_control_images(with_usual_sampler(call), source.fields, values["control_images"])
         filled = filled_calls(call, values) if is_dynamic(values) else [call]
         calls += [source._replace(arguments=one) for one in filled]
     rounds = 1 if is_dynamic(values) else values["count"]
@@ -92,7 +94,7 @@ def draw_and_save(
         pipe = pipes.pipe(setup)
         files.attach(pipe, call)
         for index in range(values["count"]):
-            images, texts = draw_call(pipe, _opened(_counted(call, index, drawn)))
+            images, texts = draw_call(pipe, with_opened_images(_counted(call, index, drawn)))
             pictures += [{"path": str(p), "infotext": t} for p, t in zip(save_to(images, texts, values), texts)]
             drawn += len(images)
             if index == 0 and values["count"] > 1 and call.get("seed") in (None, -1):
@@ -100,14 +102,17 @@ def draw_and_save(
     return pictures
 
 
-def _opened(call: Mapping[str, Any]) -> dict[str, Any]:
+def with_opened_images(call: Mapping[str, Any]) -> dict[str, Any]:
     """The call with pictures in place of their paths."""
     from PIL import Image
 
-    opened = dict(call)
-    for argument in ("image", "mask_image"):
-        if isinstance(opened.get(argument), (str, Path)):
-            opened[argument] = Image.open(Path(opened[argument]).expanduser())
+    def open_in(table: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+        paths = {name: table[name] for name in names if isinstance(table.get(name), (str, Path))}
+        return {**table, **{name: Image.open(Path(path).expanduser()) for name, path in paths.items()}}
+
+    opened = open_in(call, ("image", "mask_image"))
+    if call.get("control_units"):
+        opened["control_units"] = [open_in(unit, UNIT_IMAGES) for unit in call["control_units"]]
     return opened
 
 

@@ -43,9 +43,12 @@ def _folder_option(name: str, text: str) -> Any:
     return click.option(name, cls=HeadedOption, heading=_HEADING, help=text, **options)
 
 
-library_options = add_options(
+folder_options = add_options(
     _folder_option("--webui", "A webui's folder: its models, networks, embeddings and all else."),
     *(_folder_option(name, text) for name, text in _FOLDERS.items()),
+)
+library_options = add_options(
+    folder_options,
     click.option(
         "--without-missing",
         is_flag=True,
@@ -132,6 +135,8 @@ class CallFiles:
                 pipe.attached.upscalers[name] = load_upscaler(path).to(pipe.device)
             elif kind == "face_restorer":
                 pipe.attached.face_models[name] = load_face_restorer(path)
+            elif kind == "controlnet":
+                pipe.add_controlnet(path, name)
 
     def _named(self, setup: ModelSetup) -> ModelSetup:
         """The setup with files of the library in place of their names."""
@@ -160,6 +165,10 @@ class CallFiles:
                 and not _is_tagged(call, wanted.name)
                 or (wanted.name in own and Path(wanted.name).expanduser().exists())
             )
+        if wanted.kind == "controlnet":
+            models = [str(unit.get("model")) for unit in call.get("control_units") or ()]
+            used = any(model.partition(" [")[0] == wanted.name for model in models)
+            return not used or Path(wanted.name).expanduser().exists()
         if wanted.kind == "embedding":
             return any(Path(file).stem.lower() == wanted.name.lower() for file in setup.embeddings)
         if wanted.kind in _PATH_ARGUMENTS:
@@ -203,6 +212,9 @@ def without_file(call: Mapping[str, Any], kind: str, name: str) -> dict[str, Any
         call.pop(_PATH_ARGUMENTS[kind], None)
     elif kind == "checkpoint":
         call.pop("refiner_switch_at", None)
+    elif kind == "controlnet":
+        units = call.get("control_units") or ()
+        call["control_units"] = [unit for unit in units if str(unit.get("model")).partition(" [")[0] != name]
     return {argument: value for argument, value in call.items() if argument != "loras" or value}
 
 

@@ -61,7 +61,7 @@ model_options = add_options(*MODEL_OPTIONS.values())
 
 def read_setup(values: Mapping[str, Any]) -> ModelSetup:
     """The model's options among a command's values."""
-    return ModelSetup(**{field.name: values[field.name] for field in fields(ModelSetup)})
+    return ModelSetup(**{field.name: values[field.name] for field in fields(ModelSetup) if field.name in values})
 
 
 def model_problem(argument: str, source: str) -> str | None:

@@ -13,6 +13,7 @@ from .values import (
     SEED,
     SETTINGS,
     SIZE,
+    TABLES,
     TEXT,
     TEXTS,
     WEIGHTS,
@@ -33,12 +34,13 @@ class CallOption(NamedTuple):
     short: str = ""  # another name of the option
 
 
-_PICTURE, _NOISE, _HIRES, _NETWORKS, _FACES, _MORE = (
+_PICTURE, _NOISE, _HIRES, _NETWORKS, _FACES, _CONTROL, _MORE = (
     "The picture",
     "Seeds and noise",
     "Hires fix",
     "Networks",
     "Faces and refiner",
+    "ControlNet",
     "Further arguments of diffusers",
 )
 
@@ -75,6 +77,9 @@ CALL_OPTIONS: dict[str, CallOption] = {
     "restore_faces": CallOption(TEXT, "CodeFormer, GFPGAN, or a file.", _FACES),
     "face_fidelity": CallOption(number_kind(0, 1), "CodeFormer: 0 strongest, 1 most faithful.", _FACES),
     "refiner_switch_at": CallOption(number_kind(0, 1), "Share after which the refiner takes over.", _FACES),
+    "control_units": CallOption(
+        TABLES, "A unit: model=NAME,image=PATH,module=canny,weight=0.8; may be repeated.", _CONTROL, "--control"
+    ),
     "webui_options": CallOption(
         SETTINGS, "NAME=VALUE, a setting under the webui's name; may be repeated.", _MORE, "--option"
     ),
@@ -129,8 +134,16 @@ NOT_ON_COMMAND_LINE = (
     "cross_attention_kwargs",
     "callback_on_step_end",
     "callback_on_step_end_tensor_inputs",
+    # of a component `controlnet`, as in diffusers; `control_units` do the same
+    "image",
+    "control_image",
+    "controlnet_conditioning_scale",
+    "control_guidance_start",
+    "control_guidance_end",
+    "guess_mode",
+    "control_mode",
 )
-NOT_OVER_PICTURES = (*NOT_ON_COMMAND_LINE, "image", "mask_image")  # img2img has these as its own
+NOT_OVER_PICTURES = (*NOT_ON_COMMAND_LINE, "mask_image")  # img2img has the pictures as its own
 _OWN_NAMES = {"prompt": TEXTS, "model": TEXT}  # arguments of jobs and axes that are no option of the call
 
 
@@ -145,7 +158,7 @@ def _option(name: str, option: CallOption) -> Callable[[Any], Any]:
         names, more = [f"--{flag}/--no-{flag}"], {"default": None}
     else:
         names, more = [f"--{flag}"], {"metavar": option.kind.sign}
-    more |= {"multiple": True} if option.kind in (WEIGHTS, SETTINGS) else {}
+    more |= {"multiple": True} if option.kind in (WEIGHTS, SETTINGS, TABLES) else {}
     more |= {"cls": HeadedOption, "heading": option.heading, "help": option.help}
     return click.option(name, *names, *([option.short] if option.short else []), **more)
 
@@ -159,7 +172,8 @@ def read_call(values: Mapping[str, Any], table: Mapping[str, CallOption] = CALL_
             continue
         if isinstance(value, tuple):
             parts = [read_option(name, part) for part in value]
-            call[name] = {key: entry for part in parts for key, entry in part.items()}
+            merged = [entry for part in parts for entry in (part if isinstance(part, list) else part.items())]
+            call[name] = merged if isinstance(parts[0], list) else dict(merged)
         else:
             call[name] = value if isinstance(value, bool) else read_option(name, value)
     return call

@@ -2,7 +2,7 @@
 
 import ipaddress
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +10,13 @@ import click
 
 from ...loaders.utils import require
 from .common import EXIT_USAGE, DrawCommand, report
+from .library import folder_options, read_library
 from .models import model_options, read_setup
 
 
 @click.command("serve", cls=DrawCommand)
 @model_options
-@click.option(
-    "--webui",
-    type=click.Path(path_type=Path),
-    envvar="WEBUI_DIFFUSERS_WEBUI",
-    help="Folder of a webui: its models, LoRA files, VAEs, embeddings, upscalers, styles.",
-)
+@folder_options
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=7860, show_default=True, type=click.IntRange(0, 65535))
 @click.option("--api-auth", multiple=True, metavar="USER:PASSWORD", help="Who may call; may be repeated.")
@@ -29,7 +25,6 @@ from .models import model_options, read_setup
 @click.option("--out", type=click.Path(path_type=Path), help="Where `save_images` writes. Without it, it is refused.")
 @click.option("--i-know", is_flag=True, help="Listen beyond this machine without --api-auth.")
 def serve_command(
-    webui: Path | None,
     host: str,
     port: int,
     api_auth: Sequence[str],
@@ -52,7 +47,7 @@ def serve_command(
     from ..infotext.styles import read_styles
     from ..serve.application import app
 
-    source, styles = _served(webui, values)
+    source, styles = served(values)
     made = app(
         source,
         auth=api_auth,
@@ -84,14 +79,15 @@ def open_door_refusal(host: str, auth: Sequence[str], i_know: bool) -> str | Non
     )
 
 
-def _served(webui: Path | None, values: dict[str, Any]) -> tuple[Any, Path | None]:
+def served(values: Mapping[str, Any]) -> tuple[Any, Path | None]:
     """What is served, and the file of styles: a library of files, or the pipeline of --model."""
-    if webui is not None and not values.get("model"):
-        from ...loaders.library.folder import WebUIFolder
-
-        library = WebUIFolder(webui)
+    library = read_library(values)
+    if library is not None and not values.get("model"):
         return library, library.styles
     from .models import load_txt2img
 
     os.environ.setdefault("TQDM_DISABLE", "1")
-    return load_txt2img(read_setup(values), bars=False), None
+    pipe = load_txt2img(read_setup(values), bars=False)
+    if values["lora_folder"] is not None:
+        pipe.lora_folder = values["lora_folder"]
+    return pipe, None if library is None else library.styles

@@ -9,8 +9,11 @@ size          640x960              [640, 960] or "640x960"
 seed          1 or 1,2,3           1 or [1, 2, 3]
 weights       ink=0.8              {"ink": 0.8} or [["ink", 0.8]]
 settings      s_churn=1            {"s_churn": 1}
+table         on or a=1,b=text     true or {"a": 1, "b": "text"}
+tables        a=1,b=text           [{"a": 1, "b": "text"}]
 """
 
+import csv
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -158,6 +161,35 @@ def _take_weights(value: Any) -> Any:
     return dict(value) if isinstance(value, Mapping) else [tuple(entry) for entry in value]
 
 
+def read_table(text: str) -> dict[str, Any]:
+    """`weight=0.8,model=canny` as {"weight": 0.8, "model": "canny"}; JSON too. Raises ValueError."""
+    if text.lstrip().startswith("{"):
+        found = json.loads(text)
+        return found
+    table: dict[str, Any] = {}
+    for part in next(csv.reader([text], skipinitialspace=True), []):
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise ValueError(f"{part!r} is not NAME=VALUE.")
+        table[name.strip()] = _plain_value(value.strip())
+    return table
+
+
+def _plain_value(text: str) -> Any:
+    """A number or yes or no, where it is written like one; else the text."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    return value if isinstance(value, (int, float)) else text
+
+
+def _take_table(value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ValueError
+    return dict(value)
+
+
 WHOLE, NUMBER, _SIDE = whole_kind(), number_kind(), whole_kind(0)
 TEXT = ValueKind("a text", "TEXT", str, _take_text)
 TEXTS = ValueKind(
@@ -175,6 +207,18 @@ SEED = ValueKind(
     lambda value: [WHOLE.take(part) for part in value] if isinstance(value, list) else WHOLE.take(value),
 )
 WEIGHTS = ValueKind("names with their weights, like ink=0.8", "NAME=X", _read_weight, _take_weights)
+TABLES = ValueKind(
+    "tables like model=canny,weight=0.8",
+    "NAME=VALUE,...",
+    lambda text: [read_table(text)],
+    lambda value: [_take_table(entry) for entry in (value if isinstance(value, list) else [value])],
+)
+TABLE = ValueKind(
+    "on, or settings like scale=2,overlap=64",
+    "on|NAME=VALUE,...",
+    lambda text: True if text.lower() in ("on", "true", "yes") else read_table(text),
+    lambda value: value if isinstance(value, bool) else _take_table(value),
+)
 SETTINGS = ValueKind(
     "settings of the webui, like s_churn=1", "NAME=X", lambda text: dict([read_setting(text)]), _take_settings
 )
