@@ -138,8 +138,8 @@ def _one_pass(
     table = None
     if knows_betas(pipe.scheduler) or given["sampler"] is not None or given.get("hires_sampler") is not None:
         table = NoiseTable(scheduler_alphas_cumprod(pipe.scheduler, options))
-    noise = noise_request(given, len(prompts))
-    seeds = noise.seeds or generator_seeds(noise.generator, len(prompts), pipe._execution_device)
+    noise = noise_request(given, len(prompts), pipe._execution_device)
+    seeds = noise.seeds or generator_seeds(noise.generator, len(prompts), noise.device)
     embeds = None if given["prompt_embeds"] is None else given_conditioning(given, is_sdxl=pipe.is_sdxl)
     return Request(
         first=_first_pass(pipe, given, prompts, negatives, size, options, table),

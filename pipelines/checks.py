@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from inspect import signature
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..loaders.utils import unknown_choice
@@ -41,7 +42,7 @@ def prompt_list(
     return [text for text in prompts for _ in range(images)], [text for text in negatives for _ in range(images)]
 
 
-def noise_request(given: Mapping[str, Any], count: int) -> NoiseRequest:
+def noise_request(given: Mapping[str, Any], count: int, device: torch.device) -> NoiseRequest:
     """The noise of `count` images. Image i gets seed + i; with a variation all share `seed` and get subseed + i.
 
     seed: -1 draws one, and None too where a sampler is named and no generator given; a list gives every image its own.
@@ -50,7 +51,7 @@ def noise_request(given: Mapping[str, Any], count: int) -> NoiseRequest:
         raise ValueError(unknown_choice("`noise_source`:", given["noise_source"], NOISE_SOURCES))
     generator, variation = given["generator"], float(given["subseed_strength"])
     if given["seed"] is None and (given["sampler"] is None or generator is not None):
-        return NoiseRequest(generator=generator)
+        return NoiseRequest(generator=generator, device=device)
     return NoiseRequest(
         seeds=_seed_list("seed", count, given["seed"], step=0 if variation else 1),
         subseeds=_seed_list("subseed", count, 0 if given["subseed"] is None else given["subseed"], step=1),
@@ -58,6 +59,7 @@ def noise_request(given: Mapping[str, Any], count: int) -> NoiseRequest:
         seed_resize=given["seed_resize"],
         source=given["noise_source"],
         generator=generator,
+        device=device,
     )
 
 

@@ -39,7 +39,7 @@ def request_drawn(
         "refiner_switch_at": first.guidance.refiner_switch_at,
         "webui_options": options_read(changed, request.eta, samplers),
         **_sampler_names("", first, pipe),
-        **_noise_arguments(request.noise, pipe),
+        **_noise_arguments(request.noise),
         **_hires_arguments(request, pipe),
     }
     if request.init is not None:
@@ -84,7 +84,13 @@ def _leading_fields(request: Request, details: Sequence[Mapping[str, Any]]) -> l
     return [{**shared, **fields, **last} for fields in details or [{}]]
 
 
-def stock_drawn(pipe: Any, given: Mapping[str, Any], images: Any, seeds: Sequence[int]) -> Drawn:
+def stock_noise(pipe: Any, given: Mapping[str, Any]) -> NoiseRequest:
+    """The noise of diffusers' own pipeline. Where the model lies counts only without a generator: it takes a while."""
+    generator = given["generator"]
+    return NoiseRequest(generator=generator) if generator else NoiseRequest(device=pipe.unet.device)
+
+
+def stock_drawn(pipe: Any, given: Mapping[str, Any], images: Any, noise: NoiseRequest, seeds: Sequence[int]) -> Drawn:
     """What diffusers' own pipeline drew. given: the arguments that it was called with; images: what it gave."""
     steps = next((len(given[name]) for name in ("timesteps", "sigmas") if given.get(name) is not None), None)
     width, height = _image_size(images[0], pipe.vae_scale_factor)
@@ -96,7 +102,7 @@ def stock_drawn(pipe: Any, given: Mapping[str, Any], images: Any, seeds: Sequenc
         "height": height,
         "clip_skip": given.get("clip_skip"),
         "strength": given.get("strength"),
-        **_noise_arguments(NoiseRequest(generator=given.get("generator")), pipe),
+        **_noise_arguments(noise),
     }
     return Drawn(
         prompts=_by_image(given["prompt"], len(images)),
@@ -130,11 +136,11 @@ def _hires_arguments(request: Request, pipe: Any) -> dict[str, Any]:
     }
 
 
-def _noise_arguments(noise: NoiseRequest, pipe: Any) -> dict[str, Any]:
+def _noise_arguments(noise: NoiseRequest) -> dict[str, Any]:
     """Arguments about seeds. A generator on the CPU draws what the webui's noise source "cpu" does."""
     if noise.seeds is None:
         first = noise.generator[0] if isinstance(noise.generator, list) else noise.generator
-        device = pipe._execution_device if first is None else first.device
+        device = noise.device if first is None else first.device
         return {"noise_source": "cpu" if device.type == "cpu" else "gpu"}
     return {
         "noise_source": noise.source,

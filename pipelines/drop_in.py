@@ -27,7 +27,7 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.models.controlnets.multicontrolnet_union import MultiControlNetUnionModel
 
 from .call_state import own_call, stock_changes_models
-from .drawn import stock_drawn
+from .drawn import stock_drawn, stock_noise
 from .infotext.from_call import drawn_infotexts
 from .output import WebUIPipelineOutput
 from .sampling.noise import generator_seeds
@@ -110,7 +110,8 @@ def draw_as_diffusers(
         given = _control_arguments(pipe, given, known)
     arguments = {name: stock_value(known[name], value) for name, value in given.items() if name in known}
     arguments["callback_on_step_end_tensor_inputs"] = list(given["callback_on_step_end_tensor_inputs"])
-    seeds = generator_seeds(given["generator"], 1, pipe._execution_device)
+    noise = stock_noise(pipe, given)
+    seeds = generator_seeds(noise.generator, 1, noise.device)
     with own_call(pipe, changes=stock_changes_models(pipe, arguments)):
         drawing = _control_pipeline(pipe, stock) if controlled else pipe
         output = stock.__call__(drawing, **arguments, **deprecated)
@@ -118,7 +119,7 @@ def draw_as_diffusers(
         return output
     images = output.images
     seeds = seeds if len(seeds) == len(images) else seeds[:1] * len(images)
-    texts = drawn_infotexts(stock_drawn(pipe, arguments, images, seeds))
+    texts = drawn_infotexts(stock_drawn(pipe, arguments, images, noise, seeds))
     return WebUIPipelineOutput(images, getattr(output, "nsfw_content_detected", None), texts, seeds)
 
 

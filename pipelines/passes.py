@@ -145,7 +145,7 @@ def conditioned_model(
 def pass_noise(pipe: Any, request: NoiseRequest, plan: Pass, delta: int) -> SeededNoise | GeneratorNoise:
     """The noise of one pass: by seeds, or by diffusers' generators. delta: the option eta_noise_seed_delta."""
     shape = (pipe.vae.config.latent_channels, *plan.cells)
-    device = pipe._execution_device
+    device = request.device
     if request.seeds is None:
         return GeneratorNoise(shape, plan.batch_size, request.generator, device=device)
     return SeededNoise(
@@ -168,13 +168,13 @@ def noise_start(pipe: Any, request: Request, plan: Pass, init: Tensor | None = N
     noise = pass_noise(pipe, request.noise, plan, request.options["eta_noise_seed_delta"])
     channels = None
     if takes_inpainting_channels(pipe.unet, pipe.vae.config.latent_channels):
-        channels = blank_channels(pipe.vae, plan.width, plan.height, plan.batch_size, pipe._execution_device)
+        channels = blank_channels(pipe.vae, plan.width, plan.height, plan.batch_size, request.noise.device)
     return PassStart(noise, request.latents if init is None else None, init, extra_channels=channels)
 
 
 def init_start(pipe: Any, request: Request) -> PassStart:
     """What the pass of img2img begins with: images encoded, and which of them stay."""
-    plan, init, device = request.first, request.init, pipe._execution_device
+    plan, init, device = request.first, request.init, request.noise.device
     delta = request.options["eta_noise_seed_delta"]
     shown = takes_inpainting_channels(pipe.unet, pipe.vae.config.latent_channels)
     found = init_latents(

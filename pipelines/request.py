@@ -5,10 +5,11 @@ same with 8 steps, without a call.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Generator, Tensor
 
@@ -41,11 +42,12 @@ class NoiseRequest:
     seed_resize: tuple[int, int] | None = None  # (width, height) in pixels
     source: str = "gpu"
     generator: Generator | list[Generator] | None = None
+    device: torch.device = torch.device("cpu")  # where the latents are
 
     @property
     def bare(self) -> "NoiseRequest":
         """The same seeds without a variation."""
-        return NoiseRequest(self.seeds, self.subseeds, source=self.source, generator=self.generator)
+        return replace(self, subseed_strength=0.0, seed_resize=None)
 
 
 @dataclass(frozen=True)
