@@ -236,6 +236,10 @@ def unit_controls(
         _union_task(unit, model)
         if unit.advanced_weighting is not None:
             residual_scales(unit, len(model.controlnet_down_blocks) + 1)
+    units = [
+        replace(unit, model=model.config.get("_name_or_path") or None) if unit.model is None else unit
+        for unit, model in zip(units, models, strict=True)
+    ]
     cell = pipe.vae_scale_factor * 2 ** (len(pipe.unet.config.block_out_channels) - 1)
     return UnitControls(units, images, models, cell, bool(options["each_unit_for_each_image"]))
 

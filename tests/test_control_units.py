@@ -2,6 +2,7 @@
 
 import pytest
 from recordings import recorded_json
+from webui_diffusers.pipelines.cli.axes import read_axis
 from webui_diffusers.pipelines.control.units import UNIT_RESIZE_MODES, read_units, unit_text, unit_texts
 from webui_diffusers.pipelines.control.weights import guess_mode_scales, residual_scales, unit_rows
 from webui_diffusers.pipelines.images.hints.fit import HINT_RESIZE_MODES
@@ -105,3 +106,21 @@ def test_weighting_of_another_length_is_refused():
     (unit,) = read_units([{"advanced_weighting": [1, 2, 3]}])
     with pytest.raises(ValueError, match="3 factors.*13 residuals"):
         residual_scales(unit, 13)
+
+
+def test_a_network_is_told_by_its_files_name():
+    (unit,) = read_units([{"model": "nets/canny.safetensors"}])
+    assert "Model: canny, " in unit_text(unit)
+
+
+def test_an_axis_of_a_grid_changes_the_first_unit():
+    axis = read_axis("ControlNet weight=0.5,1")
+    changed = [change({"control_units": [{"weight": 0.1, "model": "a"}, {}]}) for change in axis.changes]
+    assert [call["control_units"][0]["weight"] for call in changed] == [0.5, 1] and len(axis.labels) == 2
+    assert read_axis('[ControlNet] Control Mode="My prompt is more important"').labels[0].startswith("My prompt")
+    with pytest.raises(ValueError, match="--control"):
+        axis.changes[0]({})
+    with pytest.raises(ValueError, match="weight"):
+        read_axis("ControlNet weight=5")
+    with pytest.raises(ValueError, match="Did you mean 'guidance_end'"):
+        read_axis("ControlNet guidance ends=0.5")

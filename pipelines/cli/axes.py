@@ -11,12 +11,17 @@ replace=red,green,blue       the prompt's red as it is, as green, as blue
 """
 
 import csv
+import json
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
+from ...loaders.utils import unknown_choice
+from ..control.units import UNIT_KEYS, read_units
 from ..infotext.fields import FIELDS
 from ..options import WEBUI_OPTIONS
+from .control import UNIT_IMAGES
 from .options import CALL_OPTIONS, argument_name, merge_call, read_option
 from .values import read_setting
 
@@ -73,6 +78,9 @@ def read_axis(written: str | None) -> Axis:
         raise ValueError(f"an axis is NAME=VALUE,VALUE,...; got {written!r}.")
     if name.strip().lower() in _REPLACE_NAMES:
         return Axis("replace", texts, [_replacement(texts[0], text) for text in texts])
+    if (unit_key := _unit_key(name)) is not None:
+        changes = [partial(_with_unit, unit_key, _unit_value_of(unit_key, text)) for text in texts]
+        return Axis(name.strip(), texts, changes)
     argument = _PLOT_TYPES.get(name.strip().lower()) or argument_name(name)
     kind = _number_kind(argument)
     read = _LABEL_READERS.get(name.strip())
@@ -80,6 +88,39 @@ def read_axis(written: str | None) -> Axis:
     if len(labels) > MOST_AXIS_VALUES:
         raise ValueError(f"the axis {name!r} has {len(labels)} values; at most {MOST_AXIS_VALUES} are drawn.")
     return Axis(name.strip(), labels, [_change(argument, label, read) for label in labels])
+
+
+def _unit_key(name: str) -> str | None:
+    """The key of the first ControlNet unit that an axis is about, as the extension's plot types name it, or None.
+
+    >>> _unit_key("[ControlNet] Weight"), _unit_key("ControlNet guidance end"), _unit_key("Steps")
+    ('weight', 'guidance_end', None)
+    """
+    found = re.fullmatch(r"\[?controlnet\]? (.+)", name.strip().lower())
+    if found is None:
+        return None
+    key = found[1].replace(" ", "_")
+    key = {"preprocessor": "module", "preprocessor_resolution": "processor_res"}.get(key, key)
+    if key not in UNIT_KEYS or key in UNIT_IMAGES:
+        raise ValueError(unknown_choice("ControlNet axis", found[1], UNIT_KEYS))
+    return key
+
+
+def _unit_value_of(key: str, text: str) -> Any:
+    """A value of a unit's key, from text. Raises ValueError for one that the key cannot have."""
+    try:
+        value: Any = json.loads(text.lower())
+    except ValueError:
+        value = text
+    read_units([{key: value}])
+    return value
+
+
+def _with_unit(key: str, value: Any, call: Mapping[str, Any]) -> dict[str, Any]:
+    units = list(call.get("control_units") or ())
+    if not units:
+        raise ValueError(f"an axis changes `{key}` of a ControlNet unit, and there is none: give one with --control.")
+    return {**call, "control_units": [{**units[0], key: value}, *units[1:]]}
 
 
 def text_axes(fields: Mapping[str, Any]) -> tuple[Axis, Axis, Axis]:

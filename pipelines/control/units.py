@@ -19,6 +19,7 @@ union_control_type        None                  which of its tasks a union model
 enabled                   True                  a unit that is not enabled does not exist
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -138,7 +139,7 @@ class ControlUnit:
         """The unit's fields that a text names, as the extension writes them, in its order."""
         return {
             "Module": self.module,
-            "Model": "None" if self.model is None else self.model,
+            "Model": "None" if self.model is None else _model_label(str(self.model)),
             "Weight": self.weight,
             "Resize Mode": self.resize_mode,
             "Processor Res": self.processor_res,
@@ -151,7 +152,18 @@ class ControlUnit:
         }
 
 
+def _model_label(model: str) -> str:
+    """A network's name in texts: of a path the file's, without its ending.
+
+    >>> _model_label("nets/canny.safetensors"), _model_label("control_v11p_sd15_canny [d14c016b]")
+    ('canny', 'control_v11p_sd15_canny [d14c016b]')
+    """
+    name = re.split(r"[\\/]", model)[-1]
+    return re.sub(r"\.(safetensors|pth|pt|bin|ckpt)$", "", name)
+
+
 UNIT_KEYS = tuple(field.name for field in fields(ControlUnit) if field.name != "place")
+
 _NOTHING_TO_DO = ("low_vram", "lowvram", "save_detected_map")  # about memory and display: taken, and passed over
 
 
