@@ -7,7 +7,7 @@ from typing import Any
 
 from diffusers import AutoencoderKL, DiffusionPipeline
 
-from ..loaders.utils import unknown_choice
+from ..loaders.utils import NameFromText, unknown_choice
 from .prompt.text_encoder import RowCache
 
 
@@ -29,11 +29,12 @@ class OtherModels:
         return name
 
     def find(self, kind: str, name: str, argument: str) -> Any:
-        """A "checkpoint" or "VAE" by name or path, as it was given. Raises ValueError where there is none."""
+        """A "checkpoint" or "VAE" by name or path, as it was given; a name out of somebody's text is
+        no path. Raises ValueError where there is none."""
         for (own_kind, known), model in self._given.items():
             if own_kind == kind and name in (known, Path(known).stem, f"{known}.safetensors"):
                 return model
-        if Path(name).expanduser().exists():
+        if Path(name).expanduser().exists() and not isinstance(name, NameFromText):
             return Path(name).expanduser()
         known_names = [known for own_kind, known in self._given if own_kind == kind]
         adder = "add_checkpoint" if kind == "checkpoint" else "add_vae"

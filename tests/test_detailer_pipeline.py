@@ -112,7 +112,7 @@ def test_a_text_draws_its_picture_again_given_the_same_boxes():
     detail = {"ad_model": "face", "ad_prompt": "a green cross", "ad_denoising_strength": 0.6}
     size = {"width": 96, "height": 64}
     first = pipe("a red circle", detailers=[{**detail, "detections": [TWO]}], **size, **SHORT)
-    again = call_arguments(parse_infotext(first.infotexts[0]))
+    again = call_arguments(parse_infotext(first.infotexts[0]), extensions=True)
     assert again["detailers"] == [read_back(detail)]
     again["detailers"][0]["detections"] = [TWO]
     assert pipe(**again).images[0].tobytes() == first.images[0].tobytes()
@@ -130,6 +130,21 @@ def read_back(detail: dict) -> dict:
         "ad_inpaint_only_masked": True,
         "ad_inpaint_only_masked_padding": 32,
     }
+
+
+def test_a_pass_of_a_text_whose_detector_is_not_here_does_not_run_and_that_is_said(caplog: pytest.LogCaptureFixture):
+    pipe = tiny_pipeline(WebUITxt2ImgPipeline)
+    text = (
+        "a\nSteps: 2, Sampler: Euler a, Seed: 3, ADetailer model: /tmp/hand_yolov8n.pt, ADetailer conf: 30"
+    )
+    given = call_arguments(parse_infotext(text), extensions=True)
+    assert given["detailers"] == [{"ad_model": "hand_yolov8n.pt", "ad_confidence": 0.3}]
+    with caplog.at_level(logging.WARNING, "diffusers.webui"):
+        out = pipe(**given, width=64, height=64)
+    del given["detailers"]
+    assert out.images[0].tobytes() == pipe(**given, width=64, height=64).images[0].tobytes()
+    assert "it does not run" in caplog.text and "never opened" in caplog.text
+    assert "ADetailer" not in out.infotexts[0]
 
 
 @pytest.mark.parametrize("jobs_before, drawn, told", [(0, False, False), (1, True, True)])

@@ -55,7 +55,6 @@ def test_a_whole_text_becomes_a_call():
         "hires_scale": 1.5,
         "hires_steps": 15,
         "hires_upscaler": "4x-UltraSharp",
-        "detailers": [{"ad_model": "face_yolov8n.pt"}],
         "webui_options": {
             "eta_noise_seed_delta": 31337,
             "emphasis": "No norm",

@@ -17,7 +17,7 @@ import numpy as np
 from diffusers import ModelMixin
 
 from ..faces.load import load_face_detector
-from ..utils import LOGGER, unknown_choice
+from ..utils import LOGGER, NameFromText, unknown_choice
 from .yolo import YoloDetector
 
 
@@ -59,9 +59,9 @@ class DetectorLibrary:
         return lambda picture: yolo(picture, confidence, wanted)
 
     def file(self, name: str) -> Path:
-        """The `.onnx` file of a name or path."""
+        """The `.onnx` file of a name or path; a name out of somebody's text is looked for in the folder alone."""
         given = Path(name).expanduser()
-        if given.suffix == ".onnx" and given.is_file():
+        if given.suffix == ".onnx" and given.is_file() and not isinstance(name, NameFromText):
             return given
         stem = given.name.removesuffix(given.suffix) if given.suffix in (".pt", ".onnx", ".pth") else given.name
         for file in self.files():

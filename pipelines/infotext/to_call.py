@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...loaders.utils import NameFromText
-from ..detailer_settings import detailers_of_fields
-from ..script_settings import soft_inpainting_of_fields
 from .control_fields import control_units_of_fields
 from .extensions import extension_notes
 from .families import family_refusal, other_family
@@ -108,15 +106,8 @@ def named_hashes(written: str) -> dict[str, str]:
 
 def _extension_arguments(fields: Mapping[str, Any], img2img: bool) -> dict[str, Any]:
     """What the fields of extensions are as arguments; names of files are names there, too."""
-    passes = detailers_of_fields({label: str(value) for label, value in fields.items()})
-    for settings in passes:
-        settings["ad_model"] = NameFromText(re.split(r"[/\\]", settings["ad_model"])[-1])
-    found = {
-        "control_units": list(control_units_of_fields(fields).values()),
-        "detailers": passes,
-        "soft_inpainting": soft_inpainting_of_fields(fields) if img2img else None,
-    }
-    return {argument: value for argument, value in found.items() if value not in (None, [])}
+    units = list(control_units_of_fields(fields).values())
+    return passes_after(fields, img2img=img2img) | ({"control_units": units} if units else {})
 
 
 class _CallReading:
@@ -153,9 +144,6 @@ class _CallReading:
             self.arguments = {n: value for n, value in self.arguments.items() if n not in ("width", "height")}
         self._read_sampler("")
         self._read_seed_resize()
-        passes, unread = passes_after(self.fields, img2img=img2img)
-        self.arguments |= passes
-        self.lines += unread
         if img2img:
             self._read(IMG2IMG_FIELDS)
         elif self._has_hires():
