@@ -134,10 +134,8 @@ def read_back(detail: dict) -> dict:
 
 def test_a_pass_of_a_text_whose_detector_is_not_here_does_not_run_and_that_is_said(caplog: pytest.LogCaptureFixture):
     pipe = tiny_pipeline(WebUITxt2ImgPipeline)
-    text = (
-        "a\nSteps: 2, Sampler: Euler a, Seed: 3, ADetailer model: /tmp/hand_yolov8n.pt, ADetailer conf: 30"
-    )
-    given = call_arguments(parse_infotext(text), extensions=True)
+    fields = "Sampler: Euler a, Seed: 3, ADetailer model: /tmp/hand_yolov8n.pt, ADetailer conf: 30"
+    given = call_arguments(parse_infotext(f"a\nSteps: 2, {fields}"), extensions=True)
     assert given["detailers"] == [{"ad_model": "hand_yolov8n.pt", "ad_confidence": 0.3}]
     with caplog.at_level(logging.WARNING, "diffusers.webui"):
         out = pipe(**given, width=64, height=64)
