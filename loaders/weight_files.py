@@ -196,6 +196,9 @@ class _LazyTensors(WeightFile):
         super().__init__(path, _text_metadata(header.pop("__metadata__", None)))
         self._entries: dict[str, Mapping[str, object]] = header
 
+    def __reduce__(self) -> tuple:
+        return _LazyTensors, (self.path,)  # a copy opens the file anew
+
     def keys(self) -> list[str]:
         return list(self._entries)
 

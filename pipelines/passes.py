@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Generator, Tensor
 
+from ..loaders.lora.peft_inject import scaled_adapters
 from .conditioning import (
     Conditioning,
     SizeNumbers,
@@ -97,13 +98,16 @@ class StepWatch:
 def pass_models(pipe: Any, request: Request, plan: Pass) -> list[DenoiserModel]:
     """The models of a pass with their conditioning: the base, and the refiner where it will take over.
 
-    The refiner reads the same texts with the second encoder alone.
+    The refiner reads the same texts with the second encoder alone. `cross_attention_kwargs={"scale": x}` scales the
+    text encoders' adapters while they encode, and the UNet's while it runs.
     """
 
     def conditioned(encoder: PromptEncoder | None, width: int | None = None) -> Conditioning:
         encode = None if encoder is None else partial(encode_pass, encoder, request, plan)
-        return encode() if request.embeds is None else completed_conditioning(request.embeds, encode, width)
+        with scaled_adapters([each.model for each in encoder.encoders] if encoder else [], scale):
+            return encode() if request.embeds is None else completed_conditioning(request.embeds, encode, width)
 
+    scale = (plan.guidance.cross_attention_kwargs or {}).get("scale", 1.0)
     conditioning = conditioned(plan.encoder)
     numbers = size_numbers(plan.asked_size, request.options, request.sizes) if pipe.is_sdxl else None
     models = [conditioned_model(pipe, pipe.unet, plan, conditioning, numbers)]

@@ -22,7 +22,7 @@ from webui_diffusers.loaders.lora.families.table import layer_family
 from webui_diffusers.loaders.lora.keys import NetworkLayer
 from webui_diffusers.loaders.lora.merge import merged_networks
 from webui_diffusers.loaders.lora.peft_factors import adapter_factors
-from webui_diffusers.loaders.lora.peft_inject import AdapterSnapshot
+from webui_diffusers.loaders.lora.peft_inject import AdapterSnapshot, scaled_adapters, tuner_layers
 from webui_diffusers.loaders.lora.peft_loading import load_network_as_adapter
 from webui_diffusers.loaders.lora.peft_mix import AdapterMixer
 from webui_diffusers.loaders.lora.plan import MergeStep
@@ -444,16 +444,60 @@ def test_what_is_no_network_goes_to_diffusers(tiny, tmp_path):
 
 
 @pytest.mark.goldens
-def test_hotswapping_gets_the_scales_in_the_tensors(tiny):
-    read = network("locon_io")
-    wanted = drawn_merged(tiny, [(read, 1, 1)])
-
-    def diffusers_own(state, **kwargs):
-        assert kwargs == {"adapter_name": "a", "hotswap": True}
-        StableDiffusionPipeline.load_lora_weights(tiny, state, adapter_name="a")
-
-    load_network_as_adapter(tiny, read, "a", fallback=diffusers_own, hotswap=True)
+def test_another_network_is_swapped_into_an_adapter_in_place(tiny):
+    first, second = network("kohya_locon"), network("kohya_lora")
+    wanted, plain = drawn_merged(tiny, [(second, 1, 1)]), draw(tiny)
+    load_network_as_adapter(tiny, first, "a", fallback=None)
+    held = {name: value.data_ptr() for name, value in tiny.unet.named_parameters() if ".a." in name}
+    load_network_as_adapter(tiny, second, "a", fallback=None, hotswap=True)
     assert_close(draw(tiny), wanted)
+    load_network_as_adapter(tiny, first, "a", fallback=None, hotswap=True)
+    assert_close(draw(tiny), drawn_merged_beside(tiny, first))
+    now = {name: value.data_ptr() for name, value in tiny.unet.named_parameters() if ".a." in name}
+    assert sum(now[name] == pointer for name, pointer in held.items()) > len(held) / 2  # the same storage
+    tiny.unload_lora_weights()
+    assert_close(draw(tiny), plain)
+
+
+def drawn_merged_beside(pipe, read):
+    """What the network draws merged, for a pipe with adapters: they are off meanwhile."""
+    pipe.disable_lora()
+    try:
+        return drawn_merged(pipe, [(read, 1, 1)])
+    finally:
+        pipe.enable_lora()
+
+
+@pytest.mark.goldens
+def test_what_cannot_be_swapped_in_says_so_and_changes_nothing(tiny):
+    small, large = network("kohya_lora"), network("kohya_locon")
+    with pytest.raises(ValueError, match="no existing adapter by that name"):
+        load_network_as_adapter(tiny, small, "a", fallback=None, hotswap=True)
+    load_network_as_adapter(tiny, small, "a", fallback=None)
+    before = draw(tiny)
+    with pytest.raises(NetworkError, match="has nothing at"):  # convolutions that the first file has not
+        load_network_as_adapter(tiny, large, "a", fallback=None, hotswap=True)
+    assert all(map(torch.equal, draw(tiny), before))
+
+
+def test_a_scale_for_a_while_leaves_the_adapters_strengths(tiny, tmp_path):
+    load_network_as_adapter(tiny, file_of_ones(tmp_path), "a", fallback=None)
+    tiny.set_adapters("a", 0.3)
+    model = tiny.text_encoder
+    before = [dict(layer.scaling) for layer in tuner_layers(model).values()]
+    for scale in (0.5, 0.0, 1.0):
+        with scaled_adapters([model], scale):
+            now = [layer.scaling["a"] for layer in tuner_layers(model).values()]
+            assert now == pytest.approx([each["a"] * scale for each in before])
+        assert [dict(layer.scaling) for layer in tuner_layers(model).values()] == before
+    tiny.unload_lora_weights()
+
+
+def file_of_ones(folder):
+    layer = "lora_te_text_model_encoder_layers_0_mlp_fc1"
+    tensors = {f"{layer}.lora_up.weight": torch.ones(64, 2), f"{layer}.lora_down.weight": torch.ones(2, 32)}
+    save_file(tensors, folder / "ones.safetensors")
+    return folder / "ones.safetensors"
 
 
 # --- mixes for a while

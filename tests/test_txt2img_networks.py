@@ -1,5 +1,7 @@
 """Networks, embeddings, faces and infotexts called for by name, through the whole pipeline."""
 
+import copy
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -183,3 +185,21 @@ def test_diffusers_own_loop_knows_no_steps_of_networks(tiny_sd, golden):
     pipe.add_lora(golden / "lora" / "kohya_lora.safetensors", "ink")
     with pytest.raises(ValueError, match="start=1"):
         pipe("a circle<lora:ink:1:start=1>", num_inference_steps=1)
+
+
+def test_the_scale_of_attention_arguments_reaches_the_text_encoders_adapters(pipe, golden):
+    pipe.load_lora_weights(golden / "lora" / "kohya_lora.safetensors", adapter_name="ink")
+    whole, named = (
+        pipe("a circle", **call).images for call in (CALL, {**CALL, "cross_attention_kwargs": {"scale": 1}})
+    )
+    half = pipe("a circle", cross_attention_kwargs={"scale": 0.4}, **CALL).images
+    pipe.set_adapters("ink", 0.4)
+    assert np.array_equal(whole, named)
+    np.testing.assert_allclose(half, pipe("a circle", **CALL).images, atol=1e-5)
+    assert not np.allclose(half, whole, atol=1e-2)
+
+
+@pytest.mark.parametrize("copy_of", [copy.deepcopy, lambda pipe: pickle.loads(pickle.dumps(pipe))])
+def test_a_pipeline_is_copied_after_a_network_was_used(pipe, copy_of):
+    wanted = pipe("a circle<lora:ink:0.8>", **CALL).images
+    assert np.array_equal(copy_of(pipe)("a circle<lora:ink:0.8>", **CALL).images, wanted)

@@ -1,7 +1,7 @@
 """Adapters put into models by PEFT, and models put back exactly as they were."""
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -9,7 +9,8 @@ from diffusers.hooks.group_offloading import _maybe_remove_and_reapply_group_off
 from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
+from peft.utils.hotswap import hotswap_adapter_from_state_dict
+from torch import Tensor, nn
 
 from .peft_tuners import ComponentAdapter
 from .targets import PipeLayers
@@ -101,6 +102,54 @@ def offloading_paused(pipe: object) -> Iterator[None]:
             for component in pipe.components.values():
                 if isinstance(component, nn.Module):
                     _maybe_remove_and_reapply_group_offloading(component)
+
+
+@contextmanager
+def scaled_adapters(models: Iterable[nn.Module], scale: float) -> Iterator[None]:
+    """The adapters that are active on these models, times `scale`, for one block of code; then as they were."""
+    layers = [layer for model in models for layer in tuner_layers(model).values()] if scale != 1 else []
+    before = [dict(getattr(layer, "scaling", {})) for layer in layers]
+    try:
+        for layer in layers:
+            layer.scale_layer(scale)
+        yield
+    finally:
+        for layer, scaling in zip(layers, before):
+            if scaling:
+                layer.scaling.clear()
+                layer.scaling.update(scaling)
+
+
+def swap_component(model: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
+    """Put other tensors into an adapter in place, as torch.compile needs it; layers that get none do nothing then.
+
+    state: "<module path>.lora_A.weight" and so on, with the strength in them. Ask swap_obstacle first.
+    """
+    keys = {key: f"{key.removesuffix('.weight')}.{name}.weight" for key in state}
+    plain = LoraConfig(r=1, lora_alpha=1)  # a scaling of 1, whatever the rank
+    hotswap_adapter_from_state_dict(model, {keys[key]: value for key, value in state.items()}, name, plain)
+    old = model.peft_config[name]
+    model.peft_config[name] = LoraConfig(r=old.r, lora_alpha=old.r, target_modules=old.target_modules)
+
+
+def swap_obstacle(model: nn.Module, state: Mapping[str, Tensor], name: str) -> str:
+    """Why adapter `name` of a model cannot take these tensors in place; empty if it can."""
+    config = (getattr(model, "peft_config", None) or {}).get(name)
+    layers = tuner_layers(model)
+    if config is None:
+        return (
+            f"no adapter of that name is on it, only {sorted(getattr(model, 'peft_config', None) or ())}"
+            if state
+            else ""
+        )
+    if not isinstance(config, LoraConfig) or config.use_dora:
+        return f"the adapter is a {type(config).__name__}{' with DoRA' if isinstance(config, LoraConfig) else ''}"
+    if any(name in layer.merged_adapters for layer in layers.values()):
+        return "the adapter is fused into the weights"
+    for path in {key.rpartition(".lora_")[0] for key in state}:
+        if name not in getattr(layers.get(path), "lora_A", {}):
+            return f"the adapter has nothing at `{path}`, which the new file changes"
+    return ""
 
 
 class _LayerState(NamedTuple):

@@ -13,8 +13,9 @@ from .families.table import layer_family
 from .keys import split_network_key
 from .peft_adapters import attach_network, check_exact, free_adapter_name
 from .peft_factors import adapter_factors
-from .peft_inject import module_paths
-from .plan import NetworkReport, network_uses, plan_networks
+from .peft_inject import adapter_names, module_paths, swap_component, swap_obstacle
+from .peft_tuners import lora_adapter
+from .plan import MergeStep, ModuleKey, NetworkReport, network_uses, plan_networks
 from .read import Network, read_network, sort_network_keys
 from .sources import open_network
 from .targets import PipeLayers, plain_shape
@@ -31,15 +32,15 @@ def load_network_as_adapter(
     """Load a network as a PEFT adapter; the arguments are those of diffusers' `load_lora_weights`.
 
     source: a file, a folder, an id on the Hub, or a state dict in any naming. adapter_name: by default `default_<n>`.
-    fallback: diffusers' own method, called with the same arguments for what is no network file (then None returns),
-    and for `hotswap=True`, with the tensors' scales already in them.
+    fallback: diffusers' own method, called with the same arguments for what is no network file (then None returns).
+    With `hotswap=True`, the tensors go into adapter `adapter_name` in place, of all models or, if one cannot, of none.
     Raises NetworkError where the file is broken, for another base model, or beyond what PEFT holds exactly.
     """
     network = source if hasattr(source, "layers") else _network_of(source, kwargs)
     if network is None:
         return fallback(source, adapter_name=adapter_name, **kwargs)
     if kwargs.get("hotswap"):
-        return fallback(_plain_state(pipe, network), adapter_name=adapter_name, hotswap=True)
+        return _swap_network(pipe, network, adapter_name)
     name = free_adapter_name(PipeLayers(pipe).components) if adapter_name is None else adapter_name
     return attach_network(pipe, network, name)
 
@@ -84,24 +85,45 @@ def _network_of(source: object, options: Mapping[str, Any]) -> Network | None:
         raise error
 
 
-def _plain_state(pipe: object, network: Network) -> dict[str, Tensor]:
-    """The network in diffusers' layout, with the scales in the tensors: that needs no alphas."""
+def _swap_network(pipe: object, network: Network, name: str | None) -> NetworkReport:
     layers = PipeLayers(pipe)
-    steps, _ = plan_networks(layers, network_uses([(network, 1.0, 1.0)]), "reference")
+    steps, reports = plan_networks(layers, network_uses([(network, 1.0, 1.0)]), "reference")
     check_exact(layers, steps)
-    state: dict[str, Tensor] = {}
-    for (component, path), found in steps.items():
-        if found[-1].layer.dora or "lora_up.bias" in found[-1].layer.keys:
+    states = _plain_states(layers, steps)
+    if name not in adapter_names(layers.components):
+        raise ValueError(
+            f"`hotswap=True` puts a network in the place of adapter {name!r}, and there is no existing adapter by "
+            f"that name ({', '.join(sorted(adapter_names(layers.components))) or 'none'}). Load the first one without."
+        )
+    for component, state in states.items():
+        obstacle = swap_obstacle(layers.components[component], state, name)
+        if obstacle:
             raise NetworkError(
-                f"`{network.path}`: layer `{found[-1].layer.name}` has more than two factors, and only those can be "
+                f"`{network.path}` cannot be swapped in for adapter `{name}`: on `{component}`, {obstacle}. Load the "
+                "network with the most layers first, or load this one beside it, without `hotswap`."
+            )
+    for component, model in layers.components.items():
+        if name in (getattr(model, "peft_config", None) or ()):
+            swap_component(model, states[component], name)
+    return reports[0]
+
+
+def _plain_states(layers: PipeLayers, steps: Mapping[ModuleKey, list[MergeStep]]) -> dict[str, dict[str, Tensor]]:
+    """LoRA tensors of every component by PEFT's names, with the strengths in them: that needs no alphas."""
+    states: dict[str, dict[str, Tensor]] = {component: {} for component in layers.components}
+    paths = {component: module_paths(layers, component) for component in layers.components}
+    for (component, path), found in steps.items():
+        layer = found[-1].layer
+        if layer.dora or "lora_up.bias" in layer.keys:
+            raise NetworkError(
+                f"`{found[-1].network.path}`: layer `{layer.name}` has more than two factors, and only those can be "
                 "swapped in place. Load the network beside the other, without `hotswap`."
             )
-        shape = plain_shape(layers.modules[component, path])
-        factors = adapter_factors(found[-1], shape)
-        name, up = f"{component}.{module_paths(layers, component)[path]}", factors.up * factors.scale
-        state[f"{name}.lora_A.weight"] = factors.down.reshape(-1, *shape[1:])
-        state[f"{name}.lora_B.weight"] = up[..., None, None] if len(shape) == 4 else up
-    return state
+        module, own = layers.modules[component, path], paths[component][path]
+        factors = adapter_factors(found[-1], plain_shape(module))
+        whole = factors._replace(up=factors.up * factors.scale)
+        states[component] |= lora_adapter({own: whole}, {own: module}).state
+    return states
 
 
 def _network_place(source: str, options: Mapping[str, Any]) -> str | Path:

@@ -13,6 +13,7 @@ clip/simple_tokenizer.py; mlfoundations/open_clip, src/open_clip/tokenizer.py; b
 
 import html
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -92,10 +93,16 @@ def _byte_pair_encoder(tokenizer: Any, vocabulary: dict[str, int]) -> Callable[[
     """Word in byte signs -> ids, by the tokenizer's own merges: of the Rust model, or of the slow class."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
-        model = backend.model
-        return lambda word: [token.id for token in model.tokenize(word)]
-    unknown = tokenizer.unk_token_id
-    return lambda word: [vocabulary.get(token, unknown) for token in tokenizer.bpe(word).split(" ")]
+        return partial(_rust_ids, backend.model)
+    return partial(_slow_ids, tokenizer, vocabulary)
+
+
+def _rust_ids(model: Any, word: str) -> list[int]:
+    return [token.id for token in model.tokenize(word)]
+
+
+def _slow_ids(tokenizer: Any, vocabulary: dict[str, int], word: str) -> list[int]:
+    return [vocabulary.get(token, tokenizer.unk_token_id) for token in tokenizer.bpe(word).split(" ")]
 
 
 def _added_words(tokenizer: Any) -> dict[str, int]:
