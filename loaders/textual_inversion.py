@@ -34,6 +34,8 @@ from .weight_files import WeightFileError, open_weights, read_pickle, weight_fil
 _EMBEDDING_WEIGHTS = (".pt", ".bin", ".safetensors")
 _EMBEDDING_PICTURES = (".png", ".webp", ".jxl", ".avif")
 _EMBEDDING_JSON_LIMIT = 1 << 27  # bytes; 75 vectors of 2048 numbers take 4 MB
+_JSON_PER_BYTE = 64  # of a packed stream: numbers pack to a half or a third
+_PIXELS_PER_BYTE = 64  # of a picture's file
 
 
 class EmbeddingError(WeightFileError):
@@ -288,9 +290,11 @@ def _embedding_in_picture(path: Path) -> object:
     """The table in a picture, its tensors built; None when there is none."""
     try:
         with Image.open(path) as opened:
-            opened.load()
-            text = opened.info.get("sd-ti-embedding")
-            margins = None if text else _json_in_the_margins(np.asarray(opened.convert("RGB")))
+            text, margins = opened.info.get("sd-ti-embedding"), None
+            if not text and opened.width * opened.height <= _PIXELS_PER_BYTE * path.stat().st_size:
+                opened.load()  # more pixels than that hide nothing: numbers in the margins do not pack
+                text = opened.info.get("sd-ti-embedding")
+                margins = None if text else _json_in_the_margins(np.asarray(opened.convert("RGB")))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise EmbeddingError(
             f"`{path.name}` cannot be opened as a picture ({error}): it is damaged, or of a kind that Pillow does not "
@@ -301,7 +305,7 @@ def _embedding_in_picture(path: Path) -> object:
     try:
         raw = base64.b64decode(text, validate=False) if text else margins
         return json.loads(raw or b"", object_hook=_tensor_from_json)
-    except (binascii.Error, ValueError, TypeError, RecursionError) as error:
+    except (binascii.Error, ValueError, TypeError, RecursionError, RuntimeError, OverflowError) as error:
         raise EmbeddingError(
             f"`{path.name}` has an embedding in it that cannot be read ({error}): it is damaged. Get the original."
         ) from error
@@ -332,7 +336,7 @@ def _json_in_the_margins(pixels: np.ndarray) -> bytes | None:
     stream = ((low ^ mask) | (high ^ mask) << 4).astype(np.uint8).tobytes()
     inflate = zlib.decompressobj()
     try:
-        text = inflate.decompress(stream, _EMBEDDING_JSON_LIMIT)
+        text = inflate.decompress(stream, min(_EMBEDDING_JSON_LIMIT, _JSON_PER_BYTE * len(stream) + 4096))
     except zlib.error:
         return None  # two dark columns in an ordinary picture
     return text if inflate.eof else None

@@ -1,5 +1,9 @@
 """Broken and hostile files end in one error that names them, cost no more than their size, and stop nothing else."""
 
+import base64
+import io
+import json
+import random
 import time
 import zipfile
 from collections.abc import Callable, Mapping
@@ -8,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from mutants import mutated_files
+from PIL import Image, PngImagePlugin
 from safetensors.torch import save_file
 from spandrel.architectures.Compact.__arch.SRVGG import SRVGGNetCompact
 from spandrel.architectures.ESRGAN.__arch.RRDB import RRDBNet
@@ -188,3 +193,50 @@ def test_one_broken_embedding_does_not_stop_its_folder(tmp_path: Path) -> None:
     loaded, skipped = read_embedding_folder(tmp_path, [8])
     assert list(loaded) == ["good"]
     assert {item.path.name for item in skipped} == {f"bad{n}.pt" for n in range(6)} | {"text.pt", "cut.png"}
+
+
+# ---- pictures that may hold an embedding
+
+
+def embedding_card(text: str, size: tuple[int, int] = (16, 16)) -> bytes:
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_text("sd-ti-embedding", text)
+    stream = io.BytesIO()
+    Image.new("RGB", size).save(stream, "PNG", pnginfo=chunks)
+    return stream.getvalue()
+
+
+def test_broken_pictures_and_their_texts_are_refused_in_words(tmp_path: Path) -> None:
+    chance, path = random.Random(3), tmp_path / "card.png"
+    good = json.dumps({"string_to_param": {"*": {"TORCHTENSOR": [[0.5] * 8] * 2}}, "name": "card"})
+    texts = [good[:number] for number in range(0, len(good), 7)]
+    texts += [
+        good.replace("0.5", value, 1) for value in ('"x"', "null", "[1]", "1e999", "9" * 400, "{}", "true", "NaN")
+    ]
+    texts += ["[" * 100_000, '{"string_to_param": 3}', "3", '{"TORCHTENSOR": [[[]]]}', '{"TORCHTENSOR": {}}']
+    cards = [embedding_card(base64.b64encode(text.encode()).decode()) for text in texts] + [embedding_card("=é")]
+    whole = embedding_card(base64.b64encode(good.encode()).decode())
+    for _ in range(150):
+        card = bytearray(whole)
+        for _ in range(chance.randint(1, 4)):
+            card[chance.randrange(len(card))] = chance.randrange(256)
+        cards.append(bytes(card))
+    read = 0
+    for card in [whole, *cards]:
+        path.write_bytes(card)
+        try:
+            read += read_embedding(path).name == "card"
+        except WeightFileError as error:
+            assert "card.png" in str(error)
+    assert 0 < read < 60
+
+
+def test_a_picture_of_more_pixels_than_its_file_could_hide_is_not_unpacked(tmp_path: Path) -> None:
+    Image.new("L", (9000, 9000)).save(tmp_path / "flat.png")
+    before = time.process_time()
+    with pytest.raises(WeightFileError, match=r"flat\.png` is a picture without an embedding"):
+        read_embedding(tmp_path / "flat.png")
+    assert time.process_time() - before < 0.2
+    (tmp_path / "card.png").write_bytes(embedding_card("e30=", (3000, 3000)))
+    with pytest.raises(WeightFileError, match=r"card\.png` holds no table of tensors"):
+        read_embedding(tmp_path / "card.png")

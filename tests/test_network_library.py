@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import pytest
 import torch
@@ -244,3 +245,28 @@ def test_linked_folders_and_endings_in_capitals_are_found(tmp_path):
     assert [entry.name for entry in library.entries] == ["Linked"]
     assert library.network("Linked").path == folder / "elsewhere" / "Linked.SafeTensors"
     assert len(library.entries[0].short_hash) == 12
+
+
+def test_a_second_look_opens_no_file_and_a_miss_looks_again_only_when_files_came(tmp_path, monkeypatch):
+    monkeypatch.setenv("WEBUI_DIFFUSERS_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "networks"
+    for number in range(3):
+        (folder / str(number)).mkdir(parents=True)
+        metadata = {"ss_output_name": f"alias {number}"}
+        save_file({"x": torch.full((2,), float(number))}, folder / f"{number}/net{number}.safetensors", metadata)
+        os.utime(folder / str(number), (1, 1))
+    os.utime(folder, (1, 1))
+    first = NetworkLibrary(folder)
+    digest = first.find("alias 2").short_hash
+    assert first.find_by_hash(digest).name == first.find_by_hash(digest[:8]).name == "net2"
+    monkeypatch.setattr("webui_diffusers.loaders.library.index.safetensors_metadata", lambda path: pytest.fail(path))
+    monkeypatch.setattr(
+        "webui_diffusers.loaders.library.index.tensor_data_sha256", lambda path, **_: pytest.fail(path)
+    )
+    second = NetworkLibrary(folder)
+    assert second.find("alias 1").name == "net1" and second.find_by_hash(digest).name == "net2"
+    before = second.entries
+    assert second.find("gone") is None and all(a is b for a, b in zip(before, second.entries))
+    monkeypatch.undo()
+    save_file({"x": torch.zeros(2)}, folder / "1/gone.safetensors")
+    assert second.find("gone").path == folder / "1/gone.safetensors"

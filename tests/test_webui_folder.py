@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import pickle
 import sqlite3
 import sys
@@ -182,11 +183,10 @@ def test_hashes_of_the_webui_are_read_from_its_json(webui: Path) -> None:
     (webui / "cache.json").write_text(json.dumps({"hashes": {"checkpoint/anime/dream_8.safetensors": told}}))
     library = WebUIFolder(webui)
     assert library.find("checkpoint", "renamed", "cdcdcdcdcd").path == path
-    assert library.files("checkpoint")[0].title == "anime/dream_8.safetensors [cdcdcdcdcd]"
+    assert library.find("checkpoint", "dream_8").title == "anime/dream_8.safetensors [cdcdcdcdcd]"
     path.touch()
-    later = path.stat().st_mtime + 10
-    __import__("os").utime(path, (later, later))
-    assert WebUIFolder(webui).files("checkpoint")[0].sha256 is None
+    os.utime(path, (path.stat().st_mtime + 10,) * 2)
+    assert WebUIFolder(webui).find("checkpoint", "dream_8").sha256 is None
 
 
 class Intruder:

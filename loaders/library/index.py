@@ -19,7 +19,10 @@ from ..weight_files import WeightFileError, weight_file_kind
 
 _INDEX_VERSION = 1
 _METADATA_LIMIT = 1 << 24  # bytes of a header that are looked at for metadata
-_METADATA_KEPT = ("ss_output_name", "sshs_model_hash", "sshs_legacy_hash")
+_METADATA_KEPT = (
+    *("ss_output_name", "sshs_model_hash", "sshs_legacy_hash"),  # what a network is found by
+    *("ss_base_model_version", "ss_v2", "modelspec.architecture"),  # what it is for
+)
 
 
 class FileIndex:
@@ -64,11 +67,15 @@ class FileIndex:
         return found
 
     def metadata(self, path: str, stat: os.stat_result) -> dict[str, str]:
-        """What a .safetensors file says of itself under the names that find it; empty for others."""
+        """What a .safetensors file says of its name, hash and base model; empty for others.
+
+        A file with metadata has an entry at least: the webui tells such files from those without.
+        """
         kept = self._facts.get(path, {}).get("metadata")
         if not isinstance(kept, dict) or not self._is_current(path, stat):
             told = safetensors_metadata(path)
             kept = {name: told[name] for name in _METADATA_KEPT if told.get(name)}
+            kept |= {"": ""} if told and not kept else {}
             self.keep(path, stat, {"metadata": kept})
         return kept
 

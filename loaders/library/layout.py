@@ -1,7 +1,9 @@
 """Where a webui keeps its files, and which of them are of which kind. Forge's folders are the same."""
 
+import contextlib
 import os
 import re
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -42,6 +44,7 @@ FILE_KINDS: dict[str, FileKind] = {
     "taesd": FileKind("taesd_folder", ("models/VAE-taesd",), _WEIGHTS),
 }
 STYLES_FILE = "styles.csv"
+_CLOCK_TICK = 2_000_000_000  # nanoseconds; FAT counts in two seconds
 KNOWN_SUFFIXES = frozenset(suffix for kind in FILE_KINDS.values() for suffix in kind.suffixes)
 _VAE_NAME = re.compile(r"\.vae\.\w+$", re.IGNORECASE)
 
@@ -71,7 +74,7 @@ def library_folders(path: Path | None, single: Mapping[str, str | Path]) -> dict
 
 
 def files_of_kind(kind: str, folder: Path) -> Iterator[tuple[str, str, os.stat_result]]:
-    """(path, path below `folder` with slashes, its facts) of the files of a kind, in natural order.
+    """(path, path below `folder` with slashes, its facts) of the files of a kind, folder by folder in natural order.
 
     Linked folders are followed, not in circles. A VAE beside the checkpoints is one with `.vae.` in its name, and such
     a file is no checkpoint.
@@ -91,8 +94,38 @@ def files_of_kind(kind: str, folder: Path) -> Iterator[tuple[str, str, os.stat_r
         except OSError:  # a link that leads nowhere
             continue
         found.append((entry.path, f"{below}{name}", stat))
-    found.sort(key=lambda item: natural_key(item[1]))
+    found.sort(key=lambda item: [natural_key(part) for part in os.path.split(item[1])])
     yield from found
+
+
+class FolderTimes(NamedTuple):
+    """Times of change of a folder and the folders in it, by which it is told that files came or went."""
+
+    times: dict[str, int]  # path -> nanoseconds
+    seen_at: int  # when they were looked at
+
+    @classmethod
+    def of(cls, folder: Path) -> "FolderTimes":
+        """The state now."""
+        now, times, seen = time.time_ns(), {}, set()
+        waiting = [str(folder)]
+        while waiting:
+            place = waiting.pop()
+            real = os.path.realpath(place)
+            if real not in seen:
+                seen.add(real)
+                with contextlib.suppress(OSError):
+                    times[place] = os.stat(place).st_mtime_ns
+                    waiting += [entry.path for entry in os.scandir(place) if entry.is_dir()]
+        return cls(times, now)
+
+    def holds(self) -> bool:
+        """Whether no file came or went since. A change so shortly before that the clock may not tell counts too."""
+        try:
+            now = {place: os.stat(place).st_mtime_ns for place in self.times}
+        except OSError:
+            return False
+        return now == self.times and max(now.values(), default=0) < self.seen_at - _CLOCK_TICK
 
 
 def natural_key(text: str) -> list[tuple[int, int, str]]:

@@ -11,19 +11,19 @@
 A name is the file's, without folder and ending, or its alias (`ss_output_name` in the metadata): never a path.
 """
 
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from ..library.index import FileIndex
+from ..library.layout import FolderTimes, files_of_kind, natural_key
 from ..utils import LOGGER, near_names
-from ..weight_files import NetworkError, WeightFileError, open_weights, weight_file_kind
+from ..weight_files import NetworkError
 from .block_weights import block_strengths
 from .metadata import network_hash, network_version_label
 from .read import Network, read_network
-from .sources import NETWORK_SUFFIXES
 
 
 NETWORK_WORDS = ("lora", "lyco")
@@ -105,6 +105,10 @@ class NetworkLibrary:
         self._folder = None if folder is None else Path(folder)
         self._added: list[NetworkEntry] = []
         self._in_folder: list[NetworkEntry] | None = None
+        self._state: FolderTimes | None = None
+        self._index: FileIndex | None = None
+        self._known: dict[str, NetworkEntry] | None = None  # by every name
+        self._hashes: list[tuple[str, NetworkEntry]] | None = None
         self._networks: dict[tuple, Network] = {}
 
     @property
@@ -116,14 +120,15 @@ class NetworkLibrary:
     def folder(self, folder: str | Path | None) -> None:
         if folder is not None and not Path(folder).is_dir():
             raise ValueError(f"`{folder}` is no folder, so no networks can be found in it. Check the spelling.")
-        self._folder, self._in_folder = None if folder is None else Path(folder), None
+        self._folder = None if folder is None else Path(folder)
+        self._in_folder = self._known = self._hashes = self._index = None
 
     @property
     def entries(self) -> list[NetworkEntry]:
         """All files, in the order in which later ones hide earlier ones: the folder's sorted as people count, then
         those added."""
         if self._in_folder is None:
-            self._in_folder = _scan(self._folder) if self._folder is not None else []
+            self._in_folder = self._scan() if self._folder is not None else []
         return [*self._in_folder, *self._added]
 
     @property
@@ -145,14 +150,15 @@ class NetworkLibrary:
             )
         entry = NetworkEntry(name, network.metadata.get("ss_output_name", name), network.path, network.metadata)
         self._added.append(entry)
+        self._known = self._hashes = None
         self._networks[_file_stamp(entry.path)] = network
         return entry
 
     def find(self, name: str) -> NetworkEntry | None:
-        """The file called `name`, or None. On a miss the folder is looked through once more."""
+        """The file called `name`, or None. On a miss the folder is looked through once more, if files came or went."""
         found = self._names().get(name)
-        if found is None and self._folder is not None:
-            self._in_folder = None
+        if found is None and self._folder is not None and self._state is not None and not self._state.holds():
+            self._in_folder = self._known = self._hashes = None
             found = self._names().get(name)
         return found
 
@@ -160,7 +166,12 @@ class NetworkLibrary:
         """The file whose hash begins like this (at least 8 digits), or None: for names in others' images."""
         if len(short_hash) < 8:
             return None
-        return next((e for e in self.entries if e.short_hash and short_hash.startswith(e.short_hash)), None)
+        if self._hashes is None:
+            self._hashes = [(found, entry) for entry in self.entries if (found := self._hash(entry))]
+            if self._index is not None:
+                self._index.save()
+        asked = short_hash.lower()[:12]
+        return next((entry for found, entry in self._hashes if found.startswith(asked)), None)
 
     def network(self, name: str) -> Network:
         """The network called `name`, read once. Raises NetworkError, listing what is known, for an unknown name."""
@@ -181,6 +192,8 @@ class NetworkLibrary:
 
     def _names(self) -> dict[str, NetworkEntry]:
         """Every name that finds a file; of equal ones the later file has it. An alias may hide another file's name."""
+        if self._known is not None:
+            return self._known
         entries, forbidden = self.entries, self.forbidden_aliases
         by_file = {entry.name: entry for entry in entries}
         names: dict[str, NetworkEntry] = {}
@@ -192,10 +205,29 @@ class NetworkLibrary:
                 names[name] = by_file[name]
             else:
                 del names[name]
+        self._known = names
         return names
 
+    def _scan(self) -> list[NetworkEntry]:
+        """The folder's files, those of linked folders and those with endings in capitals included, as in the webui."""
+        self._state = FolderTimes.of(self._folder)
+        self._index = self._index or FileIndex(f"networks\n{self._folder.absolute()}")
+        entries = []
+        for location, _, stat in files_of_kind("lora", self._folder):
+            path, metadata = Path(location), self._index.metadata(location, stat)
+            entries.append(NetworkEntry(path.stem, metadata.get("ss_output_name") or path.stem, path, metadata))
+        self._index.save()
+        return entries
+
+    def _hash(self, entry: NetworkEntry) -> str:
+        """`entry.short_hash`, out of the index where the file is one of the folder's."""
+        told = entry.metadata.get("sshs_model_hash")
+        if told or self._index is None or not isinstance(entry.path, Path) or not entry.path.is_file():
+            return entry.short_hash
+        return self._index.worked_out(str(entry.path), entry.path.stat(), "tensors")[:12]
+
     def _unknown(self, name: str) -> str:
-        names = sorted(self._names(), key=_natural_key)
+        names = sorted(self._names(), key=natural_key)
         near = near_names(name, names, 3)
         where = f"in `{self._folder}`" if self._folder is not None else "added"
         hint = f"Perhaps {' or '.join(f'`{n}`' for n in near)}? " if near else ""
@@ -242,38 +274,6 @@ def _tag_number(word: str, positional: Sequence[str], what: str, text: str, kind
 
 
 _TAG_NAMES = {"te", "unet", "dyn", "lbw", "start", "stop", "step"}
-
-
-def _scan(folder: Path) -> list[NetworkEntry]:
-    """The folder's files, those of linked folders and those with endings in capitals included, as in the webui."""
-    files: list[Path] = []
-    for place, folders, names in os.walk(folder, followlinks=True):
-        here = Path(place)
-        folders[:] = [name for name in folders if not _leads_back(here / name)]
-        files += [here / name for name in names if Path(name).suffix.lower() in NETWORK_SUFFIXES[:3]]
-    files = [path for path in files if path.is_file()]
-    files.sort(key=lambda path: (_natural_key(str(path.parent)), _natural_key(path.name)))
-    return [_entry(path) for path in files]
-
-
-def _leads_back(folder: Path) -> bool:
-    """Whether a link leads to a folder that it lies in: following it would never end."""
-    return folder.is_symlink() and folder.resolve() in (folder.parent.resolve(), *folder.parent.resolve().parents)
-
-
-def _entry(path: Path) -> NetworkEntry:
-    try:
-        safe = weight_file_kind(path) == "safetensors"
-        metadata = open_weights(path).metadata if safe else {}  # a pickle has none, and is slow to open
-    except WeightFileError:
-        metadata = {}  # a broken file has its name still; what is wrong is said when a tag asks for it
-    return NetworkEntry(path.stem, metadata.get("ss_output_name") or path.stem, path, metadata)
-
-
-def _natural_key(text: str) -> list[tuple[int, int, str]]:
-    """Numbers by their value: a2 before a10."""
-    pieces = re.split(r"(\d+)", text.lower())
-    return [(0, int(piece), "") if piece.isdigit() else (1, 0, piece) for piece in pieces]
 
 
 def _file_stamp(path: Path | str) -> tuple:
