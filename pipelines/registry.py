@@ -20,7 +20,7 @@ from ..loaders.textual_inversion import (
     read_embedding_folder,
 )
 from ..loaders.upscaler import load_upscaler
-from ..loaders.utils import LOGGER, unknown_choice
+from ..loaders.utils import LOGGER, NameFromText, unknown_choice
 from .images.hires import DEFAULT_HIRES_UPSCALER, LATENT_UPSCALERS
 from .images.upscale import PIXEL_FILTERS, UpscalerModel
 from .infotext.from_call import file_label
@@ -137,7 +137,7 @@ class Attachments:
         for known in (self.controlnets, named):
             if name in known or stem in known:
                 return known.get(name, known.get(stem))
-        if self.controlnet_folder is None and not Path(name).exists():
+        if self.controlnet_folder is None and (isinstance(name, NameFromText) or not Path(name).exists()):
             raise ValueError(
                 unknown_choice("`control_units`: model", name, [*self.controlnets, *filter(None, named)])
                 + " Make one known with `pipe.add_controlnet(path)`, or name their folder: `pipe.controlnet_folder`."

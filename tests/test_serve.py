@@ -310,3 +310,20 @@ def test_the_door_stays_closed_to_other_machines_unless_guarded():
     assert "--api-auth" in str(open_door_refusal("0.0.0.0", [], False))
     assert open_door_refusal("0.0.0.0", ["a:b"], False) is None and open_door_refusal("0.0.0.0", [], True) is None
     assert "USER:PASSWORD" in str(open_door_refusal("127.0.0.1", ["nocolon"], False))
+
+
+def test_a_detailing_pass_and_a_control_unit_come_with_a_request(client, http):
+    box = {"bboxes": [[8, 8, 40, 40]], "confidences": [0.9], "masks": None}
+    unit = {"ad_model": "given", "detections": [box], "ad_prompt": "a blue square", "ad_denoising_strength": 0.6}
+    asked = {**SMALL, "alwayson_scripts": {"ADetailer": {"args": [True, False, unit]}}}
+    answer = http.post("/sdapi/v1/txt2img", json=asked)
+    assert answer.status_code == 200, answer.text
+    assert "ADetailer prompt: a blue square" in json.loads(answer.json()["info"])["infotexts"][0]
+    plain = http.post("/sdapi/v1/txt2img", json=SMALL).json()["images"][0]
+    assert answer.json()["images"][0] != plain
+    for args in ([{"model": "/etc/passwd", "image": encoded(Image.new("RGB", (64, 64)))}], ["no unit"]):
+        refused = http.post("/sdapi/v1/txt2img", json={**SMALL, "alwayson_scripts": {"ControlNet": {"args": args}}})
+        assert refused.status_code == 422, refused.text
+    spying = {"ad_model": "/etc/passwd", "ad_prompt": "a"}
+    refused = http.post("/sdapi/v1/txt2img", json={**SMALL, "alwayson_scripts": {"ADetailer": {"args": [spying]}}})
+    assert refused.status_code == 422 and "root:" not in refused.text

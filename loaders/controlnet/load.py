@@ -12,7 +12,7 @@ from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
 from torch import Tensor
 
 from ..hashes import legacy_model_hash
-from ..utils import LOGGER, unknown_choice
+from ..utils import LOGGER, NameFromText, unknown_choice
 from ..weight_files import WeightFile, WeightFileError, open_weights
 from .describe import (
     CONTROL_BASE_TITLES,
@@ -53,10 +53,11 @@ def find_controlnet(name: str | Path, folder: str | Path | None = None) -> Path:
     """The file or folder that `name` means: a path, or a name in `folder` and those below it, without its ending.
 
     A hash behind the name, as the webui writes it, is checked against the file's and only told where it differs.
+    What a text names (NameFromText) is no path.
     Raises WeightFileError for a name that is not there, with the near ones.
     """
     path = Path(name).expanduser()
-    if path.exists():
+    if path.exists() and not isinstance(name, NameFromText):
         return path
     stem, _, code = (
         re.fullmatch(r"(.*?)(\s*\[([0-9a-f]{8,})\])?", str(name)).groups() if folder else (str(name), None, None)

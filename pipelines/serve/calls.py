@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ...loaders.utils import NameFromText
 from ..infotext.read import parse_infotext
 from ..infotext.styles import PromptStyle, apply_styles
 from ..infotext.tidy import tidy_infotext
@@ -96,7 +97,7 @@ def txt2img_generation(
         call["hires_size"] = (request.hr_resize_x, request.hr_resize_y)
     else:
         call["hires_scale"] = request.hr_scale
-    call["hires_upscaler"] = request.hr_upscaler or "Latent"
+    call["hires_upscaler"] = NameFromText(request.hr_upscaler or "Latent")
     call["hires_steps"] = request.hr_second_pass_steps
     for name, value in (("hires_prompt", request.hr_prompt), ("hires_negative_prompt", request.hr_negative_prompt)):
         if value:

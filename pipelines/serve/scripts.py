@@ -1,11 +1,16 @@
 """The scripts of a request: `alwayson_scripts` and `script_name`, as arguments of the pipelines' calls."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+from ...loaders.utils import NameFromText
 from .calls import BadRequestField
 from .pictures import decode_picture
 from .requests import GenerationRequest, Img2ImgRequest
+
+
+_FILE_SETTINGS = ("ad_model", "ad_checkpoint", "ad_vae", "ad_controlnet_model")  # names, never paths
 
 
 def script_arguments(request: GenerationRequest) -> dict[str, Any]:
@@ -41,10 +46,18 @@ def _detailers(args: list[Any], where: str) -> dict[str, Any]:
         raise BadRequestField(where, "takes [enabled, skip img2img, {pass}, …]")
     if switches and not switches[0]:
         return {}
-    wanted = [dict(one) for one in passes if one.get("ad_tab_enable", True) and one.get("ad_model", "None") != "None"]
+    running = [one for one in passes if one.get("ad_tab_enable", True) and one.get("ad_model", "None") != "None"]
+    wanted = [{name: _file_name(name, value) for name, value in one.items()} for one in running]
     if len(switches) > 1 and switches[1]:
-        wanted = [{**one, "is_api": True, "skip_img2img": True} for one in wanted]
+        raise BadRequestField(where, "cannot skip img2img: send the picture without drawing over it")
     return {"detailers": wanted} if wanted else {}
+
+
+def _file_name(setting: str, value: Any) -> Any:
+    """A name among the server's files: one that is a path is refused, like every other that is not there."""
+    if setting in _FILE_SETTINGS and isinstance(value, str) and Path(value).name != value:
+        raise BadRequestField(setting, f"{value!r} is a path; give the name of one of the server's files")
+    return value
 
 
 def _control_units(args: list[Any], where: str) -> dict[str, Any]:
@@ -59,6 +72,8 @@ def _control_units(args: list[Any], where: str) -> dict[str, Any]:
 
 
 def _control_unit(unit: dict[str, Any], where: str) -> dict[str, Any]:
+    if isinstance(unit.get("model"), str):
+        unit["model"] = NameFromText(unit["model"])
     image = unit.pop("input_image", None) or unit.get("image")
     if isinstance(image, Mapping):
         unit["mask"] = unit.get("mask") or image.get("mask")

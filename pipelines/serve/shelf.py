@@ -146,7 +146,13 @@ class ModelShelf:
         if generation.refiner is not None:
             self._use_refiner(pipe, generation.refiner)
         if generation.hires_model is not None:
-            raise BadRequestField("hr_checkpoint_name", "a second checkpoint for hires fix is not served")
+            path = self._named("checkpoint", generation.hires_model)
+            if path is None:
+                known = [row["title"] for row in self.checkpoints()]
+                raise BadRequestField(
+                    "hr_checkpoint_name", unknown_choice("checkpoint", generation.hires_model, known)
+                )
+            call["hires_model"] = pipe.add_checkpoint(path, generation.hires_model)
 
     def _use_refiner(self, pipe: Any, name: str) -> None:
         path = self._named("checkpoint", name)
@@ -301,6 +307,13 @@ def _know_files(pipe: Any, library: Any) -> None:
     for file in library.files("lora"):
         if any(other in file.path.parents for other in others) and pipe.networks.find(file.name) is None:
             pipe.add_lora(file.path, file.name)
+    for kind, attribute in (("controlnet", "controlnet_folder"), ("detector", "detector_folder")):
+        if library.folders(kind):
+            setattr(pipe, attribute, library.folders(kind)[0])
+    for file in library.files("vae"):
+        pipe.add_vae(file.path, file.name)
+    for file in library.files("checkpoint"):
+        pipe.add_checkpoint(file.path, file.name)
     folders = library.folders("embedding")
     if folders:
         pipe.attached.embeddings_folder = folders[0]
