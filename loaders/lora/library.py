@@ -4,7 +4,7 @@
     <lora:moxin:0.8>                te 0.8, unet 0.8
     <lora:moxin:0.8:0.5:8>          te 0.8, unet 0.5, the first 8 components
     <lora:moxin:unet=0.2>           te 1, unet 0.2; named values win over their places, and take none
-    <lora:moxin:1:lbw=1,0,...>      strengths of the UNet's blocks, as `block_strengths` takes them
+    <lora:moxin:1:lbw=1,0,...>      strengths of the UNet's blocks, as `block_strengths` takes them, `lbw=` or not
     <lora:moxin:1:start=4:stop=10>  in steps 4 to 9 only, of 0, 1, 2, ...; `step=4-10` is the same
     <lyco:moxin:0.8>                the same files under another word
 
@@ -238,7 +238,9 @@ class NetworkLibrary:
 def _mention(word: str, positional: Sequence[str], named: Mapping[str, str]) -> NetworkMention:
     if not positional:
         raise ValueError(f"`<{word}:...>` has no name before its numbers. Write `<{word}:name:0.8>`.")
-    name, *numbers = positional
+    name, *rest = positional
+    blocks = named.get("lbw") or next((part for part in rest if part.count(",") >= 11), None)
+    numbers = [part for part in rest if part.count(",") < 11]
 
     def number(what: str, place: int, usual: float | None, kind: type) -> float | None:
         text = named[what] if what in named else numbers[place] if len(numbers) > place else None
@@ -256,7 +258,7 @@ def _mention(word: str, positional: Sequence[str], named: Mapping[str, str]) -> 
     if ignored:
         LOGGER.warning("<%s:%s...>: %s mean nothing here.", word, ":".join(positional), ", ".join(sorted(ignored)))
     mention = NetworkMention(name, te, unet, None if dyn is None else int(dyn))
-    mention.blocks = block_strengths(named["lbw"]) if "lbw" in named else None
+    mention.blocks = None if blocks is None else block_strengths(blocks)
     mention.start = max(int(first or 0), 0)
     mention.stop = None if last is None else max(int(last), 0)
     return mention

@@ -309,8 +309,9 @@ class _CallReading:
         weighted = []
         for tag in dict.fromkeys(re.findall(r"<([^<>]{1,300})>", str(self.fields.get("Prompt", "")))):
             kind, *rest = tag.split(":")
-            named = [part.partition("=")[0] for part in rest[1:] if part.count("=") == 1]
+            named = dict(part.split("=") for part in rest[1:] if part.count("=") == 1)
             unknown = [name for name in named if name not in ("te", "unet", "dyn", *_BLOCK_WEIGHT)]
+            unknown += [named["lbw"]] if not re.fullmatch(r"ALL|NONE|[\d.,\s-]*", named.get("lbw", "")) else []
             unknown += [part for part in rest[1:] if "=" not in part and not _NUMBERS.fullmatch(part)]
             if kind == "hypernet" and rest and "Hypernet" not in self.fields:
                 self.lines.append(f"<{tag}>: hypernetworks are not applied here.")
