@@ -3,7 +3,7 @@
 import inspect
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from webui_diffusers.loaders.utils import NameFromText
 from webui_diffusers.pipelines.infotext import (
@@ -283,6 +283,7 @@ def _arguments(drawn: dict) -> dict:
     return arguments | drawn | ({"webui_options": settings} if settings else {})
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(calls)
 def test_a_written_call_is_read_back(drawn):
     arguments = _arguments(drawn)
