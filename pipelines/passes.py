@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from torch import Generator, Tensor
 
 from ..loaders.lora.peft_inject import scaled_adapters
@@ -70,9 +71,19 @@ class StepWatch:
     networks: ActiveLoras | None = None  # some may begin or end with a step
 
     @contextmanager
-    def steps(self, denoiser: GuidedDenoiser, count: int | None) -> Iterator[StepFn]:
-        """The `on_step` of a pass of `count` steps; None if that is not known before."""
-        pipe = self.pipe
+    def steps(self, denoiser: GuidedDenoiser, count: int | None, timesteps: Tensor | None = None) -> Iterator[StepFn]:
+        """The `on_step` of a pass of `count` steps; None if that is not known before.
+
+        timesteps: those that a sampler's steps begin at. Helpers for diffusers look them up in the scheduler, by the
+        number that the UNet gets.
+        """
+        pipe, names = self.pipe, self.tensor_inputs
+        if isinstance(self.callback, (PipelineCallback, MultiPipelineCallbacks)):  # diffusers' own name theirs
+            names = self.callback.tensor_inputs
+        pipe._num_timesteps = count
+        if timesteps is not None:
+            pipe._num_timesteps = len(timesteps) if count is None else count
+            pipe.scheduler.timesteps = timesteps.to(denoiser.model.unet.dtype).to(timesteps.dtype)
         with pipe.progress_bar(total=float("inf") if count is None else count) as bar:
 
             def after_step(i: int, x: Tensor) -> Tensor:
@@ -80,7 +91,7 @@ class StepWatch:
                 denoiser.end_step()
                 if self.callback is not None:
                     tensors = {"latents": x, **denoiser.side_tensors()}
-                    shown = {name: tensors.get(name) for name in self.tensor_inputs}
+                    shown = {name: tensors.get(name) for name in names}
                     x = (self.callback(pipe, i, denoiser.timestep, shown) or {}).get("latents", x)
                     denoiser.change_scale(pipe.guidance_scale)
                 if pipe.interrupt:
@@ -262,7 +273,7 @@ def _sampled(
             mask=start.mask,
             control=control,
         )
-        with watch.steps(denoiser, schedule.step_count) as on_step:
+        with watch.steps(denoiser, schedule.step_count, schedule.timesteps) as on_step:
             if start.init is None:
                 return sample_from_noise(schedule, denoiser, start.noise, latents=start.latents, on_step=on_step)
             multiplier = plan.noise_multiplier

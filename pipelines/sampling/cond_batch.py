@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..conditioning import TimedCond
+from .loops import sent
 
 
 class CondRows(NamedTuple):
@@ -36,16 +38,40 @@ class UNetRows(NamedTuple):
 
 @dataclass
 class CondBatch:
-    """The texts that hold at a call, and the UNet runs made of them so far: key, whether uncond is left out."""
+    """The texts that hold at a call.
+
+    runs: the UNet runs made of them so far; key: whether uncond is left out. places: row numbers, by device.
+    """
 
     cond: CondRows
     uncond: CondRows | None
     runs: dict[bool, list[UNetRows]] = field(default_factory=dict)
+    places: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
-    @property
+    @cached_property
+    def in_order(self) -> bool:
+        """Whether each image has one text."""
+        return self.cond.images == list(range(len(self.cond.images)))
+
+    @cached_property
     def is_plain(self) -> bool:
         """Whether each image has one text, and all count alike."""
-        return self.cond.images == list(range(len(self.cond.images))) and len(set(self.cond.weights)) == 1
+        return self.in_order and len(set(self.cond.weights)) == 1
+
+    def of_images(self, x: Tensor) -> Tensor:
+        """The image of each cond row, (rows, …) of x (images, …)."""
+        return x if self.in_order else x.index_select(0, self._places(x.device)[0])
+
+    def first_rows(self, rows: Tensor) -> Tensor:
+        """The first cond row of each image, (images, …) of (rows, …)."""
+        return rows if self.in_order else rows.index_select(0, self._places(rows.device)[1])
+
+    def _places(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        if device not in self.places:
+            images = self.cond.images
+            first = [images.index(image) for image in range(max(images) + 1)]
+            self.places[device] = sent(torch.tensor(images), device), sent(torch.tensor(first), device)
+        return self.places[device]
 
 
 def unet_rows(
@@ -65,7 +91,7 @@ def unet_rows(
     every = [image for rows, _ in sides for image in rows.images]
 
     def ready(parts: Iterable[Tensor]) -> Tensor:
-        return torch.cat(list(parts)).to(place)
+        return sent(torch.cat(list(parts)), place.device).to(place.dtype)
 
     added: dict[str, Any] = {}
     if time_ids is not None:
@@ -80,7 +106,7 @@ def unet_rows(
         **others,
     }
     in_order = all(rows.images == list(range(images)) for rows, _ in sides)
-    index = None if in_order else torch.tensor(every, device=place.device)
+    index = None if in_order else sent(torch.tensor(every), place.device)
     return UNetRows(every, [side == 1 for rows, side in sides for _ in rows.images], index, given)
 
 
@@ -106,6 +132,12 @@ def stack_conds(chosen: Sequence[tuple[int, float, TimedCond]]) -> CondRows:
         embeds=torch.stack([_repeat_last(entry.embeds[None], length)[0] for _, _, entry in chosen]),
         pooled=None if chosen[0][2].pooled is None else torch.stack([entry.pooled for _, _, entry in chosen]),
     )
+
+
+def joined_rows(sides: Sequence[Tensor]) -> Tensor:
+    """(rows, tokens, dim) of several sides as one; shorter texts repeat their last vector."""
+    length = max(rows.shape[1] for rows in sides)
+    return torch.cat([_repeat_last(rows, length) for rows in sides])
 
 
 def _repeat_last(embeds: Tensor, length: int) -> Tensor:

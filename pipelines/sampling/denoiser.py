@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..conditioning import Conditioning, cond_at_call
-from .cond_batch import CondBatch, UNetRows, padded_sides, stack_conds, unet_rows
+from .cond_batch import CondBatch, UNetRows, joined_rows, padded_sides, stack_conds, unet_rows
 from .discrete_schedule import NoiseTable
 from .latent_mask import LatentMask, nearest_cells
 
@@ -91,9 +91,11 @@ class GuidedDenoiser:
         self.mask = mask
         self.control = control
         self.calls = 0
-        self.timestep: Tensor | None = None
+        self._t: float | None = None
         self._divisor = guidance_divisor
+        self._asked_scale = guidance.guidance_scale
         self._scale = guidance.guidance_scale / guidance_divisor
+        self._runs_uncond = guidance.two_sided
         self._lcm = models[0].table.lcm if lcm else None
         self._use_model()
 
@@ -101,6 +103,11 @@ class GuidedDenoiser:
     def model(self) -> DenoiserModel:
         """The model at work: the base, or the refiner once it took over."""
         return self.models[0]
+
+    @property
+    def timestep(self) -> Tensor | None:
+        """Of the last call, without dimensions, not rounded to the UNet's dtype; None before the first."""
+        return None if self._t is None else torch.tensor(self._t)
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """The guided estimate of x0. x: (b, c, h, w) = x0 + sigma * noise, float32; sigma: no dimensions."""
@@ -142,15 +149,20 @@ class GuidedDenoiser:
         self._levels.update((row[0], NoiseLevel(*row)) for row in rows)
 
     def side_tensors(self) -> dict[str, Tensor | None]:
-        """What a step's callback may look at: the texts of the last call, (rows, tokens, dim) each."""
+        """What a step's callback may look at, in diffusers' rows: uncond, then cond, of the last call's texts."""
         if self._batch is None:
             return {}
-        cond, uncond = self._batch.cond, self._batch.uncond
+        cond, uncond, time_ids = self._batch.cond, self._batch.uncond, self.model.time_ids
+        sides = [cond] if uncond is None or not self._runs_uncond else [uncond, cond]
+        ids = None if time_ids is None else [time_ids[0]] if len(sides) == 1 else [time_ids[1], time_ids[0]]
         return {
-            "prompt_embeds": cond.embeds,
+            "prompt_embeds": joined_rows([rows.embeds for rows in sides]),
             "negative_prompt_embeds": None if uncond is None else uncond.embeds,
-            "add_text_embeds": cond.pooled,
-            "add_time_ids": None if self.model.time_ids is None else self.model.time_ids[0],
+            "add_text_embeds": None if cond.pooled is None else torch.cat([rows.pooled for rows in sides]),
+            "negative_pooled_prompt_embeds": None if uncond is None else uncond.pooled,
+            "add_time_ids": None
+            if ids is None
+            else torch.cat([row.expand(len(rows.images), -1) for row, rows in zip(ids, sides, strict=True)]),
         }
 
     def end_step(self) -> None:
@@ -159,8 +171,10 @@ class GuidedDenoiser:
             self.control.end_step()
 
     def change_scale(self, guidance_scale: float) -> None:
-        """Another guidance scale from the next call on."""
-        self._scale = guidance_scale / self._divisor
+        """Another guidance scale from the next call on. As in diffusers, one of 1 or less then leaves uncond out."""
+        if guidance_scale != self._asked_scale:
+            self._asked_scale, self._scale = guidance_scale, guidance_scale / self._divisor
+            self._runs_uncond = self.guidance.two_sided and guidance_scale > 1
 
     def _use_model(self) -> None:
         """Forget what was worked out for the model before."""
@@ -227,7 +241,7 @@ class GuidedDenoiser:
         level: sigma, or the timestep in loops over timesteps.
         """
         batch = self._batch = self._texts()
-        skipped = not self.guidance.two_sided or self._skips_uncond(level)
+        skipped = not self._runs_uncond or self._skips_uncond(level)
         timestep = x_in.new_full((), t, dtype=self._dtype)  # the webui rounds it to the model's dtype too
         if skipped not in batch.runs:
             batch.runs[skipped] = self._unet_rows(batch, skipped, timestep)
@@ -235,7 +249,7 @@ class GuidedDenoiser:
         for rows in batch.runs[skipped]:
             outputs.append(self._run(x_in, timestep, rows))
         self.calls += 1
-        self.timestep = timestep
+        self._t = t
         if self.control is not None:
             self.control.end_evaluation()
         return outputs
@@ -266,20 +280,25 @@ class GuidedDenoiser:
         self, outputs: list[Tensor], x: Tensor, level: Any, read: Callable[[Tensor, Tensor, Any], Tensor]
     ) -> tuple[Tensor, Tensor]:
         """Outputs -> guided, uncond. read: (output, x of its rows, level) -> x0, eps or as is."""
-        batch, images, guidance = self._batch, self._batch.cond.images, self.guidance
-        both = len(outputs) == 1 and len(outputs[0]) > len(images)
-        if both and batch.is_plain and guidance.guidance_rescale <= 0:
+        batch, guidance, count = self._batch, self.guidance, len(self._batch.cond.images)
+        skipped = len(outputs) == 1 and len(outputs[0]) == count
+        if batch.is_plain and skipped:
+            cond = read(outputs[0], x, level)
+            return cond, cond
+        if batch.is_plain and len(outputs) == 1 and guidance.guidance_rescale <= 0:
             cond, uncond = read(outputs[0].view(2, *x.shape), x, level).unbind()
             return uncond + (cond - uncond) * (self._scale * batch.cond.weights[0]), uncond
-        out, out_uncond = outputs if len(outputs) == 2 else (outputs[0][: len(images)], outputs[0][len(images) :])
-        skipped = not len(out_uncond)
-        scales = [weight * (1.0 if skipped else self._scale) for weight in batch.cond.weights]
-        first = _first_row_of(images)
-        cond = read(out, x[images], level)
-        uncond = cond[first] if skipped else read(out_uncond, x, level)
+        out, out_uncond = outputs if len(outputs) == 2 else (outputs[0][:count], outputs[0][count:])
+        images, scales = (
+            batch.cond.images,
+            [weight * (1.0 if skipped else self._scale) for weight in batch.cond.weights],
+        )
+        cond = read(out, batch.of_images(x), level)
+        uncond = batch.first_rows(cond) if skipped else read(out_uncond, x, level)
         if guidance.guidance_rescale > 0 and not skipped:  # of the output, as in diffusers
             raw = combine_conds(out_uncond, out, images, scales)
-            return read(rescale_guidance(raw, out[first], guidance.guidance_rescale), x, level), uncond
+            rescaled = rescale_guidance(raw, batch.first_rows(out), guidance.guidance_rescale)
+            return read(rescaled, x, level), uncond
         return combine_conds(uncond, cond, images, scales), uncond
 
     def _skips_uncond(self, level: float) -> bool:
@@ -355,8 +374,3 @@ def rescale_guidance(guided: Tensor, cond: Tensor, guidance_rescale: float) -> T
     axes = list(range(1, guided.ndim))
     rescaled = guided * (cond.std(dim=axes, keepdim=True) / guided.std(dim=axes, keepdim=True))
     return guidance_rescale * rescaled + (1 - guidance_rescale) * guided
-
-
-def _first_row_of(images: list[int]) -> list[int]:
-    """The first row of each image."""
-    return [images.index(image) for image in range(max(images) + 1)]

@@ -6,6 +6,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from .loops import sent
 from .philox import PhiloxStream
 
 
@@ -23,7 +24,7 @@ def noise_stream(seed: int, source: str, device: torch.device) -> Callable[[tupl
         raise ValueError(f"noise source {source!r} is unknown: use one of {', '.join(map(repr, NOISE_SOURCES))}.")
     if source == "nv" or (source == "gpu" and device.type != "cuda"):
         philox = PhiloxStream(seed)
-        return lambda shape: torch.from_numpy(philox.randn(tuple(shape))).to(device)
+        return lambda shape: sent(torch.from_numpy(philox.randn(tuple(shape))), device)
     home = device if source == "gpu" else torch.device("cpu")
     generator = torch.Generator(home).manual_seed(seed)
     return lambda shape: normal_numbers(shape, generator, home, device)
@@ -32,11 +33,8 @@ def noise_stream(seed: int, source: str, device: torch.device) -> Callable[[tupl
 def normal_numbers(
     shape: Sequence[int], generator: torch.Generator | None, home: torch.device, device: torch.device
 ) -> Tensor:
-    """Normal numbers drawn on `home`, float32 on `device`. From the CPU to a GPU they go without waiting for it."""
-    if home == device or device.type != "cuda" or home.type != "cpu":
-        return torch.randn(shape, generator=generator, device=home, dtype=torch.float32).to(device)
-    drawn = torch.randn(shape, generator=generator, dtype=torch.float32, pin_memory=True)
-    return drawn.to(device, non_blocking=True)
+    """Normal numbers drawn on `home`, float32 on `device`."""
+    return sent(torch.randn(shape, generator=generator, device=home, dtype=torch.float32), device)
 
 
 class SeededNoise:

@@ -16,6 +16,7 @@ from .noise import GeneratorNoise, SeededNoise
 from .samplers import Sampler
 from .sigmas import pass_sigmas
 from .timestep_samplers import ddim_timesteps
+from .unipc import UniPCTime
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class SamplingPlan:
     levels: the whole schedule: sigmas, falling, (n + 1,) float32; of a timestep sampler timesteps, rising, (n,) int64.
     run: the part of it that is run. t_enc: of a pass from a latent, steps beyond the first; None: a pass from noise.
     arguments: keyword arguments of the sampler's loop. sgm_noise, extra_noise: options about the first latent.
+    quantize: the option that makes timesteps whole.
     """
 
     sampler: Sampler
@@ -37,6 +39,7 @@ class SamplingPlan:
     arguments: Mapping[str, Any]
     sgm_noise: bool
     extra_noise: float
+    quantize: bool = False
 
     @property
     def calls(self) -> int:
@@ -51,6 +54,21 @@ class SamplingPlan:
         if self.sampler.label == "DPM fast":
             return self.range[2] // 3 + 1
         return len(self.run) if self.sampler.loop == "unipc" else max(len(self.run) - 1, 0)
+
+    @property
+    def timesteps(self) -> Tensor:
+        """The timestep that each step begins at, float32, falling: what `scheduler.timesteps` says in diffusers.
+
+        DPM fast and DPM adaptive have a grid of their own, and loops of two calls a step call between these.
+        """
+        if self.sampler.loop == "unipc":
+            time, start = UniPCTime(self.table.alphas_cumprod), float(self.arguments["t_start"])
+            ts = time.grid(self.arguments["skip_type"], start, len(self.run))[:-1]
+            return (ts - 1.0 / time.rows) * 1000.0
+        if self.sampler.kind == "timesteps":
+            return self.run.flip(0)[:-1].float()
+        table = self.table.lcm if self.sampler.lcm else self.table
+        return table.sigma_to_t(self.run[:-1], quantize=self.quantize).float()
 
     @property
     def range(self) -> tuple[float, float, int]:
@@ -118,6 +136,7 @@ def plan_sampling(
         arguments={name: known[name] for name in sampler.takes if known[name] is not None} | dict(sampler.fixed),
         sgm_noise=bool(chosen["sgm_noise_multiplier"]),
         extra_noise=float(chosen["img2img_extra_noise"]),
+        quantize=bool(chosen["enable_quantization"]),
     )
 
 
