@@ -25,12 +25,16 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    ControlNetModel,
     DiffusionPipeline,
     EulerDiscreteScheduler,
+    StableDiffusionControlNetPipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLControlNetPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from webui_diffusers.loaders.checkpoint.configs import model_config_folder
 from webui_diffusers.pipelines import PromptEncoder, WebUITxt2ImgPipeline
@@ -38,6 +42,7 @@ from webui_diffusers.pipelines import PromptEncoder, WebUITxt2ImgPipeline
 
 WORDS = "a photo of a small red fox in deep snow, soft light, "
 BASES = {"sd1": StableDiffusionPipeline, "sdxl": StableDiffusionXLPipeline}
+CONTROL_BASES = {"sd1": StableDiffusionControlNetPipeline, "sdxl": StableDiffusionXLControlNetPipeline}
 Draw = Callable[[], Any]
 
 
@@ -57,7 +62,7 @@ def main() -> None:
         return
     tables = [import_rows]
     for base in [arguments.base] if arguments.base else BASES:
-        tables += [partial(memory_rows, arguments, base), partial(drawing_rows, arguments, base)]
+        tables += [partial(rows, arguments, base) for rows in (memory_rows, drawing_rows, control_rows)]
     for table in (*tables, partial(encoding_rows, arguments)):
         for line in table():
             print(line, flush=True)
@@ -120,6 +125,27 @@ def drawing_rows(arguments: argparse.Namespace, base: str) -> list[str]:
     theirs.set_progress_bar_config(disable=True)
     pair = call_of("ours", ours, arguments), call_of("diffusers", theirs, arguments)
     row = ratio_row(f"{base}: plain prompt, wall time", *pair, arguments.repeats)
+    return [f"{row}  ({arguments.steps} steps of {arguments.side}x{arguments.side}, {arguments.threads} thread(s))"]
+
+
+def control_rows(arguments: argparse.Namespace, base: str) -> list[str]:
+    """Wall time of a plain prompt under a ControlNet, ours / diffusers."""
+    ours = random_pipeline(WebUITxt2ImgPipeline, base)
+    with torch.device("meta"):
+        network = ControlNetModel.from_config(
+            ControlNetModel.from_unet(ours.unet, load_weights_from_unet=False).config
+        )
+    fill_at_random(network)
+    ours.register_modules(controlnet=network)
+    theirs = CONTROL_BASES[base].from_pipe(ours)
+    theirs.set_progress_bar_config(disable=True)
+    image = Image.effect_mandelbrot((arguments.side, arguments.side), (-2, -1.5, 1, 1.5), 50).convert("RGB")
+
+    def drawn(name: str, pipe: DiffusionPipeline, argument: str) -> Draw:
+        return lambda: call_of(name, lambda **job: pipe(**job, **{argument: image}), arguments)()
+
+    pair = drawn("ours", ours, "control_image"), drawn("diffusers", theirs, "image")
+    row = ratio_row(f"{base}: under a ControlNet, wall time", *pair, arguments.repeats)
     return [f"{row}  ({arguments.steps} steps of {arguments.side}x{arguments.side}, {arguments.threads} thread(s))"]
 
 

@@ -88,6 +88,14 @@ def pass_guidance(
     return ControlGuidance(active, steps, tries=tries, kept=kept)
 
 
+def encoding_noise(pipe: Any, plan: Pass, generator: torch.Generator | None) -> torch.Generator | None:
+    """The generator that encodes images after a pass: moved on by what inpaint_only drew from it in the pass."""
+    shape = (1, pipe.vae.config.latent_channels, plan.height // 8, plan.width // 8)
+    for _ in plan.control.kept if generator is not None else ():
+        torch.randn(shape, generator=generator, device=generator.device)
+    return generator
+
+
 def _at_device(model: Any, device: torch.device) -> Any:
     """The network where the pass is run; one that an offloading hook moves is left to it."""
     return model if hasattr(model, "_hf_hook") or model.device == device else model.to(device)

@@ -65,7 +65,8 @@ def request_drawn(
         seeds=request.seeds,
         subseeds=request.noise.subseeds,
         settings=model_facts(pipe),
-        fields={label: value for label, value in fields.items() if value},
+        # of a unit with a comma in a name the webui writes the label alone
+        fields={label: value for label, value in fields.items() if value or label.startswith("ControlNet")},
         leading=_leading_fields(request, details),
     )
 

@@ -37,7 +37,7 @@ from webui_diffusers.pipelines.base import WebUIMixin
 from webui_diffusers.pipelines.call_state import own_call
 from webui_diffusers.pipelines.checks import call_size, check_callback_inputs, check_leftovers
 from webui_diffusers.pipelines.components import overridable_components
-from webui_diffusers.pipelines.controlled import control_edits
+from webui_diffusers.pipelines.controlled import control_edits, encoding_noise
 from webui_diffusers.pipelines.details import DetailRun
 from webui_diffusers.pipelines.drawn import request_drawn
 from webui_diffusers.pipelines.drop_in import asks_for_diffusers_own, draw_as_diffusers
@@ -273,7 +273,7 @@ class WebUITxt2ImgPipeline(WebUIMixin, StableDiffusionPipeline):
                     self._network_reports = active.switch(second.loras)
                 models = pass_models(artist, request, second)
                 self._network_reports = active.switch(second.loras)
-                noise, options = start.noise.global_generator(), request.options
+                noise, options = encoding_noise(self, first, start.noise.global_generator()), request.options
                 x = enlarge_latents(self.vae, x, before.target, before.upscaler, options, noise, encoder=artist.vae)
                 embeddings.append(models[0].conditioning.embeddings)
                 start = noise_start(artist, request, second, x)

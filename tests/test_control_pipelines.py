@@ -5,6 +5,7 @@ from inspect import signature
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload
 from diffusers import (
     ControlNetModel,
     ControlNetUnionModel,
@@ -21,6 +22,7 @@ from diffusers import (
     StableDiffusionXLControlNetUnionPipeline,
     UNet2DConditionModel,
 )
+from peft import LoraConfig
 from PIL import Image
 from recordings import GOLDEN
 from webui_diffusers.loaders.weight_files import WeightFileError
@@ -214,6 +216,56 @@ def test_tiling_loras_callbacks_and_faces_go_with_control(sd):
     )
     assert steps == [0, 1, 2]
     assert {"circular"} != {m.padding_mode for m in sd.controlnet.modules() if isinstance(m, torch.nn.Conv2d)}
+
+
+def test_layers_that_are_offloaded_draw_the_same(sd):
+    own = WebUITxt2ImgPipeline.from_pretrained(
+        GOLDEN / "tiny-sd", controlnet=network(), dtype=torch.float32, safety_checker=None
+    )
+    own.set_progress_bar_config(disable=True)
+    given = {"control_units": [{"image": CONTROL, "control_mode": 2}]}
+    wanted = latents(sd, **given)
+    for model in (own.unet, own.controlnet, own.vae, own.text_encoder):
+        cpu_offload(model, torch.device("cpu"))
+    assert torch.allclose(latents(own, **given), wanted, atol=1e-5)
+
+
+def test_a_peft_adapter_acts_on_the_base_and_leaves_the_network_alone(sd):
+    own = WebUITxt2ImgPipeline.from_pretrained(
+        GOLDEN / "tiny-sd", controlnet=network(), dtype=torch.float32, safety_checker=None
+    )
+    own.set_progress_bar_config(disable=True)
+    given = {"control_units": [{"image": CONTROL}]}
+    before, weights = latents(own, **given), {k: v.clone() for k, v in own.controlnet.state_dict().items()}
+    own.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False), "style")
+    assert not torch.allclose(latents(own, **given), before, atol=1e-4)
+    own.unet.delete_adapters("style")
+    assert torch.allclose(latents(own, **given), before, atol=1e-5)
+    assert all(torch.equal(value, weights[key]) for key, value in own.controlnet.state_dict().items())
+
+
+def test_half_precision_draws_nearly_the_same(sd):
+    half = WebUITxt2ImgPipeline.from_pretrained(
+        GOLDEN / "tiny-sd", controlnet=network().to(torch.bfloat16), dtype=torch.bfloat16, safety_checker=None
+    )
+    half.set_progress_bar_config(disable=True)
+    given = {"control_units": [{"image": CONTROL}]}
+    assert float((latents(half, **given) - latents(sd, **given)).abs().mean()) < 0.1
+
+
+def test_what_inpaint_only_leaves_out_is_the_given_image(sd):
+    unit = {"image": CONTROL, "mask": half_mask(), "module": "inpaint_only", "resize_mode": "Just Resize"}
+    images = sd("a circle", seed=1, sampler="Euler", num_inference_steps=2, control_units=[unit]).images
+    assert np.array_equal(np.asarray(images[0])[:, 40:], np.asarray(CONTROL)[:, 40:])
+    large = sd("a circle", seed=1, sampler="Euler", num_inference_steps=2, hires_scale=2, control_units=[unit])
+    assert large.images[0].size == (128, 128)
+
+
+def test_a_unit_with_a_comma_in_a_name_loses_its_text(sd):
+    sd.add_controlnet(network(), "my, network")
+    given = {"seed": 1, "sampler": "Euler", "num_inference_steps": 1}
+    text = sd("a circle", control_units=[{"image": CONTROL, "model": "my, network"}], **given).infotexts[0]
+    assert "ControlNet 0: , " in text
 
 
 # --- components, names and files
