@@ -359,6 +359,28 @@ def test_control_images_go_to_the_units_of_a_text_or_of_the_command(
     assert "`none.png`: no such file" in said and "Did you mean 'weight'" in said
 
 
+def test_scripts_and_detail_passes_are_options(tmp_path: Path, tiny_sd: Path, drawn: Path):
+    arguments = ["img2img", drawn, "a blue square", "-m", tiny_sd, "--strength", 0.5, "--seed", 3, "--steps", 2]
+    arguments += ["--sampler", "Euler", "--device", "cpu", "-o", tmp_path]
+    (found,) = result_of(*arguments, "--sd-upscale", "scale=2,overlap=16,upscaler=Lanczos")["pictures"]
+    assert Image.open(found["path"]).size == (128, 128)
+    found = result_of(*arguments, "--loopback", "loops=2,final_strength=0.3")["pictures"]
+    assert "Final denoising strength: 0.3" in found[-1]["infotext"]
+    detailer = json.dumps({"ad_model": "face", "ad_prompt": "eyes, mouth", "ad_confidence": 0.4})
+    call = result_of("txt2img", "x", "--detailer", detailer, "--detailer", "ad_model=hand.pt", "--dry-run")[
+        "arguments"
+    ]
+    assert call["detailers"] == [json.loads(detailer), {"ad_model": "hand.pt"}]
+    said = run("txt2img", "x", "-m", tiny_sd, "--detailer", "ad_modle=face", "--detailer", "ad_model=hand.pt", code=1)
+    assert "'ad_model'" in said.stderr and "Detector `hand.pt`" in said.stderr
+    text = tmp_path / "text.txt"
+    text.write_text("a\nSteps: 1, Seed: 1, Size: 64x64, ADetailer model: face_yolov8n.pt, ADetailer confidence: 0.3")
+    assert "--face-detector mtcnn" in run("txt2img", "--from", text, "-m", tiny_sd, code=1).stderr
+    more = ["-m", tiny_sd, "-o", tmp_path, "--device", "cpu"]
+    run("txt2img", "--from", text, *more, "--face-detector", "mtcnn")
+    assert "Left out: Detector" in run("txt2img", "--from", text, *more, "--without-missing").stderr
+
+
 def test_the_server_takes_the_folders_and_the_model_of_the_other_commands(tiny_sd: Path, golden: Path):
     from webui_diffusers.pipelines.cli.serve import serve_command, served
 
@@ -529,6 +551,29 @@ def test_axes_of_a_texts_plot_are_those_that_the_webui_drew():
     assert read_axis("RNG source=NV").changes[0]({})["noise_source"] == "nv"
     with pytest.raises(ValueError, match="Styles"):
         text_axes({"X Type": "Styles", "X Values": "a, b"})
+
+
+def test_axes_reach_into_units_and_passes_and_make_a_prompt_matrix():
+    call = {
+        "prompt": "a [b|c]",
+        "control_units": [{"model": "x"}, {"model": "y"}],
+        "detailers": [{"ad_model": "face"}],
+    }
+    weights = read_axis("ControlNet 1 weight=0-1 [3]")
+    assert weights.labels == ["0", "0.5", "1"]
+    assert weights.changes[1](call)["control_units"] == [{"model": "x"}, {"model": "y", "weight": 0.5}]
+    assert (
+        read_axis("[ControlNet] Control Mode=Balanced").changes[0](call)["control_units"][0]["control_mode"]
+        == "Balanced"
+    )
+    assert read_axis("detailer confidence=0.5").changes[0](call)["detailers"] == [
+        {"ad_model": "face", "ad_confidence": 0.5}
+    ]
+    with pytest.raises(ValueError, match="there are 0"):
+        read_axis("controlnet weight=1").changes[0]({})
+    matrix = read_axis("prompt matrix=red,big")
+    assert matrix.labels == ["(as it is)", "red", "big", "red, big"]
+    assert [change(call)["prompt"] for change in matrix.changes][2:] == ["a [b|c], big", "a [b|c], red, big"]
 
 
 def test_every_setting_may_be_an_axis():

@@ -8,20 +8,21 @@ cfg=1-3 (+0.5)               1, 1.5, 2, 2.5, 3
 cfg=5-10 [3]                 5, 7.5, 10
 sampler="Euler a",DDIM       Euler a, DDIM
 replace=red,green,blue       the prompt's red as it is, as green, as blue
+matrix=red,big               the prompt as it is; with red; with big; with both
+controlnet 0 weight=0-1 [3]  of the unit 0: 0, 0.5, 1
+detailer 0 confidence=0.3    of the first detail pass
 """
 
 import csv
-import json
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-from ...loaders.utils import unknown_choice
-from ..control.units import UNIT_KEYS, read_units
 from ..infotext.fields import FIELDS
 from ..options import WEBUI_OPTIONS
-from .control import UNIT_IMAGES
+from ..script_settings import prompt_matrix
+from .entry_axes import entry_setting
 from .options import CALL_OPTIONS, argument_name, merge_call, read_option
 from .values import read_setting
 
@@ -51,6 +52,7 @@ _PLOT_TYPES = {
 _LABEL_READERS = {
     field.label: field.read for field in FIELDS if field.argument in ("clip_skip", "noise_source", "tiling")
 } | {"RNG source": next(field.read for field in FIELDS if field.argument == "noise_source")}
+_MATRIX_NAMES = ("matrix", "prompt matrix")
 _REPLACE_NAMES = ("replace", "prompt s/r", "s/r")
 _AXIS_NUMBER = r"[+-]?\d+(?:\.\d+)?"
 _STEP_RANGE = re.compile(rf"\s*({_AXIS_NUMBER})\s*-\s*({_AXIS_NUMBER})(?:\s*\(\s*({_AXIS_NUMBER})\s*\))?\s*")
@@ -78,9 +80,11 @@ def read_axis(written: str | None) -> Axis:
         raise ValueError(f"an axis is NAME=VALUE,VALUE,...; got {written!r}.")
     if name.strip().lower() in _REPLACE_NAMES:
         return Axis("replace", texts, [_replacement(texts[0], text) for text in texts])
-    if (unit_key := _unit_key(name)) is not None:
-        changes = [partial(_with_unit, unit_key, _unit_value_of(unit_key, text)) for text in texts]
-        return Axis(name.strip(), texts, changes)
+    if name.strip().lower() in _MATRIX_NAMES:
+        return _matrix_axis(texts)
+    if (setting := entry_setting(name)) is not None:
+        labels = [label for text in texts for label in _range_values(text, float)]
+        return Axis(name.strip(), labels, [setting.change(label) for label in labels])
     argument = _PLOT_TYPES.get(name.strip().lower()) or argument_name(name)
     kind = _number_kind(argument)
     read = _LABEL_READERS.get(name.strip())
@@ -88,39 +92,6 @@ def read_axis(written: str | None) -> Axis:
     if len(labels) > MOST_AXIS_VALUES:
         raise ValueError(f"the axis {name!r} has {len(labels)} values; at most {MOST_AXIS_VALUES} are drawn.")
     return Axis(name.strip(), labels, [_change(argument, label, read) for label in labels])
-
-
-def _unit_key(name: str) -> str | None:
-    """The key of the first ControlNet unit that an axis is about, as the extension's plot types name it, or None.
-
-    >>> _unit_key("[ControlNet] Weight"), _unit_key("ControlNet guidance end"), _unit_key("Steps")
-    ('weight', 'guidance_end', None)
-    """
-    found = re.fullmatch(r"\[?controlnet\]? (.+)", name.strip().lower())
-    if found is None:
-        return None
-    key = found[1].replace(" ", "_")
-    key = {"preprocessor": "module", "preprocessor_resolution": "processor_res"}.get(key, key)
-    if key not in UNIT_KEYS or key in UNIT_IMAGES:
-        raise ValueError(unknown_choice("ControlNet axis", found[1], UNIT_KEYS))
-    return key
-
-
-def _unit_value_of(key: str, text: str) -> Any:
-    """A value of a unit's key, from text. Raises ValueError for one that the key cannot have."""
-    try:
-        value: Any = json.loads(text.lower())
-    except ValueError:
-        value = text
-    read_units([{key: value}])
-    return value
-
-
-def _with_unit(key: str, value: Any, call: Mapping[str, Any]) -> dict[str, Any]:
-    units = list(call.get("control_units") or ())
-    if not units:
-        raise ValueError(f"an axis changes `{key}` of a ControlNet unit, and there is none: give one with --control.")
-    return {**call, "control_units": [{**units[0], key: value}, *units[1:]]}
 
 
 def text_axes(fields: Mapping[str, Any]) -> tuple[Axis, Axis, Axis]:
@@ -182,6 +153,18 @@ def _read_label(argument: str, text: str, read: Callable[[str], Any]) -> Any:
         return read(text)
     except ValueError as error:
         raise ValueError(f"`{argument}`: {text!r} is no value of that field of the webui's.") from error
+
+
+def _matrix_axis(parts: list[str]) -> Axis:
+    """The prompt with every combination of parts behind it."""
+    base = "\0"
+    texts = prompt_matrix("|".join([base, *parts]))
+
+    def changed(call: Mapping[str, Any], text: str) -> dict[str, Any]:
+        return {**call, "prompt": text.replace(base, str(call.get("prompt") or ""))}
+
+    labels = [text.removeprefix(base).strip(", ") or "(as it is)" for text in texts]
+    return Axis("prompt matrix", labels, [partial(changed, text=text) for text in texts])
 
 
 def _replacement(before: str, after: str) -> Callable[[Mapping[str, Any]], dict[str, Any]]:

@@ -1,6 +1,6 @@
 """What is settled before a model is loaded: files are found, and all that would stop the calls is said at once."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,7 +8,9 @@ import click
 
 from ...loaders.utils import unknown_choice
 from ..control.units import read_units
+from ..detailer_settings import read_detailers
 from ..sampling.labels import resolve_names
+from ..script_settings import read_loopback, read_sd_upscale, read_soft_inpainting
 from .common import report
 from .control import unit_paths
 from .library import CallFiles, read_library
@@ -107,10 +109,11 @@ def _wrong_choices(call: Mapping[str, Any]) -> Iterable[str]:
 
 
 def _wrong_units(call: Mapping[str, Any]) -> Iterable[str]:
-    try:
-        read_units(call.get("control_units"))
-    except ValueError as error:
-        yield str(error)
+    for argument, read in _READERS.items():
+        try:
+            read(call.get(argument))
+        except ValueError as error:
+            yield str(error)
 
 
 def _wrong_paths(call: Mapping[str, Any]) -> Iterable[str]:
@@ -120,6 +123,13 @@ def _wrong_paths(call: Mapping[str, Any]) -> Iterable[str]:
             yield f"`{argument}`: `{path}`: no such file. Check the spelling, and where it lies."
 
 
+_READERS: dict[str, Callable[[Any], Any]] = {
+    "control_units": read_units,
+    "detailers": read_detailers,
+    "soft_inpainting": read_soft_inpainting,
+    "sd_upscale": read_sd_upscale,
+    "loopback": read_loopback,
+}
 CHOICES = {
     "noise_source": ("gpu", "cpu", "nv"),
     "lora_backend": ("webui", "reference", "peft"),

@@ -14,6 +14,7 @@ from ..infotext.write import quote_field
 from .axes import NO_AXIS, Axis, read_axis, text_axes
 from .batch import draw_jobs
 from .common import EXIT_FAILED, DrawCommand, is_main_process, json_option, print_result
+from .control import control_image_option, with_control_images
 from .draw import print_reports
 from .job_folder import JobFolder
 from .job_names import Job
@@ -42,6 +43,7 @@ MOST_CELLS = 10_000
     "--margin", metavar="N", type=click.IntRange(0), default=4, show_default=True, help="Pixels between pictures."
 )
 @json_option
+@control_image_option
 @call_options(CALL_OPTIONS)
 @model_options
 @library_options
@@ -54,7 +56,7 @@ def grid_command(prompt: str | None, source: str | None, out: Path, as_json: boo
     setup = read_setup(values)
     found = SourceCall("", {}, []) if source is None else call_from(read_source(source), source, model=setup.model)
     own = {**read_call(values), **({} if prompt is None else {"prompt": prompt})}
-    call = merge_call(found.arguments, own)
+    call = with_control_images(merge_call(found.arguments, own), found.fields, values["control_images"])
     axes = (read_axis(values["x"]), read_axis(values["y"]), read_axis(values["z"]))
     if all(axis is NO_AXIS for axis in axes):
         axes = text_axes(found.fields)

@@ -35,6 +35,8 @@ _PART_KINDS = {
     "upscaler": "upscaler",
     "face_restorer": "face_restorer",
 }
+# Of loaders/detectors/library.py, which needs torch.
+FACE_DETECTOR_NAMES, FACE_MODELS = ("face", "mtcnn", "retinaface"), ("mediapipe_face", "face_yolov8")
 _PATH_ARGUMENTS = {"upscaler": "hires_upscaler", "face_restorer": "restore_faces"}
 
 
@@ -93,7 +95,7 @@ class CallFiles:
         """
         from ...loaders.library.missing import found_file, missing_files, wanted_files
 
-        call, setup = dict(source.arguments), self._named(setup)
+        call, setup = self._with_hires_model(source.arguments), self._named(setup)
         seen: set[tuple[str, str]] = set()
         labels: set[str] = set()
         if setup.upscaler and "hires_upscaler" not in self.own:
@@ -106,7 +108,7 @@ class CallFiles:
                     continue
                 seen.add(key)
                 labels.add(wanted.label.strip("`"))
-                file = found_file(wanted, self.library)
+                file = self._detector(wanted) if wanted.kind == "detector" else found_file(wanted, self.library)
                 if file is not None:
                     self._found[key] = file.path
                     setup = _with_found(wanted, file.path, setup)
@@ -137,6 +139,14 @@ class CallFiles:
                 pipe.attached.face_models[name] = load_face_restorer(path)
             elif kind == "controlnet":
                 pipe.add_controlnet(path, name)
+            elif kind == "detector":
+                pipe.detector_folder = path.parent
+
+    def _detector(self, wanted: Any) -> Any:
+        """The .onnx file of a detector; others run their maker's code, and are never opened."""
+        files = () if self.library is None else self.library.files("detector")
+        stem = Path(wanted.name).stem
+        return next((file for file in files if file.path.suffix.lower() == ".onnx" and file.path.stem == stem), None)
 
     def _named(self, setup: ModelSetup) -> ModelSetup:
         """The setup with files of the library in place of their names."""
@@ -148,6 +158,14 @@ class CallFiles:
             if name and not Path(name).expanduser().exists() and (file := self.library.find(kind, name)) is not None:
                 changed[part] = str(file.path)
         return replace(setup, **changed)
+
+    def _with_hires_model(self, call: Mapping[str, Any]) -> dict[str, Any]:
+        """The call with the file of its `hires_model` in place of its name."""
+        name = call.get("hires_model")
+        if self.library is None or not name or Path(name).expanduser().exists():
+            return dict(call)
+        file = self.library.find("checkpoint", name)
+        return {**call, "hires_model": name if file is None else str(file.path)}
 
     def _is_given(self, wanted: Any, call: Mapping[str, Any], setup: ModelSetup, usual_model: bool) -> bool:
         """Whether the user named the file, or the call does not use it after all."""
@@ -169,6 +187,10 @@ class CallFiles:
             models = [str(unit.get("model")) for unit in call.get("control_units") or ()]
             used = any(model.partition(" [")[0] == wanted.name for model in models)
             return not used or Path(wanted.name).expanduser().exists()
+        if wanted.kind == "detector":
+            name = wanted.name.lower()
+            stands_in = setup.face_detector is not None and name.startswith(FACE_MODELS)
+            return name in FACE_DETECTOR_NAMES or stands_in or Path(wanted.name).expanduser().suffix == ".onnx"
         if wanted.kind == "embedding":
             return any(Path(file).stem.lower() == wanted.name.lower() for file in setup.embeddings)
         if wanted.kind in _PATH_ARGUMENTS:
@@ -188,6 +210,8 @@ def _with_labels(wanted: Any, line: str) -> str:
     """A line about a missing upscaler, with the labels that its name may be a slip of."""
     from ...loaders.library.missing import BUILT_IN_UPSCALERS, DOWNLOADED_UPSCALERS
 
+    if wanted.kind == "detector" and wanted.name.startswith(FACE_MODELS):
+        return f"{line} Or let faces be found by --face-detector mtcnn."
     if wanted.kind != "upscaler":
         return line
     near = near_names(wanted.name, (*BUILT_IN_UPSCALERS, *DOWNLOADED_UPSCALERS))
@@ -212,10 +236,13 @@ def without_file(call: Mapping[str, Any], kind: str, name: str) -> dict[str, Any
         call.pop(_PATH_ARGUMENTS[kind], None)
     elif kind == "checkpoint":
         call.pop("refiner_switch_at", None)
+    elif kind == "detector":
+        call["detailers"] = [one for one in call.get("detailers") or () if one.get("ad_model") != name]
     elif kind == "controlnet":
         units = call.get("control_units") or ()
         call["control_units"] = [unit for unit in units if str(unit.get("model")).partition(" [")[0] != name]
-    return {argument: value for argument, value in call.items() if argument != "loras" or value}
+    lists = ("loras", "detailers", "control_units")
+    return {argument: value for argument, value in call.items() if argument not in lists or value}
 
 
 def _is_tagged(call: Mapping[str, Any], name: str) -> bool:

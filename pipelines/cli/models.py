@@ -28,6 +28,7 @@ class ModelSetup:
     refiner: str | None = None
     upscaler: str | None = None
     face_restorer: str | None = None
+    face_detector: str | None = None
     lora_folder: Path | None = None
     embeddings: tuple[str, ...] = ()
 
@@ -52,6 +53,11 @@ MODEL_OPTIONS = {
     "refiner": _model_option("--refiner", help="Folder, file or Hub id."),
     "upscaler": _model_option("--upscaler", help="Component for hires fix: label, file."),
     "face_restorer": _model_option("--face-restorer", help="GFPGAN, CodeFormer, a file."),
+    "face_detector": _model_option(
+        "--face-detector",
+        type=click.Choice(["mtcnn", "retinaface"]),
+        help="What finds faces for detail passes whose own detector is not there.",
+    ),
     "embeddings": _model_option(
         "--embedding", "embeddings", multiple=True, help="Textual inversion file; may be repeated."
     ),
@@ -119,6 +125,8 @@ def load_pipeline(pipeline: Any, setup: ModelSetup, *, bars: bool = True) -> Any
         pipe.lora_folder = setup.lora_folder
     for embedding in setup.embeddings:
         pipe.add_embedding(embedding)
+    if setup.face_detector is not None:
+        pipe.attached.detectors.fallback = setup.face_detector
     pipe.set_progress_bar_config(disable=not bars)
     return pipe.to(device)
 

@@ -13,6 +13,7 @@ from .values import (
     SEED,
     SETTINGS,
     SIZE,
+    TABLE,
     TABLES,
     TEXT,
     TEXTS,
@@ -34,13 +35,14 @@ class CallOption(NamedTuple):
     short: str = ""  # another name of the option
 
 
-_PICTURE, _NOISE, _HIRES, _NETWORKS, _FACES, _CONTROL, _MORE = (
+_PICTURE, _NOISE, _HIRES, _NETWORKS, _FACES, _CONTROL, _DETAILS, _MORE = (
     "The picture",
     "Seeds and noise",
     "Hires fix",
     "Networks",
     "Faces and refiner",
     "ControlNet",
+    "Detail passes over finished pictures",
     "Further arguments of diffusers",
 )
 
@@ -65,6 +67,7 @@ CALL_OPTIONS: dict[str, CallOption] = {
     "hires_scale": CallOption(number_kind(0), "Second pass, that many times as large; 0: none.", _HIRES),
     "hires_size": CallOption(SIZE, "Second pass at WIDTHxHEIGHT; 0 follows the other side.", _HIRES),
     "hires_upscaler": CallOption(TEXT, "A label, or a model file.", _HIRES),
+    "hires_model": CallOption(TEXT, "Checkpoint of the second pass: name or file.", _HIRES),
     "hires_steps": CallOption(whole_kind(0), "0: as many as the first pass.", _HIRES),
     "hires_strength": CallOption(number_kind(0, 1), "Denoising strength, 0 to 1.", _HIRES),
     "hires_guidance_scale": CallOption(number_kind(0), "CFG scale of the second pass; the first's otherwise.", _HIRES),
@@ -78,7 +81,13 @@ CALL_OPTIONS: dict[str, CallOption] = {
     "face_fidelity": CallOption(number_kind(0, 1), "CodeFormer: 0 strongest, 1 most faithful.", _FACES),
     "refiner_switch_at": CallOption(number_kind(0, 1), "Share after which the refiner takes over.", _FACES),
     "control_units": CallOption(
-        TABLES, "A unit: model=NAME,image=PATH,module=canny,weight=0.8; may be repeated.", _CONTROL, "--control"
+        TABLES,
+        "A unit: model=NAME,image=PATH,module=canny,weight=0.8; or JSON; may be repeated.",
+        _CONTROL,
+        "--control",
+    ),
+    "detailers": CallOption(
+        TABLES, "A pass: ad_model=face,ad_denoising_strength=0.3; or JSON; may be repeated.", _DETAILS, "--detailer"
     ),
     "webui_options": CallOption(
         SETTINGS, "NAME=VALUE, a setting under the webui's name; may be repeated.", _MORE, "--option"
@@ -112,6 +121,9 @@ IMG2IMG_OPTIONS: dict[str, CallOption] = {
     "masked_padding": CallOption(whole_kind(0), "Pixels around the mask that are seen.", _OVER),
     "invert_mask": CallOption(YES_NO, "Draw where the mask is black.", _OVER),
     "soft_mask": CallOption(YES_NO, "Grey parts of the mask count by degrees.", _OVER),
+    "soft_inpainting": CallOption(TABLE, "Mix kept and drawn by degrees.", _OVER),
+    "sd_upscale": CallOption(TABLE, "Enlarge and draw in tiles: scale=2,overlap=64,upscaler=NAME.", _OVER),
+    "loopback": CallOption(TABLE, "Draw the result over again: loops=4,final_strength=0.3.", _OVER),
     **{name: option for name, option in CALL_OPTIONS.items() if name not in _ONLY_TXT2IMG},
     "denoising_start": CallOption(number_kind(0, 1), "SDXL: share of the steps that another model drew.", _MORE),
     "aesthetic_score": CallOption(number_kind(), "SDXL's refiner.", _MORE),

@@ -171,11 +171,11 @@ def read_table(text: str) -> dict[str, Any]:
         name, equals, value = part.partition("=")
         if not equals:
             raise ValueError(f"{part!r} is not NAME=VALUE.")
-        table[name.strip()] = _plain_value(value.strip())
+        table[name.strip()] = plain_value(value.strip())
     return table
 
 
-def _plain_value(text: str) -> Any:
+def plain_value(text: str) -> Any:
     """A number or yes or no, where it is written like one; else the text."""
     try:
         value = json.loads(text)
