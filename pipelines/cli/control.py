@@ -26,7 +26,8 @@ control_image_option = click.option(
 def with_control_images(call: Mapping[str, Any], fields: Mapping[str, Any], given: Sequence[str]) -> dict[str, Any]:
     """The call with the units of a text that got an image, and with images in those it has.
 
-    given: `N=PATH` each. Raises ValueError for a unit that neither the call nor the text has.
+    given: `N=PATH` each. In a call over a picture that stands in for the others. Raises ValueError for a unit that
+    neither the call nor the text has.
     """
     images = dict(_numbered_path(text) for text in given)
     told = control_units_of_fields(fields)
@@ -36,6 +37,8 @@ def with_control_images(call: Mapping[str, Any], fields: Mapping[str, Any], give
             known = ", ".join(map(str, sorted({*units, *told}))) or "none"
             raise ValueError(f"`--control-image {number}={path}`: there is no unit {number}. Units: {known}.")
         units[number] = {**told.get(number, {}), **units.get(number, {}), "image": path}
+    if "image" in call:
+        units = {**told, **units}
     if not units:
         return dict(call)
     return {**call, "control_units": [units[number] for number in sorted(units)]}

@@ -38,7 +38,7 @@ _PASSES = EntryKind(
 )
 _ENTRY_KINDS = {"controlnet": _UNITS, "control": _UNITS, "adetailer": _PASSES, "detailer": _PASSES}
 _ENTRY_NAME = re.compile(rf"\[?({'|'.join(_ENTRY_KINDS)})\]?(?: (\d+))? ([a-z][\w ]*)")
-_OTHER_KEYS = {"preprocessor": "module", "preprocessor_resolution": "processor_res"}
+_KEY_ALIASES = {"preprocessor": "module", "preprocessor_resolution": "processor_res"}
 
 
 class EntrySetting(NamedTuple):
@@ -72,7 +72,7 @@ def entry_setting(name: str) -> EntrySetting | None:
     if found is None:
         return None
     kind, key = _ENTRY_KINDS[found[1]], found[3].replace(" ", "_")
-    key = _OTHER_KEYS.get(key, key)
+    key = _KEY_ALIASES.get(key, key)
     if kind.prefix and not key.startswith(kind.prefix):
         key = kind.prefix + key
     if key not in kind.keys:

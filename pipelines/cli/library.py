@@ -36,7 +36,7 @@ _PART_KINDS = {
     "face_restorer": "face_restorer",
 }
 # Of loaders/detectors/library.py, which needs torch.
-FACE_DETECTOR_NAMES, FACE_MODELS = ("face", "mtcnn", "retinaface"), ("mediapipe_face", "face_yolov8")
+SHIPPED_FACE_DETECTORS, FACE_DETECTOR_FILES = ("face", "mtcnn", "retinaface"), ("mediapipe_face", "face_yolov8")
 _PATH_ARGUMENTS = {"upscaler": "hires_upscaler", "face_restorer": "restore_faces"}
 
 
@@ -189,8 +189,8 @@ class CallFiles:
             return not used or Path(wanted.name).expanduser().exists()
         if wanted.kind == "detector":
             name = wanted.name.lower()
-            stands_in = setup.face_detector is not None and name.startswith(FACE_MODELS)
-            return name in FACE_DETECTOR_NAMES or stands_in or Path(wanted.name).expanduser().suffix == ".onnx"
+            stands_in = setup.face_detector is not None and name.startswith(FACE_DETECTOR_FILES)
+            return name in SHIPPED_FACE_DETECTORS or stands_in or Path(wanted.name).expanduser().suffix == ".onnx"
         if wanted.kind == "embedding":
             return any(Path(file).stem.lower() == wanted.name.lower() for file in setup.embeddings)
         if wanted.kind in _PATH_ARGUMENTS:
@@ -210,7 +210,7 @@ def _with_labels(wanted: Any, line: str) -> str:
     """A line about a missing upscaler, with the labels that its name may be a slip of."""
     from ...loaders.library.missing import BUILT_IN_UPSCALERS, DOWNLOADED_UPSCALERS
 
-    if wanted.kind == "detector" and wanted.name.startswith(FACE_MODELS):
+    if wanted.kind == "detector" and wanted.name.startswith(FACE_DETECTOR_FILES):
         return f"{line} Or let faces be found by --face-detector mtcnn."
     if wanted.kind != "upscaler":
         return line

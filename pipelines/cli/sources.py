@@ -104,7 +104,11 @@ def call_from(
     if file is not None and fields.get("Model") in (file.name, file.stem) and digest is None:
         lines = [line for line in lines if not line.startswith("Model: ")]  # of the same name; no hash to compare
     notes = [note for note in notes if not any(line in note for line in lines)]  # a program's line is in both
-    return SourceCall(name, call_arguments(fields, img2img=img2img, styles=known), notes + lines, fields)
+    arguments = call_arguments(fields, img2img=img2img, styles=known, extensions=True)
+    arguments.pop("control_units", None)  # `with_control_images` gives those that have an image
+    if "detailers" in arguments:
+        lines = [line for line in lines if not line.startswith("ADetailer redrew")]
+    return SourceCall(name, arguments, notes + lines, fields)
 
 
 def arguments_from(
