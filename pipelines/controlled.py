@@ -117,7 +117,7 @@ def with_controls(pipe: Any, given: Mapping[str, Any], request: Request) -> Requ
         if asked:
             raise ValueError(f"`{asked[0]}` is given without a `control_image`: pass the image, or leave it out.")
         return request
-    check_networks(pipe)
+    check_networks(pipe.unet, component_networks(pipe.controlnet))
     numbers = {
         **given,
         "controlnet_conditioning_scale": stock_control_default(pipe, given) if scale is None else scale,
@@ -236,6 +236,7 @@ def unit_controls(
     if not units:
         return None
     models = [_unit_model(pipe, unit) for unit in units]
+    check_networks(pipe.unet, models)
     if init is not None and init.mask is not None:  # in an inpainting job the extension takes the one for the other
         units = [replace(unit, module="inpaint") if unit.module_name == "inpaint_only" else unit for unit in units]
     ignore = bool(options["controlnet_ignore_noninpaint_mask"])

@@ -142,7 +142,7 @@ def _stock_hint(pipe: Any, image: Any, size: tuple[int, int], count: int, each: 
     return hint.repeat_interleave(each, dim=0)
 
 
-def check_networks(pipe: Any) -> None:
-    """Refuse components that are for another base model than the UNet."""
-    for network in component_networks(pipe.controlnet):
-        check_control_base(network, pipe.unet, str(network.config.get("_name_or_path") or "controlnet"))
+def check_networks(unet: Any, networks: Sequence[Any]) -> None:
+    """Refuse networks that are for another base model than the UNet."""
+    for network in networks:
+        check_control_base(network, unet, str(network.config.get("_name_or_path") or "controlnet"))

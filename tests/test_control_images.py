@@ -1,5 +1,8 @@
 """Control images resized, and edges found, as in the webui's extension: every pixel."""
 
+import sys
+from types import ModuleType
+
 import numpy as np
 import pytest
 from recordings import GOLDEN, recorded_json
@@ -13,6 +16,7 @@ from webui_diffusers.pipelines.images.hints.fit import (
     resize_hint,
     thin_lines,
 )
+from webui_diffusers.pipelines.images.hints.modules import find_module
 
 
 ROWS = recorded_json("controlnet/resize.json", "rows", 30)
@@ -105,3 +109,37 @@ def test_edges_follow_the_border_of_a_square():
     assert edges[8:24, 7:9].any(axis=1).all() and edges[7:9, 8:24].any(axis=0).all()
     assert not edges[12:20, 12:20].any() and not edges[:6].any()
     assert np.array_equal(edges, canny_edges(image, 200, 100) > 0)
+
+
+def test_other_modules_are_those_of_controlnet_aux(monkeypatch):
+    class Detector:
+        @classmethod
+        def from_pretrained(cls, name, local_files_only=False):
+            assert name == "lllyasviel/Annotators" and local_files_only
+            return cls()
+
+        def __call__(self, input_image, scribble=False, detect_resolution=512, output_type="pil"):
+            assert output_type == "np"
+            return np.full((detect_resolution, detect_resolution), 255 if scribble else 7, np.uint8)
+
+    package = ModuleType("controlnet_aux")
+    package.HEDdetector = Detector
+    monkeypatch.setitem(sys.modules, "controlnet_aux", package)
+    image = np.zeros((20, 20, 3), np.uint8)
+    assert find_module("softedge_hed")(image, 40, 0.5, 0.5).shape == (40, 40, 3)
+    assert find_module("scribble_hed")(image, 40, 0.5, 0.5).max() == 255
+
+
+def test_a_detector_without_its_weights_says_how_to_get_them(monkeypatch):
+    class Detector:
+        @classmethod
+        def from_pretrained(cls, name, local_files_only=False):
+            raise FileNotFoundError(name)
+
+    package = ModuleType("controlnet_aux")
+    package.OpenposeDetector = Detector
+    monkeypatch.setitem(sys.modules, "controlnet_aux", package)
+    with pytest.raises(OSError, match="hf download lllyasviel/Annotators"):
+        find_module("openpose")
+    with pytest.raises(ValueError, match="Did you mean 'openpose_full'"):
+        find_module("openpose_fully")

@@ -353,8 +353,9 @@ def test_an_openpose_unit_says_what_it_needs(sd):
 
 def test_a_network_for_another_base_is_refused(sd):
     other = WebUITxt2ImgPipeline.from_pipe(sd, controlnet=network("tiny-controlnet-xl"))
-    with pytest.raises(WeightFileError, match="another model"):
-        latents(other, control_image=CONTROL)
+    for asked in ({"control_image": CONTROL}, {"control_units": [{"image": CONTROL}]}):
+        with pytest.raises(WeightFileError, match="another model"):
+            latents(other, **asked)
     with pytest.raises(WeightFileError, match="another model"):
         sd.add_controlnet(MODELS / "tiny-controlnet-xl")
 

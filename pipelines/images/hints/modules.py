@@ -4,6 +4,7 @@ Four come with the pack. The others are those of the package controlnet_aux, who
 """
 
 from collections.abc import Callable
+from inspect import signature
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -85,9 +86,9 @@ def _aux_detector(name: str, row: AuxDetector) -> Callable[[np.ndarray, int, flo
             ) from error
 
     def detect(image: np.ndarray, resolution: int, a: float, b: float) -> np.ndarray:
-        sizes = {"detect_resolution": int(resolution), "image_resolution": int(resolution)}
-        found = detector(Image.fromarray(image), output_type="np", **sizes, **row.arguments)
-        found = np.asarray(found)
+        known = signature(detector.__call__).parameters
+        sizes = {name: int(resolution) for name in ("detect_resolution", "image_resolution") if name in known}
+        found = np.asarray(detector(Image.fromarray(image), output_type="np", **sizes, **row.arguments))
         return found if found.ndim == 3 else np.repeat(found[..., None], 3, axis=2)
 
     return detect
