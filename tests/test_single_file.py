@@ -267,3 +267,19 @@ def test_a_refiner_must_be_one(tmp_path: Path, tiny_sdxl_refiner: Path) -> None:
     )
     with pytest.raises(CheckpointError, match="Stable Diffusion XL, noise prediction.*no refiner"):
         read_refiner(tmp_path / "base.safetensors")
+
+
+# key, what stands in its place, what the message says
+SPOILT = [
+    ("model.diffusion_model.out.2.bias", lambda value: value[:1], "does not have the shape of its kind"),
+    ("first_stage_model.decoder.mid.attn_1.q.weight", lambda value: value.sum(), "does not have the shape"),
+]
+
+
+@pytest.mark.parametrize("key, spoil, says", SPOILT)
+def test_a_weight_of_another_shape_is_said(tmp_path: Path, tiny_sd: Path, key: str, spoil: object, says: str) -> None:
+    tensors = one_file(StableDiffusionPipeline.from_pretrained(tiny_sd, torch_dtype=torch.float32))
+    tensors[key] = spoil(tensors[key])
+    torch.save(tensors, tmp_path / "x.ckpt")
+    with pytest.raises(CheckpointError, match=rf"x\.ckpt`.*{says}"):
+        load_single_file(StableDiffusionPipeline.from_single_file, tmp_path / "x.ckpt", {"config": str(tiny_sd)})

@@ -20,7 +20,7 @@ from huggingface_hub import hf_hub_download
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedModel
 
 from ..utils import LOGGER
-from ..weight_files import weight_file_kind
+from ..weight_files import WeightFileError, weight_file_kind
 from .configs import MODEL_BASES, model_config_folder
 from .describe import (
     BASE_PARTS,
@@ -297,7 +297,7 @@ def _rightly_named(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _explained_holes(path: Path) -> Iterator[None]:
-    """diffusers says in its own way that a weight it looked for is not there."""
+    """diffusers says in its own way that a weight it looked for is not there, or is none of the shape it expects."""
     try:
         yield
     except (KeyError, NotImplementedError) as error:
@@ -306,6 +306,16 @@ def _explained_holes(path: Path) -> Iterator[None]:
         key = f", among them {error}" if isinstance(error, KeyError) else ""
         raise CheckpointError(
             f"`{path}`: weights of the UNet or the VAE are not in the file{key}: it is incomplete, or does not go "
+            "with its configuration. Fetch it again, or pass the configuration folder of its model as `config=`."
+        ) from error
+    except WeightFileError:
+        raise
+    except (IndexError, AttributeError, RuntimeError, ValueError) as error:
+        if isinstance(error, RuntimeError | ValueError) and not re.search(r"shape|size|dimension", str(error)):
+            raise
+        first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise CheckpointError(
+            f"`{path}`: a weight in it does not have the shape of its kind ({first}): it is damaged, or does not go "
             "with its configuration. Fetch it again, or pass the configuration folder of its model as `config=`."
         ) from error
 
