@@ -34,7 +34,7 @@ from .sampling.latent_mask import LatentMask, SoftLatentMask
 from .sampling.loops import StepFn
 from .sampling.noise import GeneratorNoise, SeededNoise
 from .sampling.odd_sizes import webui_odd_sizes
-from .sampling.plan import img2img_steps, plan_sampling, sample_from_latents, sample_from_noise
+from .sampling.plan import SamplingPlan, img2img_steps, plan_sampling, sample_from_latents, sample_from_noise
 from .sampling.scheduler_loop import sample_with_scheduler, scheduler_timesteps
 
 
@@ -230,58 +230,64 @@ def run_pass(
     """
     if start.init is not None and plan.strength == 0 and (plan.exact_steps or plan.sampler is None):
         return start.init
-    with webui_odd_sizes(pipe.unet if plan.control.hooked else None):
-        return _sampled(pipe, request, plan, models, start, watch)
-
-
-def _sampled(
-    pipe: Any, request: Request, plan: Pass, models: Sequence[DenoiserModel], start: PassStart, watch: StepWatch
-) -> Tensor:
     watch.pipe._guidance_scale = plan.guidance.guidance_scale  # a callback reads and changes it
     guidance = plan.guidance
     if start.extra_channels is not None:
         guidance = replace(guidance, extra_channels=start.extra_channels)
     try:
-        if plan.sampler is None:
-            return _scheduler_pass(pipe, request, plan, models, guidance, start, watch)
-        steps, t_enc = plan.steps, None
-        if start.init is not None:
-            steps, t_enc = img2img_steps(plan.strength, plan.steps, plan.exact_steps)
-        schedule = plan_sampling(
-            plan.sampler,
-            plan.schedule,
-            steps,
-            plan.table,
-            t_enc=t_enc,
-            options=request.options,
-            is_sdxl=models[0].time_ids is not None,
-            eta=request.eta,
-        )
-        control = pass_guidance(
-            pipe,
-            plan.control,
-            steps if t_enc is None else t_enc + 1,
-            start.noise.global_generator(),
-            tries=3 if plan.sampler.label == "DPM adaptive" else None,
-        )
-        denoiser = GuidedDenoiser(
-            models,
-            guidance,
-            total_calls=schedule.calls,
-            lcm=plan.sampler.lcm,
-            guidance_divisor=plan.sampler.guidance_divisor,
-            mask=start.mask,
-            control=control,
-        )
-        with watch.steps(denoiser, schedule.step_count, schedule.timesteps) as on_step:
-            if start.init is None:
-                return sample_from_noise(schedule, denoiser, start.noise, latents=start.latents, on_step=on_step)
-            multiplier = plan.noise_multiplier
-            return sample_from_latents(
-                schedule, denoiser, start.init, start.noise, noise_multiplier=multiplier, on_step=on_step
+        with webui_odd_sizes(pipe.unet if plan.control.hooked else None):
+            if plan.sampler is None:
+                return _scheduler_pass(pipe, request, plan, models, guidance, start, watch)
+            steps, t_enc = plan.steps, None
+            if start.init is not None:
+                steps, t_enc = img2img_steps(plan.strength, plan.steps, plan.exact_steps)
+            schedule = plan_sampling(
+                plan.sampler,
+                plan.schedule,
+                steps,
+                plan.table,
+                t_enc=t_enc,
+                options=request.options,
+                is_sdxl=models[0].time_ids is not None,
+                eta=request.eta,
             )
+            denoiser = _sampler_denoiser(pipe, plan, schedule, models, guidance, start)
+            with watch.steps(denoiser, schedule.step_count, schedule.timesteps) as on_step:
+                if start.init is None:
+                    return sample_from_noise(schedule, denoiser, start.noise, latents=start.latents, on_step=on_step)
+                multiplier = plan.noise_multiplier
+                return sample_from_latents(
+                    schedule, denoiser, start.init, start.noise, noise_multiplier=multiplier, on_step=on_step
+                )
     except SamplingInterrupted as stopped:
         return stopped.latents
+
+
+def _sampler_denoiser(
+    pipe: Any,
+    plan: Pass,
+    schedule: SamplingPlan,
+    models: Sequence[DenoiserModel],
+    guidance: Guidance,
+    start: PassStart,
+) -> GuidedDenoiser:
+    """What a sampler calls in this pass."""
+    control = pass_guidance(
+        pipe,
+        plan.control,
+        schedule.steps if schedule.t_enc is None else schedule.t_enc + 1,
+        start.noise.global_generator(),
+        tries=3 if plan.sampler.label == "DPM adaptive" else None,
+    )
+    return GuidedDenoiser(
+        models,
+        guidance,
+        total_calls=schedule.calls,
+        lcm=plan.sampler.lcm,
+        guidance_divisor=plan.sampler.guidance_divisor,
+        mask=start.mask,
+        control=control,
+    )
 
 
 def _scheduler_pass(
