@@ -122,9 +122,10 @@ def mutated(text: str, dice: random.Random) -> str:
     return "".join(signs)
 
 
-def test_a_damaged_text_is_read_or_refused_in_words():
-    dice = random.Random(7)
-    for _ in range(600):
+@pytest.mark.parametrize("count", [300, pytest.param(6_000, marks=pytest.mark.slow)])
+def test_a_damaged_text_is_read_or_refused_in_words(count: int):
+    dice = random.Random(count)
+    for _ in range(count):
         text = mutated(dice.choice(CORPUS)["text"], dice)
         try:
             fields = parse_infotext(tidy_infotext(text))
@@ -137,14 +138,14 @@ def test_a_damaged_text_is_read_or_refused_in_words():
 @pytest.mark.parametrize(
     "text",
     [
-        "a\nSteps: 1, Sampler: a, Seed: 1" + ", x: [" * 60_000,
-        "a\nSteps: 1, Sampler: a, Seed: 1\n" + "word, word\n" * 60_000,
-        "Steps: 1, " * 60_000,
-        "a" + " " * 300_000 + "\nSteps: 1, Sampler: a, Seed: 1" + " " * 300_000,
-        "sampler " + " " * 300_000 + "\n" + "size" + "\u00a0" * 300_000,
-        "[" * 300_000 + "]" * 300_000,
+        "a\nSteps: 1, Sampler: a, Seed: 1" + ", x: [" * 20_000,
+        "a\nSteps: 1, Sampler: a, Seed: 1\n" + "word, word\n" * 20_000,
+        "Steps: 1, " * 20_000,
+        "a" + " " * 100_000 + "\nSteps: 1, Sampler: a, Seed: 1" + " " * 100_000,
+        "sampler " + " " * 100_000 + "\n" + "size" + "\u00a0" * 100_000,
+        "[" * 100_000 + "]" * 100_000,
         '{"a":' * 100_000 + "1" + "}" * 100_000,
-        "a\nNegative prompt: " * 30_000,
+        "a\nNegative prompt: " * 10_000,
         "<" * 100_000 + "\nSteps: 1, Sampler: a, Seed: 1",
     ],
     ids=lambda text: text[:20],
@@ -155,4 +156,4 @@ def test_a_long_text_takes_time_by_its_length(text: str):
         call_report(parse_infotext(tidy_infotext(text)))
     except ValueError:
         pass
-    assert time.process_time() - start < 10
+    assert time.process_time() - start < 5

@@ -429,3 +429,20 @@ def test_what_cannot_be_done_is_told(tmp_path: Path, action, told: str):
     with pytest.raises(ValueError, match=told):
         action(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of what is broken
+@pytest.mark.parametrize("ending", PICTURE_FORMATS)
+def test_a_damaged_picture_is_read_or_refused_in_words(tmp_path: Path, ending: str):
+    whole = save_picture(picture(), tmp_path / f"x{ending}", TEXT).read_bytes()
+    dice = np.random.default_rng(7)
+    for number in range(40):
+        damaged = bytearray(whole)
+        for place in dice.integers(0, len(whole), 1 + number % 9):
+            damaged[place] = dice.integers(0, 256)
+        path = tmp_path / f"damaged{ending}"
+        path.write_bytes(bytes(damaged[: len(whole) - (number % 5) * 7]))
+        try:
+            read_infotext(path)
+        except ValueError as error:
+            assert "cannot be read as a picture" in str(error)
