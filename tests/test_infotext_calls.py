@@ -17,7 +17,7 @@ from webui_diffusers.pipelines.infotext.fields import CALL_FIELDS, HIRES_FIELDS,
 from webui_diffusers.pipelines.infotext.sampler_names import INFOTEXT_SAMPLERS, INFOTEXT_SCHEDULES, infotext_sampler
 from webui_diffusers.pipelines.infotext.styles import PromptStyle
 from webui_diffusers.pipelines.infotext.write import ENSD_SAMPLERS
-from webui_diffusers.pipelines.options import WEBUI_API_NAMES, WEBUI_OPTIONS, api_argument_hint
+from webui_diffusers.pipelines.options import WEBUI_OPTIONS
 
 
 # 1. Table
@@ -309,15 +309,6 @@ def test_a_written_call_over_a_picture_is_read_back(drawn):
     text = format_infotext(call_settings(arguments))
     assert call_arguments(parse_infotext(text), img2img=True) == arguments
     assert call_report(parse_infotext(text), img2img=True) == []
-
-
-def test_names_of_the_webuis_api_are_no_arguments_here_and_lead_to_some():
-    txt2img = pytest.importorskip("webui_diffusers.pipelines.txt2img").WebUITxt2ImgPipeline.__call__
-    img2img = pytest.importorskip("webui_diffusers.pipelines.img2img").WebUIImg2ImgPipeline.__call__
-    known = {*inspect.signature(txt2img).parameters, *inspect.signature(img2img).parameters, "hires_guidance_scale"}
-    assert not set(WEBUI_API_NAMES) & known
-    assert {meant for meant in WEBUI_API_NAMES.values() if meant.isidentifier()} <= known
-    assert "num_inference_steps" in api_argument_hint("steps") and api_argument_hint("prompt") is None
 
 
 def test_extensions_become_arguments_where_they_are_asked_for():

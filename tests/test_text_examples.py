@@ -15,7 +15,6 @@ import pytest
         "prompt.composition",
         "prompt.network_tags",
         "prompt.schedule",
-        "options",
         "infotext.styles",
         "infotext.to_call",
         "infotext.read",
