@@ -11,7 +11,7 @@ from .control.units import unit_texts
 from .infotext.from_call import Drawn, options_read, schedule_read
 from .loras import lora_hashes
 from .options import WEBUI_OPTIONS
-from .registry import model_facts, model_label
+from .registry import model_facts, model_label, vae_facts
 from .request import NoiseRequest, Pass, Request
 
 
@@ -64,7 +64,7 @@ def request_drawn(
         hires_negatives=second.negatives if second is not None else (),
         seeds=request.seeds,
         subseeds=request.noise.subseeds,
-        settings=model_facts(pipe),
+        settings={**model_facts(pipe), **vae_facts(pipe)},
         # of a unit with a comma in a name the webui writes the label alone
         fields={label: value for label, value in fields.items() if value or label.startswith("ControlNet")},
         leading=_leading_fields(request, details),
@@ -110,7 +110,7 @@ def stock_drawn(pipe: Any, given: Mapping[str, Any], images: Any, noise: NoiseRe
         negatives=_by_image(given["negative_prompt"], len(images)),
         arguments=arguments,
         seeds=seeds,
-        settings=model_facts(pipe),
+        settings={**model_facts(pipe), **vae_facts(pipe)},
     )
 
 

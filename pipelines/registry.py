@@ -178,6 +178,15 @@ def model_facts(pipe: Any, *, hashed: bool = True) -> dict[str, str]:
     return facts
 
 
+def vae_facts(pipe: Any) -> dict[str, str]:
+    """`vae_name` and `vae_hash` of a VAE that was loaded from a file of its own, as texts have them; else none."""
+    source = getattr(getattr(pipe.vae, "config", None), "_name_or_path", None)
+    path = Path(str(source or ""))
+    if not source or not path.is_file() or str(path) == str(getattr(pipe.config, "_name_or_path", None)):
+        return {}
+    return {"vae_name": path.name, "vae_hash": model_hash(path)}
+
+
 def model_label(model: Any, otherwise: str) -> str:
     """What the fields "Refiner" and "Hires checkpoint" say: `name [hash]` of a file, the name of a folder or Hub
     repository; `otherwise` where nothing tells where it came from."""

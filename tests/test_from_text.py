@@ -109,7 +109,14 @@ def test_the_picture_of_a_text_is_drawn_without_naming_a_file(webui: Path, stock
     )
     assert drawn.images.shape == (1, 128, 128, 3)
     assert np.abs(drawn.images - wanted.images).max() < 2 / 255  # weights in place add up in another order
-    for field in ("Model: shapes", "Hires upscaler: 2x-Tiny", 'Lora hashes: "in_text: ', "Refiner: second ["):
+    vae = sha256(webui / "models/VAE/shapes.vae.pt")[:10]
+    for field in (
+        f"VAE hash: {vae}, VAE: shapes.vae.pt",
+        "Model: shapes",
+        "Hires upscaler: 2x-Tiny",
+        'Lora hashes: "in_text: ',
+        "Refiner: second [",
+    ):
         assert field in drawn.infotexts[0]
     assert not list(webui.rglob("*.json"))  # nothing is written there
 
