@@ -27,8 +27,8 @@ from webui_diffusers.pipelines.images.vae import latents_to_pixels
 
 
 HERE = Path(__file__).parent
-DRAWINGS, STEPS, BATCH = 4, 900, 4
-LEARNING_RATE = 1e-3
+DRAWINGS, STEPS, BATCH = 4, 4000, 8
+LEARNING_RATE = 5e-4
 NO_CAPTION = 0.5
 HINT_CHANNELS = (8, 16, 32, 48)
 
