@@ -2,6 +2,7 @@
 
     python benchmarks/networks.py                   the table, on this machine's CPU
     python benchmarks/networks.py --files 1 5 --repeats 3
+    python benchmarks/networks.py --memory          (e) alone
 
 SD-1.5-sized random weights in float32, Kohya files of rank 32 in float16 over all 264 layers, one pipeline on which
 both sides take turns in one process. CPU seconds, the least of the repeats (forward: the median); a ratio below 1
@@ -11,11 +12,13 @@ means less than diffusers.
     (b) switch   from files 1..n to files 2..n+1, the last of which is not loaded yet
     (c) off      back to none
     (d) forward  the UNet with them on, over the bare UNet
-    (e) memory   the peak of (a) above what the models take, each side in a process of its own;
-                 merging keeps the originals of the touched weights, which bring back every bit
+    (e) peak     the memory of (a) above what the models take, which were read from a folder in float16 into float32;
+        held     ... while they are on; and after (c). Each side in a process of its own
+        after off
 """
 
 import argparse
+import gc
 import json
 import statistics
 import subprocess
@@ -50,6 +53,7 @@ def main() -> None:
     parser.add_argument("--files", type=int, nargs="+", default=[1, 3, 5])
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--memory", action="store_true")
     parser.add_argument("--worker", nargs=2, metavar=("SIDE", "FOLDER"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -58,7 +62,7 @@ def main() -> None:
     transformers_logging.set_verbosity_error()
     if arguments.worker:
         side, folder = arguments.worker
-        print(json.dumps(peak_memory(side, sorted(Path(folder).iterdir())[: arguments.files[0]])))
+        print(json.dumps(memory_taken(side, Path(folder), arguments.files[0])))
         return
     with tempfile.TemporaryDirectory() as folder:
         pipe = random_pipeline()
@@ -69,13 +73,16 @@ def main() -> None:
         layers = len(read_network(files[0]).layers)
         print(f"{layers} layers, {files[0].stat().st_size / 2**20:.0f} MiB a file, {arguments.threads} thread(s)")
         print(f"{'':12}{'files':>6}{'diffusers':>12}{'here':>10}{'ratio':>8}")
-        for count in arguments.files:
+        for count in arguments.files if not arguments.memory else ():
             for line in time_rows(pipe, bare, files, count, arguments.repeats):
                 print(line, flush=True)
+        for name in ("unet", "text_encoder"):
+            getattr(pipe, name).half().save_pretrained(Path(folder) / "model" / name)
         del pipe, bare
         for count in arguments.files:
             theirs, ours = (worker_memory(side, folder, count, arguments.threads) for side in ("diffusers", "here"))
-            print(row("(e) memory", count, theirs, ours, "MiB"), flush=True)
+            for what in ("peak", "held", "after off"):
+                print(row(f"(e) {what}", count, theirs[what], ours[what], "MiB"), flush=True)
 
 
 def random_pipeline() -> StableDiffusionPipeline:
@@ -217,20 +224,26 @@ def unet_forward(unet: nn.Module) -> None:
     unet(noise, 500, encoder_hidden_states=hidden)
 
 
-def peak_memory(side: str, files: list[Path]) -> float:
-    """MiB above the models' own while the files become ready to draw with."""
-    pipe = random_pipeline()
+def memory_taken(side: str, folder: Path, count: int) -> dict[str, float]:
+    """MiB above the models' own: the peak until the files draw, what is held then, and what is left after off."""
+    files = sorted(folder.glob("*.safetensors"))[:count]
+    unet = UNet2DConditionModel.from_pretrained(folder / "model" / "unet", torch_dtype=torch.float32)
+    text = CLIPTextModel.from_pretrained(folder / "model" / "text_encoder", torch_dtype=torch.float32)
+    pipe = StableDiffusionPipeline(None, text, None, unet, PNDMScheduler(), None, None, requires_safety_checker=False)
+    with torch.no_grad():
+        for parameter in (*unet.parameters(), *text.parameters()):
+            parameter.copy_(parameter.clone())  # into memory of its own, where it was mapped from the file
     unet_forward(pipe.unet)
+    gc.collect()
     before = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-    if side == "here":
-        NetworkMerger(pipe).switch([(read_network(path), 1.0, 1.0) for path in files])
-    else:
-        for path in files:
-            pipe.load_lora_weights(path.parent, weight_name=path.name, adapter_name=path.stem)
-        pipe.set_adapters([path.stem for path in files])
-        pipe.fuse_lora()
-    return (status("VmHWM") - before) / 1024
+    ready, _, off = (our_side if side == "here" else diffusers_side)(pipe, files, files)
+    ready()
+    gc.collect()
+    found = {"peak": status("VmHWM"), "held": status("VmRSS")}
+    off()
+    gc.collect()
+    return {what: (kib - before) / 1024 for what, kib in {**found, "after off": status("VmRSS")}.items()}
 
 
 def status(field: str) -> int:
@@ -239,10 +252,10 @@ def status(field: str) -> int:
     return int(line.split()[1])
 
 
-def worker_memory(side: str, folder: str, count: int, threads: int) -> float:
+def worker_memory(side: str, folder: str, count: int, threads: int) -> dict[str, float]:
     command = [sys.executable, __file__, "--worker", side, folder, "--files", str(count), "--threads", str(threads)]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(json.loads(result.stdout.splitlines()[-1]))
+    return json.loads(result.stdout.splitlines()[-1])
 
 
 def row(what: str, count: int, theirs: float, ours: float, unit: str) -> str:
