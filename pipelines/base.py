@@ -18,7 +18,7 @@ from .drop_in import diffusers_pipeline
 from .from_text import pipeline_from_text
 from .images.vae import needs_float32
 from .infotext.files import save_pictures
-from .loras import LoraMethods
+from .lora_methods import LoraMethods
 from .output import WebUIPipelineOutput
 from .registry import Attachments
 from .sampling.denoiser import Guidance

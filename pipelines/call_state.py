@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ..loaders.lora.kept import kept_mergers
 from ..loaders.model_lock import models_in_use
 
 
@@ -61,12 +62,13 @@ def own_call(pipe: Any, *, changes: bool) -> Iterator[None]:
     """One call of a pipeline: its models beside other calls, or alone where it changes them, and its own state.
 
     changes: whether it puts networks, adapters or another padding on the models. Offloading hooks move the models
-    about, so with them a call is alone too; they are reset at the end. Raises RuntimeError inside a call that changes
-    the same models.
+    about, so with them a call is alone too, as with networks that the last call left on; hooks are reset at the end.
+    Raises RuntimeError inside a call that changes the same models.
     """
     models = [model for model in pipe.components.values() if hasattr(model, "parameters")]
     hooked = any(hasattr(model, "_hf_hook") for model in models)
-    with models_in_use(models, alone=changes or hooked), own_state(pipe):
+    alone = changes or hooked or bool(kept_mergers(pipe))
+    with models_in_use(models, alone=alone), own_state(pipe):
         yield
         if hooked:
             pipe.maybe_free_model_hooks()

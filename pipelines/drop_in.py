@@ -26,6 +26,7 @@ from diffusers import (
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.models.controlnets.multicontrolnet_union import MultiControlNetUnionModel
 
+from ..loaders.lora.kept import release_networks
 from .call_state import own_call, stock_changes_models
 from .drawn import stock_drawn, stock_noise
 from .infotext.from_call import drawn_infotexts
@@ -113,6 +114,7 @@ def draw_as_diffusers(
     noise = stock_noise(pipe, given)
     seeds = generator_seeds(noise.generator, 1, noise.device)
     with own_call(pipe, changes=stock_changes_models(pipe, arguments)):
+        release_networks(pipe)
         drawing = _control_pipeline(pipe, stock) if controlled else pipe
         output = stock.__call__(drawing, **arguments, **deprecated)
     if not given["return_dict"]:

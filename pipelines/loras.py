@@ -21,10 +21,10 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from ..loaders.lora.kept import keep_networks_on, kept_mergers, release_networks
 from ..loaders.lora.keys import embedding_name
 from ..loaders.lora.library import NetworkLibrary, lora_hashes_text, network_mentions
 from ..loaders.lora.merge import NetworkMerger
-from ..loaders.lora.peft_loading import load_network_as_adapter
 from ..loaders.lora.peft_mix import AdapterMixer
 from ..loaders.lora.plan import NetworkReport
 from ..loaders.lora.read import Network
@@ -86,7 +86,7 @@ class ActiveLoras:
 
     def __init__(self, backend: str, holder: NetworkMerger | AdapterMixer):
         self._holder, self._rules = holder, LORA_BACKENDS[backend]
-        self._any = False
+        self._any = isinstance(holder, NetworkMerger) and holder.active  # from the call before
         self._loras: list[LoraUse] = []
         self._on: list[tuple] = []
 
@@ -133,66 +133,33 @@ def _is_on(lora: LoraUse, step: int) -> bool:
 def networks_on(pipe: Any, backend: str) -> Iterator[ActiveLoras]:
     """Networks for one block of code, to be switched inside it; then everything is as before, whatever happens.
 
-    backend: a key of LORA_BACKENDS. Raises ValueError for another.
+    backend: a key of LORA_BACKENDS. Raises ValueError for another. Networks merged by a pipeline with `keep_networks`
+    stay on after the block, for the next one; an error takes them out, and so does any other block on its models.
     """
     check_lora_backend(backend)
-    holder = AdapterMixer(pipe) if LORA_BACKENDS[backend] is None else NetworkMerger(pipe)
+    merges = LORA_BACKENDS[backend] is not None
+    keeps, kept = merges and getattr(pipe, "keep_networks", False), pipe.__dict__.get("_kept_merger")
+    if not keeps or kept_mergers(pipe) != [kept]:
+        release_networks(pipe)
+        kept = None
+    holder = (kept or NetworkMerger(pipe)) if merges else AdapterMixer(pipe)
     try:
         yield ActiveLoras(backend, holder)
+        if keeps and isinstance(holder, NetworkMerger):
+            pipe.__dict__["_kept_merger"] = holder
+            keep_networks_on(pipe, holder)
+    except BaseException:
+        keeps = False
+        raise
     finally:
-        holder.restore()
+        if not keeps:
+            holder.restore()
 
 
 def check_lora_backend(backend: str) -> None:
     """Raises ValueError for a name that is no key of LORA_BACKENDS."""
     if backend not in LORA_BACKENDS:
         raise ValueError(unknown_choice("`lora_backend`:", backend, LORA_BACKENDS))
-
-
-class LoraMethods:
-    """What all pipelines with networks have in common. It goes before diffusers' pipeline among the bases."""
-
-    @property
-    def networks(self) -> NetworkLibrary:
-        """The network files that are known by name."""
-        return self.__dict__.setdefault("_networks", NetworkLibrary())
-
-    def add_lora(self, path: str | Path, name: str | None = None) -> str:
-        """Make a network file (or an id on the Hub) known to tags and `loras`, by `name` or its own. Returns it."""
-        return self.networks.add(path, name).name
-
-    @property
-    def lora_folder(self) -> Path | None:
-        """Where networks are looked for by name, with the folders in it."""
-        return self.networks.folder
-
-    @lora_folder.setter
-    def lora_folder(self, folder: str | Path | None) -> None:
-        self.networks.folder = folder
-
-    def load_lora_weights(
-        self,
-        pretrained_model_name_or_path_or_dict: str | Path | Mapping[str, Tensor],
-        adapter_name: str | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Load a network of any naming and of every family that PEFT holds exactly, as an adapter that stays.
-
-        Arguments are diffusers'. Raises NetworkError for a broken file, another base model, or an inexact family; such
-        a file can be merged for a call instead (`loras=`, tags).
-        """
-        source, stock = pretrained_model_name_or_path_or_dict, self._stock_load_lora_weights
-        report = load_network_as_adapter(self, source, adapter_name, fallback=stock, **kwargs)
-        self._network_reports: list[NetworkReport] = [] if report is None else [report]
-
-    def network_report(self) -> str:
-        """What became of each network of the last call or load: applied, skipped and why, unknown keys."""
-        reports: list[NetworkReport] = self.__dict__.get("_network_reports", [])
-        return "\n".join(map(str, reports)) or "No networks were in use."
-
-    def _stock_load_lora_weights(self, *args: Any, **kwargs: Any) -> None:
-        """diffusers' own method, for what is no network file."""
-        super().load_lora_weights(*args, **kwargs)  # type: ignore[misc]
 
 
 @dataclass(frozen=True)
@@ -231,6 +198,7 @@ def draw_with_networks(
     call = mixed_call(library, arguments, loras)
     if not any(call.mixes):
         with own_call(pipe, changes=stock_changes_models(pipe, call.arguments)):
+            release_networks(pipe)
             return draw(pipe, **call.arguments), []
     _warn_of_embeddings(call)
     with own_call(pipe, changes=True), networks_on(pipe, backend) as networks:

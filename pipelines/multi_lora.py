@@ -8,7 +8,8 @@ from diffusers import StableDiffusionPipeline
 from torch import Generator, Tensor
 from webui_diffusers.pipelines.bundle.saving import SavedWithCode
 from webui_diffusers.pipelines.call_state import CallState
-from webui_diffusers.pipelines.loras import LoraMethods, draw_with_networks
+from webui_diffusers.pipelines.lora_methods import LoraMethods
+from webui_diffusers.pipelines.loras import draw_with_networks
 
 
 class MultiLoraPipeline(CallState, LoraMethods, SavedWithCode, StableDiffusionPipeline):

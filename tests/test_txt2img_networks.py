@@ -1,6 +1,7 @@
 """Networks, embeddings, faces and infotexts called for by name, through the whole pipeline."""
 
 import copy
+import gc
 import pickle
 from pathlib import Path
 
@@ -203,3 +204,74 @@ def test_the_scale_of_attention_arguments_reaches_the_text_encoders_adapters(pip
 def test_a_pipeline_is_copied_after_a_network_was_used(pipe, copy_of):
     wanted = pipe("a circle<lora:ink:0.8>", **CALL).images
     assert np.array_equal(copy_of(pipe)("a circle<lora:ink:0.8>", **CALL).images, wanted)
+
+
+# --- networks that stay on between calls
+
+
+def writes(pipe):
+    """How often the weights were written."""
+    return sum(p._version for model in (pipe.unet, pipe.text_encoder) for p in model.parameters())
+
+
+def test_kept_networks_are_written_once_and_draw_what_they_drew(pipe):
+    before, prompt = weights(pipe), "a circle<lora:ink:0.8>"
+    wanted, plain, moss = (pipe(text, **CALL).images for text in (prompt, "a circle", "a circle<lora:moss>"))
+    pipe.keep_networks = True
+    first = pipe(prompt, **CALL).images
+    count = writes(pipe)
+    again = pipe(prompt, **CALL).images
+    assert writes(pipe) == count
+    assert not same(before, pipe)
+    assert np.array_equal(first, wanted) and np.array_equal(again, wanted)
+    assert np.array_equal(pipe("a circle<lora:moss>", **CALL).images, moss)
+    assert np.array_equal(pipe("a circle", **CALL).images, plain)
+    pipe(prompt, **CALL)
+    pipe.unload_networks()
+    assert same(before, pipe)
+
+
+def test_no_other_call_draws_with_networks_that_one_pipeline_keeps(pipe, tmp_path):
+    other = WebUITxt2ImgPipeline.from_pipe(pipe)
+    other.set_progress_bar_config(disable=True)
+    plain, before = other("a circle", **CALL).images, weights(pipe)
+    own = {"num_inference_steps": 2, "output_type": "np"}
+    stock = pipe("a circle", generator=torch.Generator().manual_seed(1), **own).images
+    adapted = pipe("a circle<lora:ink:0.8>", lora_backend="peft", **CALL).images
+    pipe.keep_networks = True
+
+    def keep():
+        pipe("a circle<lora:ink:0.8>", **CALL)
+        assert not same(before, pipe)
+
+    keep()
+    assert np.array_equal(other("a circle", **CALL).images, plain)
+    keep()
+    assert np.array_equal(pipe("a circle", generator=torch.Generator().manual_seed(1), **own).images, stock)
+    keep()
+    assert np.array_equal(pipe("a circle<lora:ink:0.8>", lora_backend="peft", **CALL).images, adapted)
+    keep()
+    with pytest.raises(NetworkError, match="unload_networks"):
+        copy.deepcopy(pipe)
+    pipe.save_pretrained(tmp_path / "saved")
+    assert same(before, WebUITxt2ImgPipeline.from_pretrained(tmp_path / "saved", dtype=torch.float32))
+    assert same(before, pipe)
+
+
+def test_an_error_takes_kept_networks_out(pipe):
+    before = weights(pipe)
+    pipe.keep_networks = True
+
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pipe("a <lora:ink:0.8>", callback_on_step_end=fail, **CALL)
+    assert same(before, pipe)
+    keeper = WebUITxt2ImgPipeline.from_pipe(pipe)
+    keeper.keep_networks = True
+    keeper("a circle", loras=[(pipe.networks.network("ink"), 0.8)], **CALL)
+    assert not same(before, pipe)
+    del keeper
+    gc.collect()
+    assert same(before, pipe)

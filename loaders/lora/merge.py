@@ -132,6 +132,12 @@ class NetworkMerger:
         if held:
             give_back_memory()
 
+    def __reduce__(self) -> tuple:
+        raise NetworkError(
+            "Networks are merged into this pipeline's weights, so a copy of it would take changed weights for its "
+            "own. Take them out first: `pipe.unload_networks()`."
+        )
+
     def __del__(self) -> None:
         if getattr(self, "_touched", None):
             try:

@@ -40,8 +40,7 @@ class PipeLayers:
     """
 
     def __init__(self, pipe: object):
-        models = {name: _unwrapped(pipe, name) for name in _NETWORK_COMPONENTS}
-        self.components = {name: model for name, model in models.items() if model is not None}
+        self.components = pipe_models(pipe)
         self.modules: dict[tuple[str, str], nn.Module] = {}
         for component, model in self.components.items():
             for path, module in _changeable_modules(model):
@@ -170,6 +169,12 @@ class PipeLayers:
         if path == "up_blocks.0.upsamplers.0.conv" and self._deep_first_up:
             return "the webui looks for SDXL's first up-sampler in the wrong place"
         return ""
+
+
+def pipe_models(pipe: object) -> dict[str, nn.Module]:
+    """The models of a pipeline that networks can change, by component; of a compiled one, the plain model inside."""
+    models = {name: _unwrapped(pipe, name) for name in _NETWORK_COMPONENTS}
+    return {name: model for name, model in models.items() if model is not None}
 
 
 def pipe_base(components: dict[str, nn.Module]) -> str | None:

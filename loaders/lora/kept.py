@@ -1,0 +1,35 @@
+"""Networks that stay merged from one call of a pipeline to the next: whose they are, and how others get rid of them.
+
+The pipeline that keeps them owns the merger. Every other call on the same models, of that pipeline or another one,
+finds it here and puts the originals back first, so that no image is drawn with networks that it did not ask for.
+"""
+
+from weakref import WeakKeyDictionary, ref
+
+from torch import nn
+
+from .merge import NetworkMerger
+from .targets import pipe_models
+
+
+_KEPT: WeakKeyDictionary[nn.Module, ref[NetworkMerger]] = WeakKeyDictionary()
+
+
+def kept_mergers(pipe: object) -> list[NetworkMerger]:
+    """The mergers whose networks are on the models of a pipeline between calls."""
+    found = [_KEPT[model]() for model in pipe_models(pipe).values() if model in _KEPT]
+    return list({id(merger): merger for merger in found if merger is not None and merger.active}.values())
+
+
+def keep_networks_on(pipe: object, merger: NetworkMerger) -> None:
+    """Leave a merger's networks on the models of its pipeline. They go when the merger does, at the latest."""
+    for model in pipe_models(pipe).values():
+        _KEPT[model] = ref(merger)
+
+
+def release_networks(pipe: object) -> None:
+    """Put back the originals of every model of a pipeline on which networks were kept."""
+    for merger in kept_mergers(pipe):
+        merger.restore()
+    for model in pipe_models(pipe).values():
+        _KEPT.pop(model, None)
