@@ -28,8 +28,11 @@ def pixels(pipe: DiffusionPipeline) -> str:
         call |= {"prompt": "a (red:1.3) circle", "seed": 3, "sampler": "Euler a"}
     else:
         call |= {"generator": torch.Generator().manual_seed(3)}
+    picture = Image.radial_gradient("L").resize((64, 64)).convert("RGB")
     if "Img2Img" in kind:
-        call |= {"image": Image.radial_gradient("L").resize((64, 64)).convert("RGB"), "strength": 0.9}
+        call |= {"image": picture, "strength": 0.9}
+    if kind == "DetailerPipeline":
+        call |= {"image": picture, "detailers": [{"detections": [{"bboxes": [[8, 8, 50, 40]]}]}], "seed": 3}
     torch.manual_seed(0)  # as in the webui, what encodes a picture draws from the global generator
     image = np.ascontiguousarray(pipe(**call).images[0])
     return hashlib.sha256(image.tobytes()).hexdigest()[:16]
