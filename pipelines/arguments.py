@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..loaders.faces.load import load_face_detector, load_face_restorer
 from ..loaders.utils import unknown_choice
+from .argument_values import check_clip_skip
 from .checks import (
     call_size,
     check_step_arguments,
@@ -135,6 +136,7 @@ def _one_pass(
 ) -> Request:
     """What all calls have: the first pass and what holds for both. size: (width, height) in pixels."""
     options = webui_settings(given["webui_options"])
+    check_clip_skip(given["clip_skip"], pipe.text_encoder)
     table = None
     if knows_betas(pipe.scheduler) or given["sampler"] is not None or given.get("hires_sampler") is not None:
         table = NoiseTable(scheduler_alphas_cumprod(pipe.scheduler, options))

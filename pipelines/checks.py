@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..loaders.utils import unknown_choice
+from .argument_values import WEBUI_API_NAMES, check_values
 from .images.hires import LATENT_CELL
 from .prompt.encode import as_negatives
 from .request import NoiseRequest, StepArguments
@@ -95,11 +96,17 @@ def call_size(pipe: Any, width: int | None, height: int | None, sampler: str | N
     return width, height
 
 
-def check_leftovers(kwargs: Mapping[str, Any], known: Iterable[str]) -> None:
-    """Refuse keyword arguments that the call does not have, with the near ones."""
+def check_leftovers(kwargs: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Refuse keyword arguments that the call does not have, with the near ones; and values of another kind.
+
+    given: the call's own arguments by name.
+    """
     for name in kwargs:
+        if name in WEBUI_API_NAMES and name not in given:
+            raise ValueError(f"argument {name!r} is of the webui's API; here it is {WEBUI_API_NAMES[name]}.")
         if name not in DEPRECATED_ARGUMENTS:
-            raise ValueError(unknown_choice("argument", name, known))
+            raise ValueError(unknown_choice("argument", name, given))
+    check_values(given)
 
 
 def check_callback_inputs(names: Iterable[str], known: Iterable[str]) -> None:

@@ -227,3 +227,41 @@ def test_a_vae_of_nan_says_so(pipe):
             pipe("a (red:1.1) circle", hires_scale=1.5, hires_upscaler="Lanczos", **CALL)
     finally:
         weight.data.copy_(before)
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        ({"steps": 3}, "here it is `num_inference_steps`"),
+        ({"styles": ["film"]}, "`apply_styles` merges them"),
+        ({"denoising_strength": 0.5}, "here it is `hires_strength`"),
+        ({"enable_hr": True}, "`hires_scale` or `hires_size`"),
+        ({"n_iter": 2}, "`num_images_per_prompt`"),
+        ({"override_settings": {}}, "here it is `webui_options`"),
+        ({"output_type": "jpg"}, "`output_type` must be one of pil, np, pt, latent; got 'jpg'"),
+        ({"num_inference_steps": 2.5}, "`num_inference_steps` must be a whole number; got 2.5"),
+        ({"num_images_per_prompt": "2"}, "`num_images_per_prompt` must be a whole number"),
+        ({"clip_skip": 50}, "of which one must be read"),
+        ({"clip_skip": -1}, "`clip_skip` must be 0 or more"),
+        ({"width": 63.5}, "`width` must be a whole number; got 63.5"),
+        ({"width": "64"}, "`width` must be a whole number; got '64'"),
+        ({"seed": "x"}, "`seed` must be a whole number, or a list"),
+        ({"seed": [1.5]}, "`seed` must be"),
+        ({"guidance_scale": "7"}, "`guidance_scale` must be a finite number; got '7'"),
+        ({"guidance_scale": float("nan")}, "`guidance_scale` must be a finite number"),
+        ({"hires_size": (1, 2, 3)}, "`hires_size` must be (width, height)"),
+    ],
+    ids=str,
+)
+def test_a_wrong_argument_is_told_before_any_work(tiny_pipe_for_values, given: dict, said: str):
+    """Whether by a name of the webui's API or with a value of another kind."""
+    with pytest.raises(ValueError) as error:
+        tiny_pipe_for_values("a", **{"num_inference_steps": 1, "sampler": "Euler", **given})
+    assert said in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def tiny_pipe_for_values(tiny_sd: Path) -> WebUITxt2ImgPipeline:
+    pipe = WebUITxt2ImgPipeline.from_pretrained(tiny_sd, safety_checker=None)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
