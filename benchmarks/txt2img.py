@@ -17,8 +17,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -159,42 +160,54 @@ def encoding_rows(arguments: argparse.Namespace) -> list[str]:
         rivals["lpw"] = lpw_encoder(arguments.lpw, pipe)
     if not rivals:
         return ["prompt encoding: nothing to compare with (pip install compel, or --lpw PATH)"]
+    words = distinct_words(pipe.tokenizer)
     rows = []
     for chunks in (1, 3, 8):
-        text = (WORDS * 40).split(", ")[: chunks * 5]
-        prompt = ", ".join(text)
+        prompt, negative = (prompt_of(words, count) for count in (chunks, max(chunks // 2, 1)))
 
-        def ours(prompt: str = prompt) -> None:
-            PromptEncoder.from_pipe(pipe)(prompt, prompt[: len(prompt) // 2])
+        def ours(prompt: str = prompt, negative: str = negative) -> dict[str, torch.Tensor]:
+            return PromptEncoder.from_pipe(pipe)(prompt, negative)
 
+        if ours()["prompt_embeds"].shape[1] != 77 * chunks:
+            raise AssertionError(f"the prompt of {chunks} chunks takes another number of them")
         for name, encode in rivals.items():
-            row = ratio_row(
-                f"encoding ~{chunks} chunk(s) / {name}", ours, lambda p=prompt, e=encode: e(p), arguments.repeats
-            )
-            rows.append(row)
+            theirs = partial(encode, prompt, negative)
+            rows.append(ratio_row(f"encoding {chunks} chunk(s) / {name}", ours, theirs, arguments.repeats))
     return rows
 
 
-def compel_encoder(pipe: StableDiffusionPipeline) -> Callable[[str], Any]:
+def distinct_words(tokenizer: CLIPTokenizer) -> Iterator[str]:
+    """Words of one token each, none twice, so that no row of tokens is another one."""
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
+    whole = (token.removesuffix("</w>") for token, _ in vocabulary if token.endswith("</w>"))
+    return (word for word in whole if len(word) > 3 and word.isascii() and word.isalpha())
+
+
+def prompt_of(words: Iterator[str], chunks: int) -> str:
+    """A prompt that fills `chunks` chunks of 75 tokens all but a few tokens."""
+    return " ".join(islice(words, 75 * chunks - 5))
+
+
+def compel_encoder(pipe: StableDiffusionPipeline) -> Callable[[str, str], Any]:
     compel = importlib.import_module("compel")
     encoder = compel.Compel(tokenizer=pipe.tokenizer, text_encoder=pipe.text_encoder, truncate_long_prompts=False)
 
-    def encode(prompt: str) -> Any:
-        pair = [encoder(prompt), encoder(prompt[: len(prompt) // 2])]
+    def encode(prompt: str, negative: str) -> Any:
+        pair = [encoder(prompt), encoder(negative)]
         return encoder.pad_conditioning_tensors_to_same_length(pair)
 
     return encode
 
 
-def lpw_encoder(path: Path, pipe: StableDiffusionPipeline) -> Callable[[str], Any]:
+def lpw_encoder(path: Path, pipe: StableDiffusionPipeline) -> Callable[[str, str], Any]:
     """diffusers' community pipeline, with the attribute that transformers 5 took from its text encoder put back."""
     spec = importlib.util.spec_from_file_location("lpw", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not hasattr(pipe.text_encoder, "text_model"):
         object.__setattr__(pipe.text_encoder, "text_model", pipe.text_encoder)
-    return lambda prompt: module.get_weighted_text_embeddings(
-        pipe, prompt, prompt[: len(prompt) // 2], max_embeddings_multiples=12
+    return lambda prompt, negative: module.get_weighted_text_embeddings(
+        pipe, prompt, negative, max_embeddings_multiples=12
     )
 
 

@@ -244,7 +244,9 @@ def _with_hires(
         width=target.width,
         height=target.height,
         asked_size=(target.enlarged_height, target.enlarged_width),
-        guidance=replace(first.guidance, guidance_scale=scale, two_sided=sampler is not None or scale > 1),
+        guidance=replace(
+            first.guidance, guidance_scale=scale, do_classifier_free_guidance=sampler is not None or scale > 1
+        ),
         first_pass_evaluations=first.prompt_steps,
         strength=checked_strength("hires_strength", given["hires_strength"]),
         step_arguments=StepArguments(),
@@ -287,7 +289,7 @@ def _guidance(pipe: Any, given: Mapping[str, Any], options: Mapping[str, Any], c
     return Guidance(
         guidance_scale=scale,
         guidance_rescale=given["guidance_rescale"],
-        two_sided=given["sampler"] is not None or scale > 1,
+        do_classifier_free_guidance=given["sampler"] is not None or scale > 1,
         s_min_uncond=options["s_min_uncond"],
         s_min_uncond_all=options["s_min_uncond_all"],
         skip_early_cond=options["skip_early_cond"],

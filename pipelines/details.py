@@ -181,11 +181,11 @@ class DetailRun:
         rows = outer.image_embeds
         if rows is not None:
             rows = tuple([part[k : k + 1] for part in side] for side in rows)  # type: ignore[assignment]
-        two_sided = one.sampler is not None or one.guidance_scale > 1
+        do_classifier_free_guidance = one.sampler is not None or one.guidance_scale > 1
         return replace(
             outer,
             guidance_scale=one.guidance_scale,
-            two_sided=two_sided,
+            do_classifier_free_guidance=do_classifier_free_guidance,
             image_embeds=rows,
             extra_channels=None,
             refiner_switch_at=None,

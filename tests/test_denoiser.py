@@ -78,7 +78,7 @@ def test_scale_1_still_runs_the_negative_side_and_no_side_at_all_is_the_positive
     unet = MeanUNet()
     assert call(denoiser(unet=unet, guidance=Guidance(guidance_scale=1.0))) == pytest.approx([ROOT - 1.0])
     assert len(unet.seen[0]["x"]) == 2
-    alone = denoiser(unet=unet, guidance=Guidance(two_sided=False))
+    alone = denoiser(unet=unet, guidance=Guidance(do_classifier_free_guidance=False))
     assert call(alone) == pytest.approx([ROOT - 1.0]) and len(unet.seen[1]["x"]) == 1
 
 

@@ -38,7 +38,7 @@ class Guidance:
 
     guidance_scale: float = 7.0
     guidance_rescale: float = 0.0
-    two_sided: bool = True  # False: no negative side at all (the webui always has one, diffusers from scale 1 up)
+    do_classifier_free_guidance: bool = True  # False: no uncond at all (the webui always has one, diffusers above 1)
     s_min_uncond: float = 0.0
     s_min_uncond_all: bool = False
     skip_early_cond: float = 0.0
@@ -95,7 +95,7 @@ class GuidedDenoiser:
         self._divisor = guidance_divisor
         self._asked_scale = guidance.guidance_scale
         self._scale = guidance.guidance_scale / guidance_divisor
-        self._runs_uncond = guidance.two_sided
+        self._runs_uncond = guidance.do_classifier_free_guidance
         self._lcm = models[0].table.lcm if lcm else None
         self._use_model()
 
@@ -174,7 +174,7 @@ class GuidedDenoiser:
         """Another guidance scale from the next call on. As in diffusers, one of 1 or less then leaves uncond out."""
         if guidance_scale != self._asked_scale:
             self._asked_scale, self._scale = guidance_scale, guidance_scale / self._divisor
-            self._runs_uncond = self.guidance.two_sided and guidance_scale > 1
+            self._runs_uncond = self.guidance.do_classifier_free_guidance and guidance_scale > 1
 
     def _use_model(self) -> None:
         """Forget what was worked out for the model before."""
@@ -245,26 +245,27 @@ class GuidedDenoiser:
         timestep = x_in.new_full((), t, dtype=self._dtype)  # the webui rounds it to the model's dtype too
         if skipped not in batch.runs:
             batch.runs[skipped] = self._unet_rows(batch, skipped, timestep)
-        outputs = []
+        channels, outputs = self.guidance.extra_channels, []
+        x = x_in.to(self._dtype)
+        if channels is not None:
+            x = torch.cat([x, nearest_cells(channels.to(x), x.shape[-2:])], dim=1)
         for rows in batch.runs[skipped]:
-            outputs.append(self._run(x_in, timestep, rows))
+            if self.control is None:  # no call of ours between: the frames to the UNet are few
+                out = self.model.unet(rows.take(x), timestep, **rows.given, return_dict=False)[0].float()
+            else:
+                out = self._controlled(rows.take(x), x_in.shape[1], timestep, rows)
+            outputs.append(out)
         self.calls += 1
         self._t = t
         if self.control is not None:
             self.control.end_evaluation()
         return outputs
 
-    def _run(self, x_in: Tensor, t: Tensor, rows: UNetRows) -> Tensor:
-        """One UNet run of these rows, in the UNet's dtype; -> float32."""
-        channels, model = self.guidance.extra_channels, self.model
-        latent = x_in
-        if channels is not None:
-            x_in = torch.cat([x_in, nearest_cells(channels.to(x_in), x_in.shape[-2:])], dim=1)
-        x = rows.take(x_in.to(self._dtype))
-        if self.control is None:
-            return model.unet(x, t, **rows.given, return_dict=False)[0].float()
+    def _controlled(self, x: Tensor, latent_channels: int, t: Tensor, rows: UNetRows) -> Tensor:
+        """One UNet run under ControlNets, which see the latent's channels of x alone; -> float32."""
+        model = self.model
         seen = {
-            "x": x if channels is None else rows.take(latent.to(self._dtype)),
+            "x": x[:, :latent_channels],
             "t": t,
             "embeds": rows.given["encoder_hidden_states"],
             "added": rows.given["added_cond_kwargs"] or {},

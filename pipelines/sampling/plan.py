@@ -156,7 +156,6 @@ def img2img_steps(strength: float, steps: int, exact: bool = False) -> tuple[int
     return steps, int(fraction * steps)
 
 
-@torch.no_grad()
 def sample_from_noise(
     plan: SamplingPlan,
     denoiser: Any,
@@ -170,13 +169,11 @@ def sample_from_noise(
     x = first if latents is None else latents.to(first)
     if plan.sampler.kind != "timesteps":
         x = x * ((1.0 + plan.levels[0] ** 2) ** 0.5 if plan.sgm_noise else plan.levels[0])
-    if isinstance(denoiser, GuidedDenoiser) and plan.sampler.kind == "sigmas":
-        denoiser.prepare(plan.run)
-    step_noise = _step_noise(plan, noise)
-    return plan.sampler.function(denoiser, x, *plan.places, noise=step_noise, on_step=on_step, **plan.arguments)
+    step_noise = _prepared(plan, denoiser, noise)
+    with torch.no_grad():
+        return plan.sampler.function(denoiser, x, *plan.places, noise=step_noise, on_step=on_step, **plan.arguments)
 
 
-@torch.no_grad()
 def sample_from_latents(
     plan: SamplingPlan,
     denoiser: Any,
@@ -202,14 +199,18 @@ def sample_from_latents(
         extra = plan.extra_noise
     if plan.extra_noise > 0:
         x = x + eps * extra
+    step_noise = _prepared(plan, denoiser, noise)
+    with torch.no_grad():
+        return plan.sampler.function(denoiser, x, *plan.places, noise=step_noise, on_step=on_step, **plan.arguments)
+
+
+def _prepared(plan: SamplingPlan, denoiser: Any, noise: SeededNoise | GeneratorNoise) -> NoiseFn:
+    """The step noise: Brownian increments over the whole schedule, also if only its tail is run; else one draw a step.
+
+    The denoiser works the schedule's numbers out.
+    """
     if isinstance(denoiser, GuidedDenoiser) and plan.sampler.kind == "sigmas":
         denoiser.prepare(plan.run)
-    step_noise = _step_noise(plan, noise)
-    return plan.sampler.function(denoiser, x, *plan.places, noise=step_noise, on_step=on_step, **plan.arguments)
-
-
-def _step_noise(plan: SamplingPlan, noise: SeededNoise | GeneratorNoise) -> NoiseFn:
-    """Brownian increments over the whole schedule, also if only its tail is run; else one draw a step."""
     if plan.sampler.brownian:
         return BrownianNoise(noise, plan.levels[plan.levels > 0].min(), plan.levels.max())
     return lambda sigma, sigma_next: noise.next()
