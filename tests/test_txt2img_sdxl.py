@@ -408,7 +408,8 @@ def test_offloaded_components_draw_the_same(tiny_sdxl, ours, kind):
 
 
 def test_a_callback_is_shown_what_sdxl_is_told(ours):
-    shapes = {"latents": (2, 4, 8, 8), "prompt_embeds": (2, 77, 64), "add_text_embeds": (2, 32)}
+    # both halves of the batch, the unconditional one first, as in diffusers
+    shapes = {"latents": (2, 4, 8, 8), "prompt_embeds": (4, 77, 64), "add_text_embeds": (4, 32)}
 
     def look(pipe, i, t, tensors):
         seen.append({name: tuple(tensor.shape) for name, tensor in tensors.items()})
