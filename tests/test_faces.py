@@ -298,9 +298,9 @@ def test_outside_its_window_a_mask_is_zero(angle, scale, x, y):
     inverse, size = np.array([[c, -s, x], [s, c, y]]), (120, 100)
     window = face_window(inverse, 256, size, 1)
     x0, y0, x1, y1 = window
-    whole = square_mask(inverse, 256, size, 1, (0, 0, *size), exact=False).mask
+    whole = square_mask(inverse, 256, size, 1, (0, 0, *size)).mask
     if x1 > x0 and y1 > y0:
-        part = square_mask(inverse, 256, size, 1, window, exact=False).mask
+        part = square_mask(inverse, 256, size, 1, window).mask
         assert part == pytest.approx(whole[y0:y1, x0:x1], abs=1e-12)
         whole[y0:y1, x0:x1] = 0
     assert whole.max() == 0

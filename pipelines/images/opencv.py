@@ -44,34 +44,34 @@ def warp_affine(
     """
     x0, y0, x1, y1 = window or (0, 0, *size)
     ix, iy, fx, fy = _warp_positions(invert_affine(matrix), np.arange(x0, x1), np.arange(y0, y1))
-    weights = ((32 - fx) * (32 - fy), fx * (32 - fy), (32 - fx) * fy, fx * fy)
-    taps = ((0, 0), (1, 0), (0, 1), (1, 1))
     flat = image.ndim == 2
     source = image[..., None] if flat else image
+    offset = 0
     if border == "constant":
         source, offset = _pad_border(source, value), 1
-    else:
-        offset = 0
     dtype = np.dtype(np.int32) if image.dtype == np.uint8 else image.dtype
+    columns = [_border_index(ix + d, image.shape[1], border) + offset for d in (0, 1)]
+    rows = [(_border_index(iy + d, image.shape[0], border) + offset) * source.shape[1] for d in (0, 1)]
+    pixels = source.reshape(-1, source.shape[2])
     total = np.zeros((*ix.shape, source.shape[2]), dtype)
-    for (dx, dy), weight in zip(taps, weights):
-        px = _border_index(ix + dx, image.shape[1], border) + offset
-        py = _border_index(iy + dy, image.shape[0], border) + offset
-        scaled = weight.astype(dtype) if dtype == np.int32 else weight.astype(dtype) / 1024
-        total += source[py, px].astype(dtype, copy=False) * scaled[..., None]
+    for py, wy in zip(rows, (32 - fy, fy)):
+        for px, wx in zip(columns, (32 - fx, fx)):
+            weight = (wx * wy).astype(dtype)
+            tap = pixels.take(py + px, axis=0).astype(dtype, copy=False)
+            total += np.multiply(tap, (weight if dtype == np.int32 else weight / 1024)[..., None], out=tap)
     result = ((total + 512) >> 10).astype(np.uint8) if dtype == np.int32 else total
     return result[..., 0] if flat else result
 
 
 def _warp_positions(inverse: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, ...]:
     """Whole source pixels ix, iy and fractions fx, fy in 1/32 px for destination columns x and rows y."""
-    whole, fraction = [], []
+    whole, fraction, limit = [], [], 1 << 29  # so that the sum of two fits 32 bits; no picture is as large
     for j0, j1, j2 in inverse:
-        along = np.rint(1024 * j0 * x).astype(np.int64)[None, :]
-        down = (np.rint(1024 * (j1 * y + j2)).astype(np.int64) + 16)[:, None]
+        along = np.clip(np.rint(1024 * j0 * x), -limit, limit).astype(np.int32)[None, :]
+        down = np.clip(np.rint(1024 * (j1 * y + j2)) + 16, -limit, limit).astype(np.int32)[:, None]
         position = (along + down) >> 5
         whole.append(position >> 5)
-        fraction.append((position & 31).astype(np.int32))
+        fraction.append(position & 31)
     return *whole, *fraction
 
 

@@ -36,17 +36,17 @@ def face_window(inverse: np.ndarray, face: int, size: tuple[int, int], scale: fl
     return x0, y0, max(x1, x0), max(y1, y0)
 
 
-def square_mask(
-    inverse: np.ndarray, face: int, size: tuple[int, int], scale: float, window: Window, *, exact: bool = True
-) -> SquareMask:
+def square_mask(inverse: np.ndarray, face: int, size: tuple[int, int], scale: float, window: Window) -> SquareMask:
     """The whole crop, eroded and blurred by a twentieth of its side. inverse: crop -> picture.
 
     Outside the picture counts as more face: one cut by the border keeps its full weight there. Tiny faces (under 400
-    pixels) get a 3x3 erosion and no blur, as in OpenCV, whose empty kernel means that. exact: float32 with OpenCV's
-    rounding; else float64, faster.
+    pixels) get a 3x3 erosion and no blur, as in OpenCV, whose empty kernel means that.
     """
-    ones = np.ones((face, face), np.float32 if exact else np.float64)
-    warped = warp_affine(ones, inverse, size, window=window)
+    return soft_square(warp_affine(np.ones((face, face), np.float32), inverse, size, window=window), scale)
+
+
+def soft_square(warped: np.ndarray, scale: float) -> SquareMask:
+    """`square_mask` from a warped crop of ones: in float32 with OpenCV's rounding, in float64 faster."""
     first = int(2 * scale)
     whole = erode_box(warped, first)
     area = float(whole.sum(dtype=np.float64))

@@ -4,7 +4,7 @@ import numpy as np
 from scipy.ndimage import correlate1d
 
 from ..opencv import Window, gaussian_blur, invert_affine, warp_affine
-from .masks import face_window, parse_mask, square_mask
+from .masks import face_window, parse_mask, soft_square, square_mask
 
 
 class FaceCanvas:
@@ -116,17 +116,17 @@ def paste_change(
     """
     n = face.shape[0]
     window = face_window(inverse, n, canvas.size, canvas.scale)
-    square = square_mask(inverse, n, canvas.size, canvas.scale, window, exact=False)
+    change, part = face - crop, canvas.part(window)
+    layers = [smooth_for_warp(change, inverse), smooth_for_warp(crop, inverse), _kept_detail(change), np.ones((n, n))]
+    # One warp for all: most of its time goes into finding the pixels.
+    warped = warp_affine(np.dstack(layers).astype(np.float32), inverse, canvas.size, window=window)
+    back, plain, kept = warped[..., :3], warped[..., 3:6], warped[..., 6:7]
+    square = soft_square(warped[..., 7].astype(np.float64), canvas.scale)
     soft = square.mask
     if classes is not None:
         soft = np.minimum(soft, warp_affine(parse_mask(classes, n), inverse, canvas.size, window=window))
-    change = smooth_for_warp(face - crop, inverse)
-    back = warp_affine(change, inverse, canvas.size, window=window)
-    kept = warp_affine(_kept_detail(face - crop), inverse, canvas.size, window=window)
-    detail = canvas.part(window) - warp_affine(smooth_for_warp(crop, inverse), inverse, canvas.size, window=window)
-    whole = square.whole[..., None] >= 1
-    part = canvas.part(window)
-    part += soft[..., None] * np.where(whole, back - (1 - kept)[..., None] * detail, 0)
+    weight = np.where(square.whole >= 1, soft, 0).astype(part.dtype)[..., None]
+    part += weight * (back - (1 - kept) * (part - plain))
     return soft.astype(np.float32), window, square.area
 
 
