@@ -75,7 +75,7 @@ def _attach(pipe: Any, file: WantedFile, path: Path, checkpoint: Path) -> None:
         pipe.attached.upscalers[file.name] = load_upscaler(path).to(pipe.device)
     elif file.kind == "face_restorer":
         pipe.attached.face_models[file.name] = load_face_restorer(path)
-    elif file.kind == "controlnet" and hasattr(pipe, "add_controlnet"):
+    elif file.kind == "controlnet":
         pipe.add_controlnet(path, file.name)
     elif file.argument == "`refiner`":
         own = describe_checkpoint(checkpoint).base

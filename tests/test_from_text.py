@@ -17,6 +17,7 @@ from webui_diffusers.loaders import WebUIFolder, load_upscaler, load_vae, read_r
 from webui_diffusers.loaders.checkpoint.describe import CheckpointError
 from webui_diffusers.pipelines import WebUITxt2ImgPipeline
 from webui_diffusers.pipelines.from_text import load_from_library
+from webui_diffusers.pipelines.images.vae import encode_pictures
 from webui_diffusers.pipelines.infotext import call_arguments, parse_infotext
 
 
@@ -220,3 +221,24 @@ def test_taesd_is_read_from_its_two_files(tmp_path: Path) -> None:
     (tmp_path / "taesd_encoder.pth").unlink()
     with pytest.raises(CheckpointError, match="its encoder is not beside it. Put `taesd_encoder.pth` there"):
         load_vae(tmp_path / "taesd_decoder.pth")
+
+
+def test_a_pipeline_draws_with_taesd(tmp_path: Path, tiny_sd: Path) -> None:
+    torch.manual_seed(0)
+    AutoencoderTiny().save_pretrained(tmp_path / "taesd")
+    pipe = WebUITxt2ImgPipeline.from_pretrained(tiny_sd, torch_dtype=torch.float32)
+    pipe.load_vae(tmp_path / "taesd")
+    assert isinstance(pipe.vae, AutoencoderTiny)
+    call = {"num_inference_steps": 1, "seed": 1, "sampler": "Euler", "width": 64, "height": 64}
+    latents = pipe("a red circle", **call, output_type="latent").images
+    with torch.no_grad():
+        wanted = pipe.vae.decode(latents).sample / 2 + 0.5
+    drawn = torch.from_numpy(pipe("a red circle", **call, output_type="np").images).permute(0, 3, 1, 2)
+    torch.testing.assert_close(drawn, wanted.clamp(0, 1), atol=2e-5, rtol=0)
+    pixels = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    state = torch.get_rng_state()
+    with torch.no_grad():
+        torch.testing.assert_close(encode_pictures(pipe.vae, pixels), pipe.vae.encode(pixels).latents)
+    assert torch.equal(torch.get_rng_state(), state)
+    hires = {"hires_scale": 2, "hires_upscaler": "Lanczos", "hires_strength": 0.5}
+    assert pipe("a red circle", **call, **hires, output_type="np").images.shape == (1, 128, 128, 3)

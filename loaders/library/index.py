@@ -59,10 +59,8 @@ class FileIndex:
         if found is None:
             if fact == "legacy":
                 found = legacy_model_hash(path)
-            elif fact == "tensors" and weight_file_kind(path) == "safetensors":
-                found = tensor_data_sha256(path, on_bytes=on_bytes)
             else:
-                found = file_sha256(path, on_bytes=on_bytes)
+                found = _tensors_sha256(path, on_bytes) if fact == "tensors" else file_sha256(path, on_bytes=on_bytes)
             self.keep(path, stat, {fact: found})
         return found
 
@@ -99,6 +97,16 @@ class FileIndex:
         if not isinstance(files, dict):
             return {}
         return {path: facts for path, facts in files.items() if isinstance(facts, dict)}
+
+
+def _tensors_sha256(path: str, on_bytes: Callable[[int, int], None] | None) -> str:
+    """Of the tensor data; of the whole file where it is no .safetensors, or a broken one."""
+    try:
+        if weight_file_kind(path) == "safetensors":
+            return tensor_data_sha256(path, on_bytes=on_bytes)
+    except WeightFileError:
+        pass
+    return file_sha256(path, on_bytes=on_bytes)
 
 
 def safetensors_metadata(path: str | Path) -> dict[str, str]:

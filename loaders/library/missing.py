@@ -111,8 +111,10 @@ def _wanted_by_call(call: Mapping[str, Any]) -> Iterator[WantedFile]:
     yield from _tagged(_texts_of(call, ("prompt", "hires_prompt")), {})
     loras = call.get("loras") or []
     for entry in loras:
-        name = entry if isinstance(loras, Mapping) else next(iter(entry), "")
-        if isinstance(name, str):
+        name = (
+            entry if isinstance(loras, Mapping) else next(iter(entry), "") if isinstance(entry, tuple | list) else ""
+        )
+        if isinstance(name, str) and name:
             yield WantedFile("lora", name, None, "`add_lora`, `lora_folder`", "`loras`")
     yield from _by_argument("upscaler", call.get("hires_upscaler"), "`hires_upscaler`", "`hires_upscaler`")
     yield from _by_argument("face_restorer", call.get("restore_faces"), "`restore_faces`", "`restore_faces`")
@@ -163,7 +165,10 @@ def _texts_of(fields: Mapping[str, Any], labels: Iterable[str]) -> list[str]:
     texts: list[str] = []
     for label in labels:
         value = fields.get(label)
-        texts += [value] if isinstance(value, str) else [text for text in value or () if isinstance(text, str)]
+        if isinstance(value, str):
+            texts.append(value)
+        elif isinstance(value, list | tuple):
+            texts += [text for text in value if isinstance(text, str)]
     return texts
 
 

@@ -66,15 +66,20 @@ def encode_pictures(vae: nn.Module, pixels: Tensor, generator: Generator | None 
     factor * (mean + std * n), with n one draw of (1, c, h, w) per picture in order, by `generator` where it lives, or
     by torch's global one on the CPU. In the webui it is the global one, which in a hires pass stands at the seed of
     the last picture of the batch (noise sources "cpu" and "gpu"), and in img2img wherever it happens to stand.
+    TAESD (AutoencoderTiny) gives latents as they are, and nothing is drawn.
     """
 
     def encode(x: Tensor) -> Tensor:
-        return vae.encode(x).latent_dist.parameters
+        found = vae.encode(x)
+        return found.latent_dist.parameters if hasattr(found, "latent_dist") else found.latents
 
     latents = []
     shift, deviation = _latents_scale(vae, pixels.device)
     inputs = [picture[None] for picture in pixels]
     for parameters in finite_or_float32(vae, encode, inputs, "encoded image"):
+        if parameters.shape[1] == vae.config.latent_channels:
+            latents.append(vae.config.scaling_factor * parameters)
+            continue
         mean, logvar = parameters.chunk(2, dim=1)
         std = torch.exp(0.5 * logvar.clamp(-30.0, 20.0))
         home = "cpu" if generator is None else generator.device
