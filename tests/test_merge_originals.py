@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from webui_diffusers.loaders import NetworkError
 from webui_diffusers.loaders.lora import merge
@@ -103,6 +103,14 @@ def test_a_single_file_by_original_names_serves_as_well(tiny_sd, networks, tmp_p
     assert merger.bytes_held == 0
     merger.restore()
     assert_same(moved, before)
+
+
+def test_a_model_that_was_read_by_itself_from_a_path_needs_no_copies(tiny_sd, networks):
+    parts = SimpleNamespace(unet=UNet2DConditionModel.from_pretrained(Path(tiny_sd) / "unet"))
+    merger = NetworkMerger(parts)
+    merger.switch([(networks[0], 1, 1)], "reference")
+    assert merger.bytes_held == 0
+    merger.restore()
 
 
 def test_what_no_file_has_is_kept_in_as_few_bits_as_say_it(tiny_sd, networks):

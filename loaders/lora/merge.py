@@ -118,6 +118,8 @@ class NetworkMerger:
             self._back_to(before, changed, layers)
             raise
         self.reports = reports
+        if changed:
+            give_back_memory()
         return reports
 
     def restore(self) -> None:

@@ -189,7 +189,7 @@ def _component_files(model: nn.Module) -> list[Path]:
     """The weight files of the folder that a component was read from."""
     config = getattr(model, "config", None)
     name = config.get("_name_or_path") if isinstance(config, Mapping) else getattr(config, "_name_or_path", None)
-    folder = Path(name) if isinstance(name, str) and name else None
+    folder = Path(name) if isinstance(name, str | Path) and str(name) else None
     return sorted(folder.glob("*.safetensors")) if folder is not None and folder.is_dir() else []
 
 
@@ -197,7 +197,7 @@ def _single_files(pipe: object) -> list[Path]:
     """The checkpoint that a pipeline was read from by `from_single_file`."""
     config = getattr(pipe, "config", None)
     name = config.get("_name_or_path") if isinstance(config, Mapping) else None
-    return [Path(name)] if isinstance(name, str) and name and Path(name).is_file() else []
+    return [Path(name)] if isinstance(name, str | Path) and str(name) and Path(name).is_file() else []
 
 
 _FLOAT_DTYPES = {
