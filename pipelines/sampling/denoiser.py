@@ -132,7 +132,7 @@ class GuidedDenoiser:
         value = float(t)
         return self._guided(self._outputs(x, value, value), x, value, self._eps)
 
-    def output(self, x: Tensor, t: Tensor) -> Tensor:
+    def output(self, x: Tensor, t: float) -> Tensor:
         """The guided output of the UNet as it is, for diffusers' schedulers. x: as their `scale_model_input` gives."""
         value = float(t)
         return self._guided(self._outputs(x, value, value), x, value, lambda out, x, level: out)[0]

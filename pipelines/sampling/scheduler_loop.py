@@ -55,8 +55,9 @@ def sample_with_scheduler(
     """Run `timesteps` from `latents` (b, c, h, w), which are already at the first one's noise level."""
     accepted = inspect.signature(scheduler.step).parameters
     extra = {name: value for name, value in (("eta", eta), ("generator", generator)) if name in accepted}
+    values = timesteps.tolist()  # once, so that no step waits for them
     for i, t in enumerate(timesteps):
-        output = denoiser.output(scheduler.scale_model_input(latents, t), t)
+        output = denoiser.output(scheduler.scale_model_input(latents, t), values[i])
         latents = scheduler.step(output, t, latents, **extra, return_dict=False)[0]
         if on_step is not None:
             latents = on_step(i, latents)
