@@ -138,8 +138,8 @@ def read_embedding_folder(
                     f"`{path.name}`: the name `{name}` is taken by `{loaded[name].path}`. Rename one."
                 )
             loaded[name] = found
-        except (WeightFileError, OSError) as error:
-            skipped.append(SkippedEmbedding(name, path, str(error)))
+        except Exception as error:  # arbitrary bytes: whatever a file does to its reader, it does not stop the others
+            skipped.append(SkippedEmbedding(name, path, str(error) or type(error).__name__))
     return loaded, skipped
 
 
