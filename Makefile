@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 OUT    ?= demo/out
 GOLDENS ?= tests/golden
 
-.PHONY: demo test slow lint format bench goldens clean
+.PHONY: demo test slow gpu lint format bench goldens clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python demo/draw.py --out $(OUT)
@@ -16,6 +16,10 @@ test: $(VENV)/.tested
 
 slow: $(VENV)/.tested
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --slow
+
+# What needs a CUDA device: Philox against the card, no step that waits for it, half precision. Says what it skips.
+gpu: $(VENV)/.tested
+	$(BIN)/python -m pytest -q -rs -m gpu tests
 
 lint: $(VENV)/.tested
 	$(BIN)/ruff check .

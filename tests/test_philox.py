@@ -38,12 +38,14 @@ def test_a_call_moves_the_stream_on_by_one_whatever_its_size():
 @pytest.mark.gpu
 @pytest.mark.parametrize("seed", [0, 42, 2**32 + 7])
 def test_torch_on_a_card_draws_the_same(seed):
+    """The same stream; the card rounds logarithm and cosine its own way (an H200: 84 % of the numbers differ, by up to
+    5e-6 here and 2.3e-5 in draws of (4, 256, 256), at numbers near 0)."""
     import torch
 
     generator, stream = torch.Generator("cuda").manual_seed(seed), PhiloxStream(seed)
     for _ in range(3):
         drawn = torch.randn((4, 64, 64), generator=generator, device="cuda").cpu()
-        assert torch.allclose(drawn, torch.from_numpy(stream.randn((4, 64, 64))), rtol=1e-5, atol=1e-6)
+        assert torch.allclose(drawn, torch.from_numpy(stream.randn((4, 64, 64))), rtol=0, atol=1e-5)
 
 
 @given(seed=st.integers(0, 2**64 - 1), count=st.integers(1, 40))
