@@ -37,7 +37,8 @@ from webui_diffusers.pipelines.controlled import control_edits
 from webui_diffusers.pipelines.details import DetailRun
 from webui_diffusers.pipelines.drawn import request_drawn
 from webui_diffusers.pipelines.drop_in import asks_for_diffusers_own, draw_as_diffusers
-from webui_diffusers.pipelines.images.init_image import finish_over_init, opaque_images, pictures_as
+from webui_diffusers.pipelines.images.coerce import pictures_as
+from webui_diffusers.pipelines.images.init_image import finish_over_init, opaque_images
 from webui_diffusers.pipelines.images.seamless import seamless_tiling
 from webui_diffusers.pipelines.img2img_scripts import run_script
 from webui_diffusers.pipelines.infotext.from_call import drawn_infotexts

@@ -11,7 +11,7 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 from torch import Tensor
 
-from .images.init_image import pictures_as
+from .images.coerce import pictures_as
 from .images.vae import decode_latents, quantize_pixels
 from .infotext.files import PICTURE_FORMATS, save_picture, save_pictures
 

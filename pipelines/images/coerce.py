@@ -1,5 +1,6 @@
 """Pictures in whatever form they come, as 8-bit RGB, and back."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,7 +52,7 @@ def _from_pil(image: Image.Image) -> GivenPicture:
         raise ValueError(f"the picture is {image.width}x{image.height} and has no pixels.")
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
-        return _with_alpha(_eight_bit(np.array(image)), image)
+        return _with_alpha(eight_bit_levels(np.array(image)), image)
     if image.mode == "F":
         raise ValueError("a PIL picture of mode 'F' has no known range. Convert it to mode 'L' or 'RGB' first.")
     has_alpha = "A" in image.mode or "a" in image.mode or "transparency" in image.info
@@ -65,10 +66,10 @@ def _from_pil(image: Image.Image) -> GivenPicture:
 def _from_array(array: np.ndarray) -> GivenPicture:
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or 0 in array.shape:
         raise ValueError(f"a picture needs pixels and 1, 3 or 4 channels; got shape {array.shape} (h, w, c).")
-    return _with_alpha(_eight_bit(array), array)
+    return _with_alpha(eight_bit_levels(array), array)
 
 
-def _eight_bit(array: np.ndarray) -> np.ndarray:
+def eight_bit_levels(array: np.ndarray) -> np.ndarray:
     """uint8 from uint8, from 16 bits in any whole-number type, or from floats in [0, 1]."""
     if array.dtype == np.uint8:
         return array
@@ -82,7 +83,7 @@ def _eight_bit(array: np.ndarray) -> np.ndarray:
     if not (np.isfinite(low) and np.isfinite(high)) or low < -1e-3 or high > 1 + 1e-3:
         raise ValueError(
             f"float pictures lie in [0, 1]; this one runs from {low:g} to {high:g}. "
-            "Scale it first, or pass uint8 for 0..255."
+            "Scale it first to floats from 0 to 1, or pass uint8 for 0..255."
         )
     return np.rint(np.clip(array, 0, 1) * 255).astype(np.uint8)
 
@@ -120,3 +121,11 @@ def batch_of_pictures(pictures: list, output_type: str) -> list | np.ndarray | T
         return np.stack(pictures) if same else pictures
     tensors = [torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1).contiguous() for picture in pictures]
     return torch.stack(tensors) if same else tensors
+
+
+def pictures_as(pictures: Sequence[Image.Image], output_type: str) -> list | np.ndarray | Tensor:
+    """8-bit RGB pictures as "pil", as "np" (b, h, w, 3) or as "pt" (b, 3, h, w), both in [0, 1]; lists where their
+    sizes differ."""
+    if output_type == "pil":
+        return list(pictures)
+    return batch_of_pictures([finished_picture(np.asarray(p), None, output_type) for p in pictures], output_type)

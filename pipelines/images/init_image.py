@@ -13,6 +13,7 @@ from torch import Tensor
 from ...loaders.utils import unknown_choice
 from ..options import WEBUI_OPTIONS
 from ..script_settings import SoftInpainting
+from .coerce import eight_bit_levels
 from .color_match import match_colors
 from .fit import RESIZE_MODES, fill_masked, fit_picture, flatten_picture, resize_latents
 from .masks import MaskArea, composite_overlay, doubled_mask, masked_area, overlay_picture, prepare_mask
@@ -181,15 +182,10 @@ def _levels_of_array(array: np.ndarray, argument: str) -> np.ndarray:
             f"`{argument}` has the shape {array.shape} as (height, width, channels), which is no picture. 1, 3 or 4 "
             "channels are expected, last in arrays and first in tensors."
         )
-    if array.dtype == np.uint8:
-        return np.ascontiguousarray(array)
-    values = array.astype(np.float64)
-    if not np.isfinite(values).all() or values.min() < 0 or values.max() > 1:
-        raise ValueError(
-            f"`{argument}` holds numbers from {values.min():g} to {values.max():g} ({array.dtype}). Pass uint8, or "
-            "floats from 0 to 1."
-        )
-    return (values * 255).round().astype(np.uint8)
+    try:
+        return np.ascontiguousarray(eight_bit_levels(array))
+    except ValueError as error:
+        raise ValueError(f"`{argument}`: {error}") from None
 
 
 def batch_rows(pictures: int, prompts: int, images_per_prompt: int) -> list[int]:
@@ -332,11 +328,3 @@ def finish_over_init(
         return finished
 
     return finish
-
-
-def pictures_as(pictures: Sequence[Image.Image], output_type: str) -> list[Image.Image] | np.ndarray | Tensor:
-    """8-bit RGB pictures of one size as "pil", as "np" (b, h, w, 3) or as "pt" (b, 3, h, w), both in [0, 1]."""
-    if output_type == "pil":
-        return list(pictures)
-    values = np.stack([np.asarray(picture) for picture in pictures]).astype(np.float32) / np.float32(255.0)
-    return values if output_type == "np" else torch.from_numpy(values).permute(0, 3, 1, 2)
