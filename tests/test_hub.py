@@ -10,14 +10,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import torch
 from local_hub import LocalHub
 from safetensors.torch import load, load_file, save, save_file
-from webui_diffusers.pipelines.bundle.build import PACK_ROOT, PIPELINES, bundle_module_name
+from webui_diffusers.pipelines.bundle.build import PACK_ROOT, PIPELINES, bundle_module_name, pack_version
 
 from hub.model_files import ModelFilesError, model_files
 from hub_upload import UploadError, build_repository
@@ -234,8 +233,19 @@ def cluttered(tiny_sd: Path, tmp_path: Path) -> Path:
     return model
 
 
+@pytest.fixture
+def unpublished(session: Session) -> Iterator[None]:
+    """Without the repository of this name that other tests publish; it comes back afterwards."""
+    key = ("models", "tester/webui-txt2img")
+    kept = session.hub.repos.pop(key, None)
+    yield
+    session.hub.repos.pop(key, None)
+    if kept is not None:
+        session.hub.repos[key] = kept
+
+
 def test_one_command_with_weights_survives_a_failing_hub_and_sends_nothing_but_the_model(
-    session: Session, cluttered: Path
+    session: Session, cluttered: Path, unpublished: None
 ):
     hub = session.hub
     for method, part, fault in (
@@ -251,7 +261,7 @@ def test_one_command_with_weights_survives_a_failing_hub_and_sends_nothing_but_t
     done = session.run("-c", QUICK_UPLOAD, *command)
     repo = hub.repo("tester/webui-txt2img")
     assert all(times == 0 for *_, times in hub.faults), hub.faults
-    assert list(repo.tags) == [f"v{version('webui-diffusers')}"] and repo.private
+    assert list(repo.tags) == [f"v{pack_version()}"] and repo.private
     assert repo.tags == dict.fromkeys(repo.tags, repo.branches["main"]) and len(repo.commits) == 2
     model = {path.relative_to(cluttered).as_posix() for path in cluttered.rglob("*") if path.is_file()}
     sent = set(repo.files) & model
@@ -263,7 +273,6 @@ def test_one_command_with_weights_survives_a_failing_hub_and_sends_nothing_but_t
         b"my private notes" in data or b"hf_abc" in data or b"/home/me" in data for data in repo.files.values()
     )
     assert "trying again" in done.stderr and session.hub.token not in done.stdout + done.stderr
-    hub.repos.pop(("models", "tester/webui-txt2img"))
 
 
 def test_a_hub_that_goes_on_failing_is_left_without_a_commit_or_a_tag(session: Session):
