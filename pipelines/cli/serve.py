@@ -1,7 +1,6 @@
 """`serve`: the webui's HTTP API on this machine."""
 
 import ipaddress
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,7 +85,6 @@ def served(values: Mapping[str, Any]) -> tuple[Any, Path | None]:
         return library, library.styles
     from .models import load_txt2img
 
-    os.environ.setdefault("TQDM_DISABLE", "1")
     pipe = load_txt2img(read_setup(values), bars=False)
     if values["lora_folder"] is not None:
         pipe.lora_folder = values["lora_folder"]
