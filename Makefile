@@ -17,9 +17,11 @@ test: $(VENV)/.tested
 slow: $(VENV)/.tested
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --slow
 
-# What needs a CUDA device: Philox against the card, no step that waits for it, half precision. Says what it skips.
+# What needs a CUDA device: Philox against the card, no step that waits for it, half precision, offloading; then timings
+# beside diffusers. Says what it skips.
 gpu: $(VENV)/.tested
 	$(BIN)/python -m pytest -q -rs -m gpu tests
+	$(BIN)/python benchmarks/card.py
 
 lint: $(VENV)/.tested
 	$(BIN)/ruff check .

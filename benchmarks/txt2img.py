@@ -69,13 +69,16 @@ def main() -> None:
             print(line, flush=True)
 
 
-def random_pipeline(cls: type, base: str = "sd1") -> DiffusionPipeline:
-    """SD 1.5's or SDXL's shapes with small random weights, the same every time. SDXL is made less deep: 1, 1 and 2
-    transformer layers a block for its 0, 2 and 10, 4 layers in each text encoder, so that it fits any machine."""
+def random_pipeline(
+    cls: type, base: str = "sd1", device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> DiffusionPipeline:
+    """SD 1.5's or SDXL's shapes with small random weights, the same every time. On a CPU, SDXL is made less deep: 1, 1
+    and 2 transformer layers a block for its 0, 2 and 10, 4 layers in each text encoder; so it fits any machine."""
     folder = model_config_folder(base)
     torch.manual_seed(0)
     unet_config = dict(UNet2DConditionModel.load_config(folder, subfolder="unet"))
-    if base == "sdxl":
+    shallow = base == "sdxl" and device == "cpu"
+    if shallow:
         unet_config["transformer_layers_per_block"] = [1, 1, 2]
     encoders = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
     models: dict[str, torch.nn.Module] = {}
@@ -85,10 +88,10 @@ def random_pipeline(cls: type, base: str = "sd1") -> DiffusionPipeline:
         for name, encoder in encoders.items():
             if (Path(folder) / name).is_dir():
                 config = CLIPTextConfig.from_pretrained(folder, subfolder=name)
-                config.num_hidden_layers = 4 if base == "sdxl" else config.num_hidden_layers
+                config.num_hidden_layers = 4 if shallow else config.num_hidden_layers
                 models[name] = encoder(config)
     for model in models.values():
-        fill_at_random(model)
+        fill_at_random(model, device, dtype)
     names = [name for name in ("tokenizer", "tokenizer_2") if (Path(folder) / name).is_dir()]
     tokenizers = {name: CLIPTokenizer.from_pretrained(Path(folder) / name) for name in names}
     scheduler = EulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler", timestep_spacing="linspace")
@@ -100,8 +103,8 @@ def random_pipeline(cls: type, base: str = "sd1") -> DiffusionPipeline:
     return pipe
 
 
-def fill_at_random(model: torch.nn.Module) -> None:
-    model.to_empty(device="cpu").eval()
+def fill_at_random(model: torch.nn.Module, device: str = "cpu", dtype: torch.dtype = torch.float32) -> None:
+    model.to(dtype).to_empty(device=device).eval()
     for parameter in model.parameters():
         parameter.data.normal_(0, 0.02)
     for name, buffer in model.named_buffers():
@@ -132,11 +135,18 @@ def drawing_rows(arguments: argparse.Namespace, base: str) -> list[str]:
 def control_rows(arguments: argparse.Namespace, base: str) -> list[str]:
     """Wall time of a plain prompt under a ControlNet, ours / diffusers."""
     ours = random_pipeline(WebUITxt2ImgPipeline, base)
+    pair = control_pair(ours, base, arguments)
+    row = ratio_row(f"{base}: under a ControlNet, wall time", *pair, arguments.repeats)
+    return [f"{row}  ({arguments.steps} steps of {arguments.side}x{arguments.side}, {arguments.threads} thread(s))"]
+
+
+def control_pair(ours: DiffusionPipeline, base: str, arguments: argparse.Namespace) -> tuple[Draw, Draw]:
+    """A plain prompt under a ControlNet of random weights, drawn by ours and by diffusers."""
     with torch.device("meta"):
         network = ControlNetModel.from_config(
             ControlNetModel.from_unet(ours.unet, load_weights_from_unet=False).config
         )
-    fill_at_random(network)
+    fill_at_random(network, ours.device.type, ours.unet.dtype)
     ours.register_modules(controlnet=network)
     theirs = CONTROL_BASES[base].from_pipe(ours)
     theirs.set_progress_bar_config(disable=True)
@@ -145,9 +155,7 @@ def control_rows(arguments: argparse.Namespace, base: str) -> list[str]:
     def drawn(name: str, pipe: DiffusionPipeline, argument: str) -> Draw:
         return lambda: call_of(name, lambda **job: pipe(**job, **{argument: image}), arguments)()
 
-    pair = drawn("ours", ours, "control_image"), drawn("diffusers", theirs, "image")
-    row = ratio_row(f"{base}: under a ControlNet, wall time", *pair, arguments.repeats)
-    return [f"{row}  ({arguments.steps} steps of {arguments.side}x{arguments.side}, {arguments.threads} thread(s))"]
+    return drawn("ours", ours, "control_image"), drawn("diffusers", theirs, "image")
 
 
 def encoding_rows(arguments: argparse.Namespace) -> list[str]:
