@@ -77,6 +77,7 @@ def _resources(fields: Mapping[str, str]) -> str:
         entries = json.loads(next(iter(fields.values())))
     except (ValueError, RecursionError):
         return "Civitai's list of resources is cut off, so that it cannot be read"
+    entries = [entries] if isinstance(entries, Mapping) else entries
     if not isinstance(entries, list) or not entries:
         return ""
     told = []
@@ -131,7 +132,7 @@ EXTENSIONS = (
     Extension(r"script|[xyz] (type|values)|fixed [xyz] values", _grid),
     Extension(r"adetailer .*", _adetailer, off="adetailer enable"),
     Extension(r"\[?controlnet.*", _control),
-    Extension(r"civitai resources", _resources),
+    Extension(r"(civitai )?resources", _resources),
     Extension(r"hashes", _hash_table),
     Extension(
         r"ultimate sd upscale .*",
@@ -251,8 +252,9 @@ _HARMLESS = re.compile(
     r"(?i)(negative )?(template|prompt2|wildcard( negative)? prompt|raw( negative)? prompt|original prompt)|"
     r"(negative )?(dynamic prompts?|file includes|styles?(?! array)|prompt styles?)( .*)?|"
     r"time( taken)?|created( date| by)?|civitai metadata|created|date|batch.*|index|comment|generator|app|backend|"
+    r"ksampler|style selector .*|task ?id|aspect ?ratio|orientation|"
     r"operations|pipeline|parser|attention|metadata.*|workflow|draft|quantity|nsfw|base ?model|disablepoi|poi|"
-    r"priority|aspectratio|sourceimage|fluxmode|fluxultra.*|checkpoint|resources|extra( info)?|source|software|te|"
+    r"priority|sourceimage|fluxmode|fluxultra.*|checkpoint|extra( info)?|source|software|te|"
     r"downcast.*|eta noise.*|hires (module|vae).*|module \d+|text encoders?|model ?hash.*|.* hash|sdcpp|unet|refine|"
     r"guidance|rng ?device|device|gpu|cuda.*|torch.*|python|performance|sharpness|adm guidance|adaptive cfg|"
     r"overwrite.*|refiner swap.*|metadata scheme|(lora|vae) weights|lora networks|scheduler|schedule|sampler ?name|"

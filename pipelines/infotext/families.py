@@ -6,6 +6,7 @@ the class of the pipeline, or the base               Pipeline: FluxPipeline; bas
 a field that only they have                          Distilled CFG Scale: 3.5 beside CFG scale: 1
 """
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -56,7 +57,7 @@ def other_family(fields: Mapping[str, Any]) -> str | None:
         return by_class
     if by_base := _base_family(fields):
         return by_base
-    model = str(fields.get("Model") or fields.get("Checkpoint") or fields.get("Unet") or "")
+    model = str(fields.get("Model") or fields.get("Checkpoint") or fields.get("Unet") or _resource_model(fields))
     if not _SD_NAMES.search(re.sub(r"(?i)schnell|turbo|hyper|lightning", "", model)) and (
         found := _first_match(_MODEL_NAMES, [model])
     ):
@@ -105,6 +106,18 @@ def _base_family(fields: Mapping[str, Any]) -> str | None:
         if name and not _NAMES_OF_BASE.match(name):
             return _first_match(_MODEL_NAMES, [name]) or (name if name == base and name.lower() != "other" else None)
     return None
+
+
+def _resource_model(fields: Mapping[str, Any]) -> str:
+    """The checkpoint among Civitai's resources, by its name there; "" for none."""
+    try:
+        entries = json.loads(str(fields.get("Civitai resources") or "[]"))
+    except (ValueError, RecursionError):
+        return ""
+    for entry in entries if isinstance(entries, list) else ():
+        if isinstance(entry, Mapping) and str(entry.get("type")).lower() == "checkpoint":
+            return f"{entry.get('modelName') or ''} {entry.get('modelVersionName') or ''}".strip()
+    return ""
 
 
 def _first_match(names: Mapping[str, str], values: Iterable[str]) -> str | None:

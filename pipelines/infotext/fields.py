@@ -174,7 +174,7 @@ FIELDS = (
         "Used embeddings",
         part="needed",
         note="it needs these textual inversions: {}",
-        others=("embeddings",),
+        others=("embeddings", "ti"),
     ),
     TextField(
         "Refiner",
@@ -245,26 +245,47 @@ IMG2IMG_FIELDS = {field.label: field for field in FIELDS if field.part == "img2i
 NEEDED_FIELDS = {field.label: field for field in FIELDS if field.part == "needed"}
 QUIET_FIELDS = tuple(field.label for field in FIELDS if field.part == "quiet")
 # What reading writes where a text has nothing.
-_FILLED_IN = {"Schedule type": "Automatic", "RNG": "GPU"}
+_FILLED_IN = {
+    "Schedule type": "Automatic",
+    "RNG": "GPU",
+    "Clip skip": "1",
+    "Hires sampler": "Use same sampler",
+    "Hires schedule type": "Use same scheduler",
+    "Hires prompt": "",
+    "Hires negative prompt": "",
+    "Hires checkpoint": "Use same checkpoint",
+}
 # Fields that make one argument together, as other programs and people call them.
 _OTHER_LABELS = {
-    "Sampler": ("sampling method", "sampler name", "sampler_name"),
+    "Sampler": ("sampling method", "sampler name", "sampler_name", "ksampler"),
     "Schedule type": ("sampler sigma", "scheduler", "schedule", "sampler schedule"),
+    "Hires sampler": (),
+    "Hires schedule type": ("hires scheduler",),
 }
+
+
+# Of Forge's modules, which are text encoders or VAEs.
+_TEXT_ENCODER = re.compile(r"(?i)clip|t5|qwen|gemma|llama|text.?encoder")
 
 
 def fields_by_own_labels(fields: dict[str, Any]) -> dict[str, Any]:
     """The same fields under the webui's labels, where another program's (or a person's) stand alone."""
-    lower = {label.lower(): label for label in fields}
+    spellings: dict[str, list[str]] = {}
+    for label in fields:
+        spellings.setdefault(label.lower(), []).append(label)
     others = {
         label: field.others for table in (CALL_FIELDS, HIRES_FIELDS, NEEDED_FIELDS) for label, field in table.items()
     }
     for label, names in (others | _OTHER_LABELS).items():
         known = label in fields and str(fields[label]) != _FILLED_IN.get(label)
-        found = (lower[name] for name in (label.lower(), *names) if lower.get(name, label) != label)
+        spelt = (other for name in (label.lower(), *names) for other in spellings.get(name, ()))
+        found = (other for other in spelt if other != label and other in fields)
         name = next((name for name in found if label != "Schedule type" or not _is_class(fields[name])), None)
-        if not known and name is not None and name in fields:
+        if not known and name is not None:
             fields[label] = fields.pop(name)
+    modules = [str(value) for label, value in fields.items() if re.fullmatch(r"Module \d+", label)]
+    if "VAE" not in fields and (vae := next((name for name in modules if not _TEXT_ENCODER.search(name)), None)):
+        fields["VAE"] = vae
     size = re.fullmatch(r"\D{0,2}(\d+)\s*[x×*,]\s*(\d+)\D{0,2}", str(fields.get("Size", "")))
     if size and "Size-1" not in fields:
         fields |= {"Size-1": size[1], "Size-2": size[2]}

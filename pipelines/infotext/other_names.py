@@ -46,7 +46,7 @@ def named_sampler(sampler: str | None, schedule: str | None) -> NamedSampler:
     (('DPM++ 2M SDE', 'Karras'), (None, 'Simple'))
     """
     chosen = _schedule_label(schedule)
-    if not sampler or sampler.lower() in ("default", "automatic"):
+    if not sampler:
         return NamedSampler(USUAL_TEXT_SAMPLER, chosen)
     if is_infotext_sampler(sampler):
         name, combined = infotext_sampler(sampler, None)
@@ -66,6 +66,7 @@ def named_sampler(sampler: str | None, schedule: str | None) -> NamedSampler:
 
 def _readings(sampler: str) -> list[tuple[str, str | None]]:
     """A name whole, and without a schedule's at its end."""
+    sampler = sampler.rpartition(" - ")[2]  # "Default - DPM++ 2M", as Krita AI Diffusion names its presets
     found: list[tuple[str, str | None]] = [(sampler, None)]
     for match in re.finditer(r"[\s_]+", sampler):
         ending = sampler[match.end() :]

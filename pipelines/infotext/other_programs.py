@@ -85,6 +85,14 @@ def read_json_text(text: str) -> ToolText | None:
     return _tool_text(tool, settings, notes, {"parameters": text})
 
 
+def read_command_text(text: str) -> ToolText | None:
+    """A text that is a command line of InvokeAI's beginnings; None for any other text."""
+    if not re.fullmatch(r'\s*"(?:\\.|[^"\\])*"(?:\s+--?\w+(?:\s+[\w.-]+)?){3,}\s*', text) or " -s" not in text:
+        return None
+    settings, notes = _read_dream(text.strip())
+    return _tool_text("InvokeAI", settings, notes, {"parameters": text})
+
+
 def _tool_text(tool: str, settings: dict[str, Any], notes: tuple[str, ...], raw: Mapping[str, str]) -> ToolText:
     program = next((program for program in PROGRAMS if program.name == tool), None)
     if program is not None and settings:
@@ -214,9 +222,14 @@ def _read_fooocus(data: Mapping[str, Any]) -> Found:
         settings["extra"]["Refiner"] = file_stem(data["refiner_model"])
         settings["extra"]["Refiner switch at"] = data.get("refiner_switch")
     combined = [
-        str(value).rpartition(" : ")[::2] for key, value in data.items() if str(key).startswith("lora_combined")
+        str(value).rpartition(" : ")[::2]
+        for key, value in data.items()
+        if re.match(r"lora_combined|LoRA \d", str(key))
     ]
-    return with_lora_tags(settings, data.get("loras") or [list(pair) for pair in combined]), ()
+    loras = data.get("loras") or [list(pair) for pair in combined]
+    if isinstance(loras, str):  # of RuinedFooocus: a line each
+        loras = [list(line.strip().rpartition(" - ")[::2]) for line in loras.split("\n") if " - " in line]
+    return with_lora_tags(settings, loras), ()
 
 
 _FOOOCUS_STEPS = {"quality": 60, "speed": 30, "extreme speed": 8, "lightning": 4, "hyper-sd": 4}

@@ -15,9 +15,9 @@ import json
 import re
 from collections.abc import Mapping
 
-from .brackets import quote_bracketed
+from .brackets import quote_values
 from .fields import FIELDS
-from .other_programs import ToolText, read_json_text
+from .other_programs import ToolText, read_command_text, read_json_text
 from .programs import program_of
 from .read import line_fields
 from .wrapping import unwrap_text
@@ -68,6 +68,10 @@ _FIELD_WITHOUT_COMMA = re.compile(
     r"Denoising strength|VAE|Version)\s*:)",
     re.I,
 )
+_TYPED_FIELD = re.compile(  # a label with a value that no prompt would have
+    r"(?i)\b(cfg scale|cfg|guidance scale|seed|clip skip|denoising strength|width|height)\s*:\s*[\d.]+\s*(,|$)|"
+    r"\bsize\s*:\s*\d+\s*x\s*\d+|\bhash\s*:\s*[0-9a-f]{8}|\bsampler\s*:\s*(euler|dpm|ddim|lms|heun|uni|lcm|plms)"
+)
 _STEPS_INSIDE_LABEL = re.compile(r"(?i)\b(hires|adetailer|separate|sampling|all|pass|refiner|by|inference)[ \t]+$")
 _BARE_RESTORER = re.compile(r"((?:^|, ))(GFPGAN|CodeFormer)(?=,|$)")  # as the first versions wrote it
 _NEGATIVE = re.compile(
@@ -81,6 +85,10 @@ _TAIL_HEADINGS = re.compile(r"(?i)\W*(extras|postprocessing|other metadata|resou
 _FINISHING = re.compile(r"(?i)\W*(extras|postprocessing)\W*")  # what follows was done to the finished picture
 _PROMPT_LABEL = re.compile(r"(?i)((positive )?prompt|parameters|正向提示词|提示词|プロンプト)\s*[:：]\s*")
 _TEMPLATES = re.compile(r"(?i)\s*(negative )?(template|wildcard prompt|dynamic prompt)\s*:")
+_BEHIND_TEMPLATES = re.compile(  # labels that no line of a template begins with
+    r"(?i)civitai|steps|used|hires|\[?adetailer|controlnet|(lora|ti|vae|model) hash|hashes|version|module \d|"
+    r"clip skip|ensd|rng"
+)
 _REMARKS = re.compile(
     r"(?i)\s*(time taken|torch active|sys vram|a: [\d.]+ (gb|mb)|saved:|download|vram|took |active/reserved|"
     r"prompt executed|gpu|execution|memory|generated (with|by|in)|[-=_*~]{3,}|\[?see more)"
@@ -97,7 +105,7 @@ def tidy_infotext(text: str) -> PictureText:
     'a kite\\nNegative prompt: blurry\\nSteps: 4, Sampler: Euler a, Seed: 7'
     """
     plain = unwrap_text(text)
-    if (found := read_json_text(plain)) is not None:
+    if (found := read_json_text(plain) or read_command_text(plain)) is not None:
         return PictureText.of(found)
     start = _fields_start(plain)
     if start is None:
@@ -114,7 +122,7 @@ def tidy_infotext(text: str) -> PictureText:
             line = ", ".join(part.strip() for part in line.split(sign))
     if line.count(",") + 1 < len(_CORE_LABELS.findall(line)):
         line = _FIELD_WITHOUT_COMMA.sub(", ", line)
-    line = quote_bracketed(_BARE_RESTORER.sub(r"\1Face restoration: \2", line))
+    line = quote_values(_BARE_RESTORER.sub(r"\1Face restoration: \2", line))
     if line and sum(1 for _ in line_fields(line)) < 3:
         first = line.partition(",")[0]
         line = ", ".join([first, first, line])  # the webui reads three fields or none; the last of a name counts
@@ -123,7 +131,10 @@ def tidy_infotext(text: str) -> PictureText:
 
 def _as_picture_text(given: str, tidied: str, notes: tuple[str, ...]) -> PictureText:
     """What was found, with the program's name; the text that was given where nothing but blanks differs."""
-    kept = given if [x.strip() for x in given.strip().split("\n")] == tidied.split("\n") else tidied
+    lines, tidy_lines = ([line.strip() for line in part.strip().split("\n")] for part in (given, tidied))
+    doubled = len(lines) > 4 and not any(lines[1::2])  # an empty line behind each
+    same = lines == tidy_lines if doubled else list(filter(None, lines)) == list(filter(None, tidy_lines))
+    kept = given if same else tidied
     program = program_of(dict(line_fields(tidied.rsplit("\n", 1)[-1])))
     tool = "" if not kept.strip() else program.name if program else "webui"
     return PictureText.of(ToolText(kept, tool, notes, {} if kept == given else {"parameters": given}))
@@ -138,6 +149,8 @@ def _plain_spaces(line: str) -> str:
     """The line of fields with blanks that are blanks, and without what is no sign at all."""
     line = re.sub(r"[\u200b\u200e\u200f\u2060\ufeff]", "", line)
     line = re.sub(r"[\u00a0\u3000\u202f\t]", " ", line).strip()
+    if re.match(r"(?i)steps +:", line):  # a blank before every colon
+        line = re.sub(r"(?<=[\w)]) +:(?= |$)", ":", line)
     return re.sub(r"(?<=[\w\"])\.$", "", line).rstrip(" ,;\n")
 
 
@@ -163,6 +176,8 @@ def _fields_start(text: str) -> int | None:
         at_line = not begin or text[begin - 1] == "\n"
         if len({label.lower() for label in _CORE_LABELS.findall(block)}) >= (1 if at_line else 2):
             return begin
+        if at_line and re.fullmatch(r"Steps: ?\d+[.,;]?\s*", text[start:]):
+            return begin
     for match in re.finditer(r"^.*$", text, re.M):
         if _LABEL_AT_START.match(match[0]) and not _NEGATIVE.match(match[0].lstrip()):
             block = text[match.start() : match.start() + 2000]
@@ -180,10 +195,13 @@ def _run_above(text: str, start: int) -> int:
         if not (_LABEL_AT_START.match(text, line_start) and len(_CORE_LABELS.findall(text[line_start:start]))):
             return start
         start = line_start
+    is_whole = len(set(_CORE_LABELS.findall(text[start:].partition("\n")[0]))) >= 3  # as the webui writes it
     while start > 0:
         previous = text.rfind("\n", 0, start - 1) + 1
         line = text[previous:start]
         if not _LABEL_AT_START.match(line) or _NEGATIVE.match(line.lstrip()) or _PROMPT_LABEL.match(line.lstrip()):
+            break
+        if is_whole and not _TYPED_FIELD.search(line):
             break
         start = previous
     return start
@@ -192,7 +210,9 @@ def _run_above(text: str, start: int) -> int:
 def _parted(text: str, start: int) -> tuple[str, str, list[str], tuple[str, ...]]:
     """What is before the fields, their first line, and the lines behind it up to the next text."""
     head, rest = text[:start], text[start:]
-    others = [m for m in re.finditer(r"^[ \t]*Steps: ?(\d+),", rest, re.M) if m.start() > 0]
+    sets = [m for m in re.finditer(r"^[ \t]*Steps: ?(\d+),", rest, re.M) if m.start() > 0]
+    above = rest[: sets[0].start()] if sets else ""  # without Steps and a gap they are fields of the same set
+    others = sets if re.search(r"\bSteps: ?\d|\n\s*\n|Negative prompt:", above) else sets[1:]
     notes: tuple[str, ...] = ()
     first, *tail = rest.split("\n")
     if others:
@@ -281,7 +301,7 @@ def _read_tail(first: str, tail: list[str]) -> tuple[str, list[str], tuple[str, 
             behind[side] = text[prompt.end() :]
         elif _TEMPLATES.match(text):
             template, side = True, -1
-        elif label and not (template and not label["label"].lower().startswith(("civitai", "steps", "used"))):
+        elif label and not (template and not _BEHIND_TEMPLATES.match(label["label"])):
             template, side = False, -1
             pieces.append(f"{'' if value.comma else ','} {_with_quotes(text, label)}")
             value.add(text)
@@ -341,7 +361,10 @@ class _OpenValue:
 def _with_quotes(text: str, label: re.Match[str]) -> str:
     """A line of one field whose value has commas, quoted; others as they are."""
     value = text[label.end() :].strip()
-    single = label["label"].lower() in ("used embeddings", "embeddings", "styles", "wildcard prompt")
-    if single and not value.startswith(('"', "[", "{")) and "," in value:
+    single = not re.search(r",\s*\w[\w \-/]*:", value) or label["label"].lower() in _LISTS
+    if single and not value.startswith(('"', "[", "{")) and "," in value.rstrip(", "):
         return f"{label['label']}: {json.dumps(value, ensure_ascii=False)}"
     return text
+
+
+_LISTS = ("used embeddings", "embeddings", "styles", "wildcard prompt")

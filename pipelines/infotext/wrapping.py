@@ -1,15 +1,19 @@
-"""What stands around a text where people paste it from: code fences, marks of forums, HTML, JSON, cells of a page."""
+"""What stands around a text where people paste it from: Markdown, HTML, JSON, cells of a page, exiftool's line."""
 
 import html
 import json
 import re
 
 
+_SETTINGS_HEADING = (
+    r"(?:other |image |generation )?(?:metadata|parameters|params|settings|data|info)|generation details|details"
+)
+_BULLET = re.compile(r"(?mi)^\s*[-*•–]\s+(?=\**[\w ]{3,30}\**\s*:)")
 _LABEL_ALONE = re.compile(r"\s*(sampler|model|cfg scale|steps|seed|clip skip|size|guidance scale|scheduler)\s*", re.I)
 
 
 def unwrap_text(text: str) -> str:
-    """Without line ends of other systems, code fences, marks of forums, HTML and JSON around it."""
+    """Without line ends of other systems, Markdown, HTML and JSON around it."""
     text = text.replace("\r\n", "\n").replace("\r", "\n").lstrip("\ufeff")
     text = re.sub(r"(?mi)^[\u200b\u200e\u200f\u2060\ufeff]+(?=(negative prompt|steps)\s*:)", "", text)
     if re.fullmatch(r'\s*"(?:[^"\\]|\\.)*"\s*', text) and "\\n" in text:
@@ -23,14 +27,7 @@ def unwrap_text(text: str) -> str:
         and re.search(r"\\n(Negative prompt|Steps):", text)
     ):
         text = text.replace("\\n", "\n")
-    if fenced := re.search(r"^```[\w-]*\n(.*?)^```", f"{text}\n", re.S | re.M):
-        if "Steps" in fenced[1] or fenced.start() == 0 or "{" in fenced[1][:2]:
-            text = fenced[1]
-    lines = text.split("\n")
-    if any(re.match(r"\s*> ?(Negative prompt|Steps):", line) for line in lines):
-        text = "\n".join(re.sub(r"^\s*> ?", "", line) for line in lines)
-    if sum(1 for line in lines if re.match(r"--[\w ]{2,40}:", line)) >= 3:  # Civitai's data as options
-        text = "\n".join(line.removeprefix("--") for line in lines)
+    text = _without_markdown(text)
     if re.search(r"(?i)<(br|p|div)\s*/?>", text):
         text = re.sub(
             r"(?i)</?(p|div|span|pre|code|b|i|strong|em)(\s[^<>]*)?>",
@@ -39,8 +36,7 @@ def unwrap_text(text: str) -> str:
         )
     if re.search(r"&(lt|gt|amp|quot|nbsp|#\d+|#x[0-9a-f]+);", text):
         text = html.unescape(text)
-    if re.search(r"(?i)\*\*(steps|negative prompt|prompt|seed)", text):
-        text = re.sub(r"\*\*([\w /.-]+?)(:?)\*\*(:?)", r"\1\2\3", text)
+    text = _without_exiftool(text)
     text = _paired_lines(text)
     if "Steps:" not in text and re.search(r"Steps\s*：", text):
         at = re.search(r"Steps\s*：", text)
@@ -50,6 +46,43 @@ def unwrap_text(text: str) -> str:
                 "，", ", "
             )
     return text
+
+
+def _without_markdown(text: str) -> str:
+    """Without code fences, quotes, bullets, bold type, headings, tables and escapes."""
+    if re.search(r"(?mi)^#+ *(positive |negative )?prompts?\b", text):
+        text = re.sub(r"(?m)^```[\w-]*[ \t]*$\n?", "", text)
+        text = re.sub(r"(?mi)^#+ *(?:positive )?prompts? *:? *$", "Prompt", text)
+        text = re.sub(r"(?mi)^#+ *negative prompts? *:? *$", "Negative prompt", text)
+        text = re.sub(rf"(?mi)^#+ *(?:{_SETTINGS_HEADING}) *:? *$", "Parameters", text)
+    elif fenced := re.search(r"^```[\w-]*\n(.*?)^```", f"{text}\n", re.S | re.M):
+        if "Steps" in fenced[1] or fenced.start() == 0 or "{" in fenced[1][:2]:
+            text = fenced[1]
+    lines = text.split("\n")
+    if any(re.match(r"\s*(> ?)+(Negative prompt|Steps):", line) for line in lines):
+        text = "\n".join(re.sub(r"^\s*(> ?)+", "", line) for line in lines)
+    if sum(1 for _ in re.finditer(r"(?m)^--[\w ]{2,40}:", text)) >= 3:  # Civitai's data as options
+        text = re.sub(r"(?m)^--", "", text)
+    if re.search(r"(?mi)^\s*[-*•–]\s+\**(steps|prompt|negative prompt|other metadata)\**\s*:", text):
+        text = _BULLET.sub("", text)
+    if re.search(r"(?i)\*\*(steps|negative prompt|prompt|seed)", text):
+        text = re.sub(r"\*\*([\w /.-]+?)(:?)\*\*(:?)", r"\1\2\3", text)
+    text = re.sub(rf"(?mi)^((?:negative |positive )?prompt|{_SETTINGS_HEADING})\s*:\s*`([^`]+)`\s*$", r"\1: \2", text)
+    text = re.sub(rf"(?mi)^(?:{_SETTINGS_HEADING})\s*:\s*(?=steps\s*:)", "", text)
+    if re.search(r"(?mi)^\|\s*steps\s*\|", text):
+        text = re.sub(r"(?m)^\|[\s|:-]+\|[ \t]*\n", "", text)
+        text = re.sub(r"(?m)^\|\s*([^|]+?)\s*\|\s*(.*?)\s*\|[ \t]*$", r"\1: \2", text)
+        text = re.sub(r"(?i)\A(parameter|setting|field|name|key): \w+\n", "", text)
+    return text.replace("\\_", "_") if re.search(r"\bModel: [^,\n]*\\_", text) else text
+
+
+def _without_exiftool(text: str) -> str:
+    """exiftool prints a dot for the end of a line."""
+    label = re.match(r"(Parameters|User ?Comment|Comment) {2,}: ", text.lstrip())
+    if not label or "\n" in text.strip():
+        return text
+    text = re.sub(r"\.(?=Negative prompt:)", "\n", text.lstrip()[label.end() :], count=1)
+    return re.sub(r"\.(?=Steps: \d+,)", "\n", text, count=1)
 
 
 def _paired_lines(text: str) -> str:
