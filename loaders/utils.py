@@ -28,6 +28,10 @@ class NameFromText(str):
     it is never opened as a path nor asked for on the Hub. Equal to the plain name."""
 
 
+class NameFromRequest(NameFromText):
+    """A name in a request to the server. One that is not there is refused, where what a text names may be left out."""
+
+
 def require(module: str, *, extra: str, feature: str) -> ModuleType:
     """Import an optional package, or say how to get it.
 

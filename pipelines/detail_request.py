@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ..loaders.detectors.library import face_boxes
-from ..loaders.utils import LOGGER, NameFromText, unknown_choice
+from ..loaders.utils import LOGGER, NameFromRequest, NameFromText, unknown_choice
 from .detailer_settings import Detailer, DetailerPlan, read_detailers
 from .images.detail.boxes import BOX_ORDERS, Detection, read_detection
 from .images.detail.jobs import DetailTexts, filled_part, prompt_parts
@@ -115,7 +115,7 @@ def _or_told(one: Detailer, name: str, resolve: Callable[[], Any], otherwise: An
     try:
         return resolve()
     except ValueError as error:
-        if not isinstance(one["ad_model"], NameFromText):
+        if not isinstance(one["ad_model"], NameFromText) or isinstance(one["ad_model"], NameFromRequest):
             raise
         what = "it does not run" if name == "ad_model" else "it is drawn with the job's own"
         LOGGER.warning("The detailer's pass %d, out of a text: %s: %s", one.number, what, error)

@@ -13,6 +13,9 @@ from .library import folder_options, read_library
 from .models import model_options, read_setup
 
 
+LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
+
+
 @click.command("serve", cls=DrawCommand)
 @model_options
 @folder_options
@@ -21,7 +24,7 @@ from .models import model_options, read_setup
 @click.option("--api-auth", multiple=True, metavar="USER:PASSWORD", help="Who may call; may be repeated.")
 @click.option("--cors-allow-origins", multiple=True, metavar="ORIGIN", help="Pages that may call; may be repeated.")
 @click.option("--max-queue", default=32, show_default=True, type=click.IntRange(1), help="Requests that may wait.")
-@click.option("--out", type=click.Path(path_type=Path), help="Where `save_images` writes. Without it, it is refused.")
+@click.option("--out", type=click.Path(path_type=Path), help="Where `save_images` writes; without it, nowhere.")
 @click.option("--i-know", is_flag=True, help="Listen beyond this machine without --api-auth.")
 def serve_command(
     host: str,
@@ -54,6 +57,7 @@ def serve_command(
         max_queue=max_queue,
         styles=read_styles(styles) if styles is not None else None,
         output_folder=None if out is None else str(out),
+        hosts=() if api_auth or i_know else (*LOCAL_NAMES, host),
     )
     report(f"Serving on http://{host}:{port}, documented at http://{host}:{port}/docs. Ctrl-C ends it.")
     uvicorn.run(made, host=host, port=port, log_level="warning", timeout_graceful_shutdown=600)

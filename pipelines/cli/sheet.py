@@ -1,7 +1,8 @@
 """A sheet of pictures with the labels of three axes beside and above them."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,8 +20,11 @@ class SheetLook(NamedTuple):
     letters: int  # that fit over a cell
 
 
-def labelled_sheet(cells: Sequence[Path | None], axes: Sequence[Axis], margin: int = 4) -> Image.Image:
-    """One picture of all cells, in the order of `grid_jobs`; z makes blocks below one another. None: it failed."""
+Cell = Path | Image.Image | None  # None: it failed
+
+
+def labelled_sheet(cells: Sequence[Cell], axes: Sequence[Axis], margin: int = 4) -> Image.Image:
+    """One picture of all cells, in the order of `grid_jobs`; z makes blocks below one another."""
     x, y, z = axes
     look = _sheet_look(cells, margin)
     columns, rows = len(x.labels), len(y.labels)
@@ -46,11 +50,11 @@ def labelled_sheet(cells: Sequence[Path | None], axes: Sequence[Axis], margin: i
     return sheet
 
 
-def _sheet_look(cells: Sequence[Path | None], margin: int) -> SheetLook:
+def _sheet_look(cells: Sequence[Cell], margin: int) -> SheetLook:
     sizes = []
     for cell in cells:
         if cell is not None:
-            with Image.open(cell) as picture:
+            with _opened(cell) as picture:
                 sizes.append(picture.size)
     if not sizes:
         raise ValueError("no picture of the grid could be drawn, so there is no sheet.")
@@ -80,9 +84,19 @@ def _label(pen: ImageDraw.ImageDraw, look: SheetLook, text: str, at: tuple[int, 
         pen.multiline_text(at, "\n".join(_lines(look, text, cells)), "black", look.font, anchor="mm", align="center")
 
 
-def _paste_cell(sheet: Image.Image, cell: Path | None, look: SheetLook, at: tuple[int, int]) -> None:
+def _paste_cell(sheet: Image.Image, cell: Cell, look: SheetLook, at: tuple[int, int]) -> None:
     if cell is None:
         sheet.paste("lightgray", (*at, at[0] + look.cell[0], at[1] + look.cell[1]))
         return
-    with Image.open(cell) as picture:
+    with _opened(cell) as picture:
         sheet.paste(picture.convert("RGB"), at)
+
+
+@contextmanager
+def _opened(cell: Path | Image.Image) -> Iterator[Image.Image]:
+    """A picture, or that of a file, which is closed afterwards."""
+    if isinstance(cell, Image.Image):
+        yield cell
+        return
+    with Image.open(cell) as picture:
+        yield picture

@@ -6,42 +6,40 @@ opened.
 """
 
 import asyncio
-import secrets
-from base64 import b64decode
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Response
+from fastapi import APIRouter, FastAPI, HTTPException, Request
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
-from ...loaders.utils import LOGGER
+from ...loaders.utils import unknown_choice
 from ..infotext.styles import PromptStyle
-from .calls import (
-    BadRequestField,
-    img2img_generation,
-    settings_with,
-    txt2img_generation,
-    with_infotext,
-)
+from .calls import Generation, img2img_generation, txt2img_generation, with_infotext
+from .control_routes import control_routes
+from .documentation import add_documentation
+from .errors import JobFailed, tell_errors
+from .guards import BasicAuth, BodyLimit, ForeignPages
 from .lists import list_routes
-from .pictures import BadPicture
 from .requests import (
     ExtrasBatchRequest,
     ExtrasRequest,
+    GenerationRequest,
     Img2ImgRequest,
     PngInfoRequest,
     Txt2ImgRequest,
 )
-from .shelf import ModelShelf
+from .script_jobs import JobPlan
+from .script_table import plan_jobs
+from .settings import BadRequestField, settings_with
+from .shelf import OWN_VAE, ModelShelf
 from .studio import draw_generation, picture_facts, upscaled_pictures
 from .worker import Job, JobCancelled, Progress, QueueFull, Worker
 
 
 MAX_BODY = 256 * 2**20  # bytes
-RETRY_SECONDS = "5"
+_ANSWERS = (ValueError, FileNotFoundError, ImportError, JobCancelled, QueueFull)  # which have answers of their own
 
 
 def app(
@@ -52,13 +50,15 @@ def app(
     max_queue: int = 32,
     styles: Mapping[str, PromptStyle] | None = None,
     output_folder: str | None = None,
+    hosts: Sequence[str] = (),
 ) -> FastAPI:
     """The API as an ASGI application, for uvicorn or for another FastAPI app to mount.
 
     source: a WebUITxt2ImgPipeline, or a library of files (`WebUIFolder`), whose first checkpoint is loaded when the
     first picture is asked for. auth: "user:password" pairs; empty lets everybody in. cors_allow_origins: origins
     whose pages may call; none by default. max_queue: how many requests may wait. output_folder: where `save_images`
-    writes; without one it is refused.
+    writes; without one the answer says that nothing was saved. hosts: names of the server that requests may call it
+    by; empty: any.
     """
     worker, shelf = Worker(max_queue), ModelShelf(source, styles or {}, output_folder)
 
@@ -67,10 +67,13 @@ def app(
         yield
         await run_in_threadpool(worker.close, 600.0)
 
-    made = FastAPI(title="webui-diffusers", version=shelf.version, lifespan=lifespan, docs_url="/docs")
+    made = FastAPI(title="webui-diffusers", version=shelf.version, lifespan=lifespan, docs_url=None, redoc_url=None)
     made.state.worker, made.state.shelf = worker, shelf
     made.add_middleware(BodyLimit, limit=MAX_BODY)
-    if cors_allow_origins:
+    if auth:
+        made.add_middleware(BasicAuth, pairs=auth)
+    made.add_middleware(ForeignPages, origins=cors_allow_origins, hosts=hosts)
+    if cors_allow_origins:  # the outermost: a browser asks first without a password, and reads refusals too
         made.add_middleware(
             CORSMiddleware,
             allow_origins=list(cors_allow_origins),
@@ -78,11 +81,20 @@ def app(
             allow_headers=["*"],
             allow_credentials="*" not in cors_allow_origins,
         )
-    _tell_errors(made)
-    guard = [Depends(_basic_auth(auth))] if auth else []
-    made.include_router(_drawing_routes(worker, shelf), dependencies=guard)
-    made.include_router(_state_routes(worker, shelf), dependencies=guard)
-    made.include_router(list_routes(worker, shelf), dependencies=guard)
+    tell_errors(made)
+
+    async def run(request: Request, name: str, work: Callable[[Progress], Any]) -> Any:
+        return await _job(worker, request, Job(name, work))
+
+    for routes in (
+        _drawing_routes(worker, shelf),
+        _undone_routes(),
+        _state_routes(worker, shelf),
+        list_routes(worker, shelf, run),
+        control_routes(shelf, run),
+    ):
+        made.include_router(routes)
+    add_documentation(made)
     return made
 
 
@@ -92,26 +104,27 @@ def app(
 def _drawing_routes(worker: Worker, shelf: ModelShelf) -> APIRouter:
     routes = APIRouter(prefix="/sdapi/v1")
 
+    async def drawn(asked: GenerationRequest, request: Request) -> dict[str, Any]:
+        plan = await run_in_threadpool(_plan, asked, shelf)
+        task, name = asked.force_task_id or "", plan.generations[0].kind
+        work: Callable[[Progress], Any] = lambda progress: draw_generation(shelf, plan, asked, progress)  # noqa: E731
+        return await _job(worker, request, Job(name, work, task))
+
     @routes.post("/txt2img")
     async def txt2img(asked: Txt2ImgRequest, request: Request) -> dict[str, Any]:
         """Images from a prompt."""
-        full = with_infotext(asked, Txt2ImgRequest)
-        generation = txt2img_generation(full, shelf.settings, shelf.styles)
-        return await _done(worker, request, "txt2img", asked, lambda p: draw_generation(shelf, generation, asked, p))
+        return await drawn(asked, request)
 
     @routes.post("/img2img")
     async def img2img(asked: Img2ImgRequest, request: Request) -> dict[str, Any]:
         """Images from images; with a mask, inpainting."""
-        full = with_infotext(asked, Img2ImgRequest)
-        generation = img2img_generation(full, shelf.settings, shelf.styles)
-        return await _done(worker, request, "img2img", asked, lambda p: draw_generation(shelf, generation, asked, p))
+        return await drawn(asked, request)
 
     @routes.post("/extra-single-image")
     async def extra_single_image(asked: ExtrasRequest, request: Request) -> dict[str, Any]:
         """An image upscaled, its faces restored."""
-        done = await _done(
-            worker, request, "extras", asked, lambda p: upscaled_pictures(shelf, asked, [asked.image], ["image"], p)
-        )
+        job = Job("extras", lambda progress: upscaled_pictures(shelf, asked, [asked.image], ["image"], progress))
+        done = await _job(worker, request, job)
         return {"html_info": done["html_info"], "image": done["images"][0]}
 
     @routes.post("/extra-batch-images")
@@ -119,20 +132,50 @@ def _drawing_routes(worker: Worker, shelf: ModelShelf) -> APIRouter:
         """Several images upscaled, their faces restored."""
         images = [item.data for item in asked.imageList]
         names = [f"imageList[{i}].data" for i in range(len(images))]
-        return await _done(
-            worker, request, "extras", asked, lambda p: upscaled_pictures(shelf, asked, images, names, p)
-        )
+        job = Job("extras", lambda progress: upscaled_pictures(shelf, asked, images, names, progress))
+        return await _job(worker, request, job)
 
     @routes.post("/png-info")
     async def png_info(asked: PngInfoRequest) -> dict[str, Any]:
         """The parameters text of an image, and what it says."""
         return await run_in_threadpool(picture_facts, asked.image)
 
-    @routes.post("/interrogate")
-    async def interrogate() -> None:
-        raise HTTPException(501, "Captions are not made here: describe the picture in `prompt` yourself.")
+    return routes
+
+
+def _plan(asked: GenerationRequest, shelf: ModelShelf) -> JobPlan:
+    """What a request draws, its pictures decoded and everything checked that needs no model."""
+    asked = with_infotext(asked, type(asked))
+
+    def make(one: GenerationRequest) -> Generation:
+        if isinstance(one, Img2ImgRequest):
+            return img2img_generation(one, shelf.settings, shelf.styles)
+        return txt2img_generation(one, shelf.settings, shelf.styles)
+
+    return plan_jobs(asked, make, shelf.upscalers())
+
+
+def _undone_routes() -> APIRouter:
+    """What the webui does and this server does not: 501 and a sentence."""
+    routes = APIRouter(prefix="/sdapi/v1")
+    training = "Nothing is trained here: networks are made with a trainer, and put into the server's folders."
+    for path, reason in (
+        ("interrogate", "Captions are not made here: describe the picture in `prompt` yourself."),
+        ("create/embedding", training),
+        ("create/hypernetwork", training),
+        ("train/embedding", training),
+        ("train/hypernetwork", training),
+    ):
+        routes.add_api_route(f"/{path}", _undone(reason), methods=["POST"], name=path, description=reason)
 
     return routes
+
+
+def _undone(reason: str) -> Callable[[], Any]:
+    async def undone() -> None:
+        raise HTTPException(501, reason)
+
+    return undone
 
 
 def _state_routes(worker: Worker, shelf: ModelShelf) -> APIRouter:
@@ -173,9 +216,12 @@ def _state_routes(worker: Worker, shelf: ModelShelf) -> APIRouter:
     async def set_options(asked: dict[str, Any], request: Request) -> None:
         """Change settings, one or all that GET gave. Another `sd_model_checkpoint` is loaded before the answer."""
         settings = settings_with(shelf.settings, asked, "options")
+        if settings["sd_vae"] not in (*OWN_VAE, *shelf.names("vae")):
+            raise BadRequestField("options.sd_vae", unknown_choice("VAE", settings["sd_vae"], shelf.names("vae")))
         if settings["sd_model_checkpoint"] != shelf.settings["sd_model_checkpoint"]:
             await _job(worker, request, Job("load", lambda _: shelf.load(settings["sd_model_checkpoint"])))
-        shelf.settings.update({name: settings[name] for name in asked if name not in ("sd_checkpoint_hash",)})
+        told = ("sd_model_checkpoint", "sd_checkpoint_hash")  # loading has set the one; the other only tells
+        shelf.settings.update({name: settings[name] for name in asked if name in settings and name not in told})
 
     @routes.post("/sdapi/v1/unload-checkpoint")
     async def unload(request: Request) -> dict[str, Any]:
@@ -200,14 +246,8 @@ def _state_routes(worker: Worker, shelf: ModelShelf) -> APIRouter:
 # --- waiting for the worker
 
 
-async def _done(
-    worker: Worker, request: Request, name: str, asked: Any, work: Callable[[Progress], dict[str, Any]]
-) -> dict[str, Any]:
-    return await _job(worker, request, Job(name, work, getattr(asked, "force_task_id", None) or ""))
-
-
 async def _job(worker: Worker, request: Request, job: Job) -> Any:
-    """The result of a job; one whose client has gone is dropped."""
+    """The result of a job; one whose client has gone is dropped. Errors that nobody expected are JobFailed."""
     worker.submit(job)
     result = asyncio.wrap_future(job.result)
     while not result.done():
@@ -215,88 +255,9 @@ async def _job(worker: Worker, request: Request, job: Job) -> Any:
         if not result.done() and await request.is_disconnected():
             job.cancel()
             raise JobCancelled
-    return result.result()
-
-
-# --- errors
-
-
-def _tell_errors(made: FastAPI) -> None:
-    """Our exceptions as answers, each with what is wrong, what it means, what to do."""
-
-    @made.exception_handler(QueueFull)
-    async def queue_full(_: Request, error: QueueFull) -> Response:
-        detail = f"{error} Ask again in {RETRY_SECONDS} seconds."
-        return JSONResponse({"error": "QueueFull", "detail": detail}, 503, {"Retry-After": RETRY_SECONDS})
-
-    @made.exception_handler(JobCancelled)
-    async def cancelled(_: Request, error: JobCancelled) -> Response:
-        return Response(status_code=499)
-
-    for kind in (BadRequestField, BadPicture):
-
-        @made.exception_handler(kind)
-        async def bad_field(_: Request, error: Any) -> Response:
-            return JSONResponse({"error": "Bad field", "field": error.name, "detail": str(error)}, 422)
-
-    for expected in (ValueError, FileNotFoundError):
-
-        @made.exception_handler(expected)
-        async def bad_value(_: Request, error: Exception) -> Response:
-            return JSONResponse({"error": type(error).__name__, "detail": str(error)}, 422)
-
-    @made.exception_handler(Exception)
-    async def failed(request: Request, error: Exception) -> Response:
-        LOGGER.error("%s %s failed.", request.method, request.url.path, exc_info=error)
-        detail = f"{error} The server is as it was before; its log has the details."
-        return JSONResponse({"error": type(error).__name__, "detail": detail}, 500)
-
-
-def _basic_auth(pairs: Sequence[str]) -> Callable[[Request], None]:
-    """HTTP Basic authentication. Names and passwords are compared in constant time, and all of them each time."""
-    known = [pair.encode() for pair in pairs]
-
-    def check(request: Request) -> None:
-        scheme, _, text = request.headers.get("authorization", "").partition(" ")
-        try:
-            given = b64decode(text, validate=True) if scheme.lower() == "basic" else b""
-        except ValueError:
-            given = b""
-        matches = [secrets.compare_digest(given, pair) for pair in known]  # all of them, whichever matches
-        if not any(matches):
-            raise HTTPException(401, "Name and password are wrong or missing.", {"WWW-Authenticate": "Basic"})
-
-    return check
-
-
-class BodyLimit:
-    """ASGI middleware: a body of more than `limit` bytes is refused (413) before it is read whole."""
-
-    def __init__(self, inner: Any, limit: int):
-        self.inner, self.limit = inner, limit
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http":
-            await self.inner(scope, receive, send)
-            return
-        announced = dict(scope["headers"]).get(b"content-length", b"0")
-        if not announced.isdigit() or int(announced) > self.limit:
-            await self._refuse(scope, receive, send)
-            return
-        seen = 0
-
-        async def counted() -> Any:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > self.limit:
-                raise HTTPException(413, self._too_large())
-            return message
-
-        await self.inner(scope, counted, send)
-
-    async def _refuse(self, scope: Any, receive: Any, send: Any) -> None:
-        await JSONResponse({"error": "Too large", "detail": self._too_large()}, 413)(scope, receive, send)
-
-    def _too_large(self) -> str:
-        return f"The body of the request is larger than {self.limit} bytes. Send smaller pictures."
+    try:
+        return result.result()
+    except (*_ANSWERS, asyncio.CancelledError):
+        raise
+    except Exception as error:
+        raise JobFailed(str(error)) from error

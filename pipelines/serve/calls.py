@@ -10,51 +10,34 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...loaders.utils import NameFromText
+from ...loaders.utils import NameFromRequest
 from ..infotext.read import parse_infotext
 from ..infotext.styles import PromptStyle, apply_styles
 from ..infotext.tidy import tidy_infotext
 from ..infotext.to_call import call_arguments
-from ..options import WEBUI_OPTIONS, webui_settings
+from ..options import WEBUI_OPTIONS
 from ..prompt.network_tags import split_network_tags
-from ..sampling.labels import find_sampler_row, find_schedule
+from ..sampling.labels import AUTOMATIC_SCHEDULE, SamplerRow, find_schedule, resolve_names
 from .pictures import decode_picture
-from .requests import MAX_PIXELS, GenerationRequest, Img2ImgRequest, Txt2ImgRequest
+from .requests import MAX_IMAGES, MAX_PIXELS, MAX_SIDE, MAX_STEPS, GenerationRequest, Img2ImgRequest, Txt2ImgRequest
+from .settings import NOISE_SOURCES, BadRequestField, settings_with
 
 
 RESIZE_MODES = ("stretch", "crop", "fill", "latent")
 FILL_MODES = ("fill", "original", "latent noise", "latent nothing")
-NOISE_SOURCES = {"GPU": "gpu", "CPU": "cpu", "NV": "nv"}
 LARGEST_SEED = 2**32 - 1
-
-# Settings that are no option of a call but of the server: name -> default.
-SERVER_SETTINGS: dict[str, Any] = {
-    "sd_model_checkpoint": "",
-    "sd_checkpoint_hash": "",
-    "sd_vae": "Automatic",
-    "randn_source": "GPU",
-    "face_restoration": False,
-    "face_restoration_model": "CodeFormer",
-    "tiling": False,
-    "samples_format": "png",
-    "upscaler_for_img2img": "None",
-}
-
-
-class BadRequestField(ValueError):
-    """A field whose value cannot be honoured."""
-
-    def __init__(self, name: str, problem: str):
-        super().__init__(f"`{name}`: {problem}")
-        self.name = name
+MOST_BATCH = 4  # times MAX_PIXELS: of all images of a batch, and of all init images
+FORGE_USUAL = "Use same choices"
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One call of a pipeline: the seeds of its images."""
+    """One call of a pipeline: the seeds of its images, and their prompts where they are not all the same."""
 
     seeds: list[int]
     subseeds: list[int]
+    prompts: list[str] | None = None
+    negatives: list[str] | None = None
 
 
 @dataclass
@@ -65,19 +48,14 @@ class Generation:
     arguments: dict[str, Any]  # of every call, but for seeds
     batches: list[Batch]
     settings: dict[str, Any]  # the server's, with the request's own
+    overrides: dict[str, Any] = field(default_factory=dict)  # of these, what the request changed
+    restore_afterwards: bool = True  # whether the request's own settings end with it
     refiner: str | None = None
     hires_model: str | None = None
     send_images: bool = True
     save_images: bool = False
     init_images: list[str] = field(default_factory=list)  # as sent, where the answer returns them
-
-
-def settings_with(current: Mapping[str, Any], changes: Mapping[str, Any] | None, where: str) -> dict[str, Any]:
-    """Settings after changes. Raises BadRequestField for a name that is no setting here."""
-    for name in changes or {}:
-        if name not in WEBUI_OPTIONS and name not in SERVER_SETTINGS:
-            raise BadRequestField(f"{where}.{name}", "is no setting here; GET options lists them")
-    return {**current, **(changes or {})}
+    comments: list[str] = field(default_factory=list)  # what the answer says besides
 
 
 def txt2img_generation(
@@ -97,15 +75,20 @@ def txt2img_generation(
         call["hires_size"] = (request.hr_resize_x, request.hr_resize_y)
     else:
         call["hires_scale"] = request.hr_scale
-    call["hires_upscaler"] = NameFromText(request.hr_upscaler or "Latent")
+    call["hires_upscaler"] = NameFromRequest(request.hr_upscaler or "Latent")
     call["hires_steps"] = request.hr_second_pass_steps
     for name, value in (("hires_prompt", request.hr_prompt), ("hires_negative_prompt", request.hr_negative_prompt)):
         if value:
             call[name] = value
+    schedule = None if request.hr_scheduler == "Use same scheduler" else request.hr_scheduler
     if request.hr_sampler_name and request.hr_sampler_name != "Use same sampler":
-        call["hires_sampler"] = _sampler("hr_sampler_name", request.hr_sampler_name)
-    if request.hr_scheduler and request.hr_scheduler != "Use same scheduler":
-        call["hires_schedule"] = _schedule("hr_scheduler", request.hr_scheduler)
+        row, label = _sampler("hr_sampler_name", request.hr_sampler_name, "hr_scheduler", schedule)
+        call["hires_sampler"] = row.label
+        schedule = schedule if label == AUTOMATIC_SCHEDULE else label
+    if schedule:
+        call["hires_schedule"] = _schedule("hr_scheduler", schedule)
+    if request.hr_additional_modules not in ([], [FORGE_USUAL]):
+        raise BadRequestField("hr_additional_modules", "is Forge's, and there are none here; leave it out")
     if request.hr_checkpoint_name and request.hr_checkpoint_name != "Use same checkpoint":
         made.hires_model = request.hr_checkpoint_name
     return made
@@ -117,6 +100,9 @@ def img2img_generation(
     """An img2img request as calls. Raises BadRequestField."""
     if not request.init_images:
         raise BadRequestField("init_images", "is empty: send at least one picture")
+    count = len(request.init_images)
+    if count > MAX_IMAGES or 1 < count != request.batch_size:
+        raise BadRequestField("init_images", f"holds {count} pictures; send one, or `batch_size` of them")
     made = _generation("img2img", request, current, styles)
     call = made.arguments
     call["image"] = [decode_picture(text, f"init_images[{i}]") for i, text in enumerate(request.init_images)]
@@ -145,12 +131,13 @@ def _generation(
     kind: str, request: GenerationRequest, current: Mapping[str, Any], styles: Mapping[str, PromptStyle]
 ) -> Generation:
     """What both kinds of request have in common."""
-    if request.width * request.height > MAX_PIXELS:
-        raise BadRequestField("width", f"{request.width}x{request.height} is more than {MAX_PIXELS} pixels")
-    settings = settings_with(current, request.override_settings, "override_settings")
-    settings["override_settings_restore_afterwards"] = request.override_settings_restore_afterwards
+    overrides = dict(request.override_settings or {})
+    if request.clip_skip is not None:
+        overrides.setdefault("CLIP_stop_at_last_layers", request.clip_skip)
+    settings = settings_with(current, overrides, "override_settings")
     prompt, negative = _prompts(request, styles)
-    schedule = _schedule("scheduler", request.scheduler)
+    asked_sampler = request.sampler_name or request.sampler_index or "Euler"
+    row, schedule = _sampler("sampler_name", asked_sampler, "scheduler", request.scheduler)
     call: dict[str, Any] = {
         "prompt": prompt,
         "negative_prompt": negative,
@@ -158,17 +145,16 @@ def _generation(
         "height": request.height,
         "num_inference_steps": request.steps,
         "guidance_scale": request.cfg_scale,
-        "sampler": _sampler("sampler_name", request.sampler_name or request.sampler_index or "Euler"),
+        "sampler": row.label,
+        "schedule": schedule,
         "subseed_strength": request.subseed_strength,
-        "noise_source": NOISE_SOURCES.get(str(settings["randn_source"]), "gpu"),
+        "noise_source": NOISE_SOURCES[settings["randn_source"]],
         "tiling": settings["tiling"] if request.tiling is None else request.tiling,
         "webui_options": {name: value for name, value in settings.items() if name in WEBUI_OPTIONS},
     }
-    if schedule is not None:
-        call["schedule"] = schedule
     if request.seed_resize_from_w > 0 and request.seed_resize_from_h > 0:
         call["seed_resize"] = (request.seed_resize_from_w, request.seed_resize_from_h)
-    if request.eta is not None and "eta" in find_sampler_row(call["sampler"]).takes:
+    if request.eta is not None and "eta" in row.takes:
         call["eta"] = request.eta
     for name in ("s_min_uncond", "s_churn", "s_tmin", "s_tmax", "s_noise"):
         value = getattr(request, name)
@@ -176,15 +162,12 @@ def _generation(
             call["webui_options"][name] = value
     faces = settings["face_restoration"] if request.restore_faces is None else request.restore_faces
     if faces:
-        call["restore_faces"] = settings["face_restoration_model"]
+        call["restore_faces"] = NameFromRequest(settings["face_restoration_model"])
     made = Generation(kind, call, _batches(request), settings, send_images=request.send_images)
-    made.save_images = request.save_images
+    made.overrides = {name: settings[name] for name in overrides if name in settings}
+    made.restore_afterwards, made.save_images = request.override_settings_restore_afterwards, request.save_images
     if request.refiner_checkpoint and request.refiner_checkpoint != "None" and request.refiner_switch_at is not None:
         made.refiner, call["refiner_switch_at"] = request.refiner_checkpoint, request.refiner_switch_at
-    try:
-        webui_settings(call["webui_options"])
-    except ValueError as error:
-        raise BadRequestField("override_settings", str(error)) from error
     return made
 
 
@@ -238,17 +221,47 @@ def _batches(request: GenerationRequest) -> list[Batch]:
     return [Batch(seeds[i : i + size], subseeds[i : i + size]) for i in range(0, count, size)]
 
 
-def _sampler(field_name: str, name: str) -> str:
+def check_limits(made: Generation) -> None:
+    """Refuse what no picture needs and what would take a machine's memory or a day, whoever asked for it how.
+
+    Raises BadRequestField.
+    """
+    call = made.arguments
+    width, height = call["width"], call["height"]
+    _check_pixels("width", width, height)
+    if width * height * max(len(batch.seeds) for batch in made.batches) > MOST_BATCH * MAX_PIXELS:
+        raise BadRequestField("batch_size", "and the size make more than one call draws at once: raise n_iter instead")
+    if sum(image.width * image.height for image in call.get("image", ())) > MOST_BATCH * MAX_PIXELS:
+        raise BadRequestField("init_images", f"have more than {MOST_BATCH * MAX_PIXELS} pixels together")
+    if call.get("hires_size"):
+        _check_pixels("hr_resize_x", *call["hires_size"])
+    elif call.get("hires_scale"):
+        _check_pixels("hr_scale", width * call["hires_scale"], height * call["hires_scale"])
+    if "sd_upscale" in call:
+        scale = call["sd_upscale"]["scale"]
+        _check_pixels("script_args[3]", *(side * scale for side in call["image"][0].size))
+    for name in ("num_inference_steps", "hires_steps"):
+        if not 0 <= (call.get(name) or 0) <= MAX_STEPS:
+            raise BadRequestField("steps", f"is {call[name]}; at most {MAX_STEPS} are drawn")
+
+
+def _check_pixels(field_name: str, width: float, height: float) -> None:
+    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+        limits = f"at most {MAX_PIXELS} pixels, {MAX_SIDE} a side"
+        raise BadRequestField(field_name, f"makes pictures of {width:.0f}x{height:.0f}; here are {limits}")
+
+
+def _sampler(field_name: str, name: str, schedule_field: str, schedule: str | None) -> tuple[SamplerRow, str]:
+    """Row and schedule of a sampler's name, which may have the schedule in it, as before the webui 1.9."""
+    label = _schedule(schedule_field, schedule)
     try:
-        return find_sampler_row(name).label
+        return resolve_names(name, label)
     except ValueError as error:
         raise BadRequestField(field_name, str(error)) from error
 
 
 def _schedule(field_name: str, name: str | None) -> str | None:
-    if not name:
-        return None
     try:
-        return find_schedule(name)
+        return find_schedule(name) if name else None
     except ValueError as error:
         raise BadRequestField(field_name, str(error)) from error

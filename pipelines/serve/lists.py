@@ -2,29 +2,39 @@
 
 import os
 import sys
-from asyncio import wrap_future
 from typing import Any
 
 from fastapi import APIRouter, Request
 
-from ..sampling.labels import SAMPLER_ROWS, SCHEDULE_ROWS
+from ..sampling.labels import SAMPLER_ROWS, SCHEDULE_ROWS, SamplerRow
+from .control_routes import Run
+from .script_table import script_names, script_rows
 from .shelf import ModelShelf
-from .worker import Job, Worker
+from .worker import Worker
 
 
-def list_routes(worker: Worker, shelf: ModelShelf) -> APIRouter:
-    """The routes that only tell."""
+def list_routes(worker: Worker, shelf: ModelShelf, run: Run) -> APIRouter:
+    """The routes that only tell. run: gives work to the worker and waits."""
     routes = APIRouter()
     _fixed_lists(routes, shelf)
     _file_lists(routes, shelf)
     _machine_facts(routes, worker, shelf)
+    for kind in ("checkpoints", "vae", "loras", "embeddings"):
+
+        @routes.post(f"/sdapi/v1/refresh-{kind}", name=f"refresh {kind}")
+        async def refresh(request: Request) -> None:
+            """Look at the folders again."""
+            await run(request, "refresh", lambda _: shelf.refresh())
+
     return routes
 
 
 def _fixed_lists(routes: APIRouter, shelf: ModelShelf) -> None:
     @routes.get("/sdapi/v1/samplers")
     def samplers() -> list[dict[str, Any]]:
-        return [{"name": row.label, "aliases": list(row.aliases), "options": {}} for row in SAMPLER_ROWS]
+        return [
+            {"name": row.label, "aliases": list(row.aliases), "options": _sampler_options(row)} for row in SAMPLER_ROWS
+        ]
 
     @routes.get("/sdapi/v1/schedulers")
     def schedulers() -> list[dict[str, Any]]:
@@ -39,15 +49,16 @@ def _fixed_lists(routes: APIRouter, shelf: ModelShelf) -> None:
 
     @routes.get("/sdapi/v1/scripts")
     def scripts() -> dict[str, list[str]]:
-        return {"txt2img": ["adetailer", "controlnet"], "img2img": ["adetailer", "controlnet", "soft inpainting"]}
+        return {kind: script_names(kind) for kind in ("txt2img", "img2img")}
 
     @routes.get("/sdapi/v1/script-info")
     def script_info() -> list[dict[str, Any]]:
-        return [
-            {"name": name, "is_alwayson": True, "is_img2img": is_img2img, "args": []}
-            for is_img2img, names in ((False, scripts()["txt2img"]), (True, scripts()["img2img"]))
-            for name in names
-        ]
+        return script_rows()
+
+    @routes.get("/sdapi/v1/extensions")
+    def extensions() -> list[dict[str, Any]]:
+        """None: what extensions do stands in `scripts`."""
+        return []
 
     @routes.get("/sdapi/v1/prompt-styles")
     def prompt_styles() -> list[dict[str, Any]]:
@@ -93,18 +104,6 @@ def _file_lists(routes: APIRouter, shelf: ModelShelf) -> None:
     def hypernetworks() -> list[dict[str, Any]]:
         return [{"name": name, "path": None} for name in shelf.names("hypernetwork")]
 
-    @routes.get("/controlnet/model_list")
-    def controlnet_models() -> dict[str, list[str]]:
-        return {"model_list": shelf.names("controlnet")}
-
-    @routes.get("/controlnet/module_list")
-    def controlnet_modules() -> dict[str, list[str]]:
-        return {"module_list": shelf.control_modules()}
-
-    @routes.get("/controlnet/version")
-    def controlnet_version() -> dict[str, int]:
-        return {"version": 3}
-
 
 def _machine_facts(routes: APIRouter, worker: Worker, shelf: ModelShelf) -> None:
     @routes.get("/sdapi/v1/cmd-flags")
@@ -125,14 +124,9 @@ def _machine_facts(routes: APIRouter, worker: Worker, shelf: ModelShelf) -> None
             "queue": worker.waiting,
         }
 
-    for kind in ("checkpoints", "vae", "loras", "embeddings"):
 
-        @routes.post(f"/sdapi/v1/refresh-{kind}", name=f"refresh {kind}")
-        async def refresh(request: Request) -> None:
-            """Look at the folders again."""
-            await worker_job(worker, Job("refresh", lambda _: shelf.refresh()))
-
-
-async def worker_job(worker: Worker, job: Job) -> Any:
-    """Wait for a short job."""
-    return await wrap_future(worker.submit(job).result)
+def _sampler_options(row: SamplerRow) -> dict[str, str]:
+    """The webui's facts about a sampler, as texts."""
+    facts = {"scheduler": row.schedule and row.schedule.lower(), "second_order": row.second_order}
+    facts |= {"discard_next_to_last_sigma": row.discards, "brownian_noise": row.brownian, "uses_ensd": row.uses_ensd}
+    return {name: str(value) for name, value in facts.items() if value}

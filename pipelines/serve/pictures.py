@@ -14,6 +14,10 @@ from ..infotext.files import PICTURE_FORMATS, save_picture
 from .requests import MAX_PIXELS
 
 
+MOST_ASPECT = 16
+READ_FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")
+
+
 class BadPicture(ValueError):
     """A picture that cannot be read, with the field that holds it."""
 
@@ -36,11 +40,15 @@ def decode_picture(text: str, name: str) -> Image.Image:
     """The picture in a base64 text, as PIL reads it. Raises BadPicture naming the field."""
     data = decode_bytes(text, name)
     try:
-        picture = Image.open(io.BytesIO(data))
+        picture = _opened(data)
         if picture.width * picture.height > MAX_PIXELS:
             raise BadPicture(name, f"{picture.width}x{picture.height} is more than {MAX_PIXELS} pixels")
+        if max(picture.size) > MOST_ASPECT * min(picture.size):  # fitted to a square it would be that much larger
+            raise BadPicture(name, f"{picture.width}x{picture.height} has one side over {MOST_ASPECT} times the other")
         picture.load()
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except BadPicture:
+        raise
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise BadPicture(name, f"is no picture that can be read ({error})") from error
     return picture
 
@@ -49,7 +57,10 @@ def decode_picture(text: str, name: str) -> Image.Image:
 def decode_file(text: str, name: str) -> Iterator[Path]:
     """A base64 text as a picture file for a while, for readers that want all that the file carries."""
     data = decode_bytes(text, name)
-    kind = (Image.open(io.BytesIO(data)).format or "png").lower() if _is_picture(data) else ""
+    try:
+        kind = str(_opened(data).format).lower()
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        kind = ""
     if f".{kind}" not in PICTURE_FORMATS:
         raise BadPicture(name, f"is no picture of a kind that is read here ({', '.join(PICTURE_FORMATS)})")
     with tempfile.TemporaryDirectory(prefix="webui-diffusers-") as folder:
@@ -65,9 +76,6 @@ def encode_picture(picture: Image.Image, infotext: str | None, kind: str = "png"
         return base64.b64encode(path.read_bytes()).decode("ascii")
 
 
-def _is_picture(data: bytes) -> bool:
-    try:
-        Image.open(io.BytesIO(data))
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError):
-        return False
-    return True
+def _opened(data: bytes) -> Image.Image:
+    """A picture file, its pixels not yet read. Of kinds alone that PIL reads by itself: EPS would start a program."""
+    return Image.open(io.BytesIO(data), formats=READ_FORMATS)

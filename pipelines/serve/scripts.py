@@ -1,38 +1,41 @@
-"""The scripts of a request: `alwayson_scripts` and `script_name`, as arguments of the pipelines' calls."""
+"""`alwayson_scripts` of a request, as arguments of the pipelines' calls."""
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
-from ...loaders.utils import NameFromText
-from .calls import BadRequestField
+from ...loaders.utils import NameFromRequest
 from .pictures import decode_picture
-from .requests import GenerationRequest, Img2ImgRequest
+from .requests import MAX_IMAGES, MAX_PIXELS, MAX_STEPS, GenerationRequest, Img2ImgRequest
+from .settings import BadRequestField
 
 
 _FILE_SETTINGS = ("ad_model", "ad_checkpoint", "ad_vae", "ad_controlnet_model")  # names, never paths
+_OLDER_SETTINGS = {"ad_mask_k_largest": "ad_mask_k"}  # names of ADetailer's earlier versions
+_PASS_LIMITS = {"ad_steps": MAX_STEPS, "ad_dilate_erode": 512, "ad_mask_blur": 512}
+_NO_PASS = "None"
+
+# What the ControlNet extension knows besides, and which asks for nothing where it says nothing.
+_EMPTY_UNIT_KEYS = (
+    *("input_mode", "batch_images", "batch_mask_dir", "output_dir", "loopback", "use_preview_as_input"),
+    *("generated_image", "is_ui", "ipadapter_input", "animatediff_batch", "batch_modifiers", "batch_keyframe_idx"),
+)
 
 
 def script_arguments(request: GenerationRequest) -> dict[str, Any]:
-    """`detailers`, `control_units`, `soft_inpainting`, `sd_upscale`, `loopback`: what the scripts of a request mean.
+    """`detailers`, `control_units`, `soft_inpainting`, and `refiner`: what the scripts of a request mean.
 
     Raises BadRequestField for a script that is not known here: none is left out in silence.
     """
     arguments: dict[str, Any] = {}
     for title, given in (request.alwayson_scripts or {}).items():
-        where = f"alwayson_scripts.{title}"
-        read = _ALWAYS_ON.get(title.lower())
+        where = f"alwayson_scripts.{title[:100]}"
+        read = ALWAYS_ON.get(title.strip().lower())
         if read is None:
-            raise BadRequestField(where, f"is no script known here; known are {', '.join(_ALWAYS_ON)}")
+            raise BadRequestField(where, f"is no script known here; known are {', '.join(ALWAYS_ON)}")
         args = given.get("args") if isinstance(given, Mapping) else None
         if not isinstance(args, list):
             raise BadRequestField(where, 'must be {"args": [...]}')
         arguments |= read(args, where)
-    if request.script_name:
-        read = _SELECTED.get(request.script_name.lower()) if isinstance(request, Img2ImgRequest) else None
-        if read is None:
-            raise BadRequestField("script_name", f"is no script known here; img2img knows {', '.join(_SELECTED)}")
-        arguments |= read(request.script_args or [], "script_args")
     if "soft_inpainting" in arguments and not isinstance(request, Img2ImgRequest):
         raise BadRequestField("alwayson_scripts.soft inpainting", "belongs to img2img")
     return arguments
@@ -42,22 +45,31 @@ def _detailers(args: list[Any], where: str) -> dict[str, Any]:
     """ADetailer: [enabled, skip img2img, {pass}, {pass}, …]; the two switches may be left out."""
     switches = [value for value in args if isinstance(value, bool)]
     passes = [value for value in args if isinstance(value, Mapping)]
-    if len(switches) + len(passes) != len(args):
+    if [*switches, *passes] != args or len(switches) > 2 or len(passes) > MAX_IMAGES:
         raise BadRequestField(where, "takes [enabled, skip img2img, {pass}, …]")
     if switches and not switches[0]:
         return {}
-    running = [one for one in passes if one.get("ad_tab_enable", True) and one.get("ad_model", "None") != "None"]
-    wanted = [{name: _file_name(name, value) for name, value in one.items()} for one in running]
-    if len(switches) > 1 and switches[1]:
-        raise BadRequestField(where, "cannot skip img2img: send the picture without drawing over it")
-    return {"detailers": wanted} if wanted else {}
+    wanted = [_detail_pass(one, f"{where}.args[{number}]") for number, one in enumerate(passes, len(switches))]
+    if all(one.get("ad_model", _NO_PASS) == _NO_PASS and "detections" not in one for one in wanted):
+        return {}
+    return {"detailers": [*switches, *wanted]}
 
 
-def _file_name(setting: str, value: Any) -> Any:
-    """A name among the server's files: one that is a path is refused, like every other that is not there."""
-    if setting in _FILE_SETTINGS and isinstance(value, str) and Path(value).name != value:
-        raise BadRequestField(setting, f"{value!r} is a path; give the name of one of the server's files")
-    return value
+def _detail_pass(given: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A pass whose names of files are only names: a path among them is a name that is not there."""
+    one = {_OLDER_SETTINGS.get(name, name): value for name, value in given.items()}
+    for name in _FILE_SETTINGS:
+        for written in (name, name.removeprefix("ad_")):
+            if isinstance(one.get(written), str):
+                one[written] = NameFromRequest(one[written])
+    for name, most in _PASS_LIMITS.items():
+        for written in (name, name.removeprefix("ad_")):
+            if isinstance(one.get(written), (int, float)) and abs(one[written]) > most:
+                raise BadRequestField(f"{where}.{written}", f"is {one[written]}; at most {most} is drawn here")
+    sides = [one.get(name, one.get(f"ad_{name}", 512)) for name in ("inpaint_width", "inpaint_height")]
+    if all(isinstance(side, (int, float)) for side in sides) and sides[0] * sides[1] > MAX_PIXELS:
+        raise BadRequestField(f"{where}.ad_inpaint_width", f"makes more than {MAX_PIXELS} pixels")
+    return one
 
 
 def _control_units(args: list[Any], where: str) -> dict[str, Any]:
@@ -65,28 +77,41 @@ def _control_units(args: list[Any], where: str) -> dict[str, Any]:
     units = []
     for number, one in enumerate(args):
         if not isinstance(one, Mapping):
-            raise BadRequestField(f"{where}[{number}]", "must be an object, a unit")
+            raise BadRequestField(f"{where}.args[{number}]", "must be an object, a unit")
         if one.get("enabled", True):
-            units.append(_control_unit(dict(one), f"{where}[{number}]"))
+            units.append(_control_unit(dict(one), f"{where}.args[{number}]"))
+    if len(units) > MAX_IMAGES:
+        raise BadRequestField(where, f"has {len(units)} units; at most {MAX_IMAGES} are drawn")
     return {"control_units": units} if units else {}
 
 
 def _control_unit(unit: dict[str, Any], where: str) -> dict[str, Any]:
+    _read_older_keys(unit)
     if isinstance(unit.get("model"), str):
-        unit["model"] = NameFromText(unit["model"])
-    image = unit.pop("input_image", None) or unit.get("image")
-    if isinstance(image, Mapping):
-        unit["mask"] = unit.get("mask") or image.get("mask")
-        image = image.get("image")
-    for name, value in (("image", image), ("mask", unit.get("mask") or unit.pop("mask_image", None))):
+        unit["model"] = NameFromRequest(unit["model"])
+    for name in _EMPTY_UNIT_KEYS:
+        if unit.get(name) in (None, False, "", "simple", [], {}):
+            unit.pop(name, None)
+    if isinstance(unit.get("image"), Mapping):
+        unit["mask"] = unit.get("mask") or unit["image"].get("mask")
+        unit["image"] = unit["image"].get("image")
+    for name in ("image", "mask", "effective_region_mask"):
+        value = unit.pop(name, None)
         if isinstance(value, str) and value:
             unit[name] = decode_picture(value, f"{where}.{name}")
-        elif name in unit:
-            del unit[name]
-    region = unit.get("effective_region_mask")
-    if isinstance(region, str) and region:
-        unit["effective_region_mask"] = decode_picture(region, f"{where}.effective_region_mask")
+        elif value not in (None, "", []):
+            raise BadRequestField(f"{where}.{name}", "must be base64 of a picture file")
     return unit
+
+
+def _read_older_keys(unit: dict[str, Any]) -> None:
+    """Other names of the same: `input_image`, `mask_image`, and `guidance` and `guessmode` of the first versions."""
+    for older, name in (("input_image", "image"), ("mask_image", "mask"), ("guidance", "guidance_end")):
+        value = unit.pop(older, None)
+        if value is not None and unit.get(name) is None:
+            unit[name] = value
+    if any([unit.pop("guessmode", None), unit.pop("guess_mode", None)]):
+        unit.setdefault("control_mode", "ControlNet is more important")
 
 
 def _soft_inpainting(args: list[Any], where: str) -> dict[str, Any]:
@@ -109,24 +134,23 @@ def _soft_inpainting(args: list[Any], where: str) -> dict[str, Any]:
     return {"soft_inpainting": dict(zip(names, args[1:])) or True}
 
 
-def _sd_upscale(args: list[Any], where: str) -> dict[str, Any]:
-    """SD upscale: [_, tile overlap, upscaler, scale], as its controls stand."""
-    if len(args) != 4 or not isinstance(args[2], str):
-        raise BadRequestField(where, 'of SD upscale is ["", overlap, name of the upscaler, scale]')
-    return {"sd_upscale": {"overlap": args[1], "upscaler": args[2], "scale": args[3]}}
+def _refiner(args: list[Any], where: str) -> dict[str, Any]:
+    """Refiner: [enabled, checkpoint, share of the steps after which it goes on]."""
+    if not args or args[0] is False:
+        return {}
+    if (
+        len(args) != 3
+        or not isinstance(args[1], str)
+        or isinstance(args[2], bool)
+        or not isinstance(args[2], float | int)
+    ):
+        raise BadRequestField(where, "takes [enabled, name of the checkpoint, share of the steps]")
+    return {"refiner": args[1], "refiner_switch_at": args[2]}
 
 
-def _loopback(args: list[Any], where: str) -> dict[str, Any]:
-    """Loopback: [loops, final denoising strength, curve]."""
-    if not 1 <= len(args) <= 4:
-        raise BadRequestField(where, "of Loopback is [loops, final denoising strength, curve]")
-    return {"loopback": dict(zip(("loops", "final_strength", "curve"), args))}
-
-
-_Reader = Callable[[list[Any], str], dict[str, Any]]
-_ALWAYS_ON: dict[str, _Reader] = {
+ALWAYS_ON: dict[str, Callable[[list[Any], str], dict[str, Any]]] = {
     "adetailer": _detailers,
     "controlnet": _control_units,
+    "refiner": _refiner,
     "soft inpainting": _soft_inpainting,
 }
-_SELECTED: dict[str, _Reader] = {"sd upscale": _sd_upscale, "loopback": _loopback}

@@ -1,8 +1,7 @@
 """The models and files that a server may use, and the model in hand. Files are found by name, never by path."""
 
 import threading
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,7 +14,7 @@ from ...loaders.checkpoint.load import read_refiner
 from ...loaders.checkpoint.vae import load_vae
 from ...loaders.faces.load import load_face_restorer
 from ...loaders.upscaler import UPSCALER_LABELS, load_upscaler
-from ...loaders.utils import unknown_choice
+from ...loaders.utils import NameFromRequest, unknown_choice
 from ..face_restore import FaceRestorePipeline
 from ..from_text import load_from_library
 from ..images.hires import LATENT_UPSCALERS
@@ -23,17 +22,18 @@ from ..images.upscale import PIXEL_FILTERS, enlarge_picture
 from ..img2img import WebUIImg2ImgPipeline
 from ..infotext.files import save_pictures
 from ..infotext.styles import PromptStyle
-from ..options import WEBUI_OPTIONS
 from ..registry import model_facts
 from ..txt2img import WebUITxt2ImgPipeline
-from .calls import SERVER_SETTINGS, BadRequestField, Generation
+from .calls import Generation
 from .pictures import encode_picture
-from .requests import ExtrasBatchRequest, ExtrasRequest
+from .requests import MAX_PIXELS, ExtrasBatchRequest, ExtrasRequest
+from .settings import FACE_RESTORERS, BadRequestField, usual_settings
 from .worker import Progress
 
 
 PREVIEW_SIDE = 32  # latent cells: enough to see what is being drawn, cheap to decode
 NO_FACES = ("None", "")
+OWN_VAE = ("Automatic", "None", "")  # values of `sd_vae` that mean the checkpoint's own
 
 
 class ModelShelf:
@@ -43,7 +43,7 @@ class ModelShelf:
         self.styles, self.output_folder = dict(styles), output_folder
         self.library = None if hasattr(source, "components") else source
         self._pipe = None if self.library is not None else source
-        self.settings: dict[str, Any] = {**WEBUI_OPTIONS, **SERVER_SETTINGS}
+        self.settings: dict[str, Any] = usual_settings()
         first = self.checkpoints()
         self.settings["sd_model_checkpoint"] = first[0]["title"] if first else ""
         self._loaded = self.settings["sd_model_checkpoint"] if self._pipe is not None else None
@@ -82,7 +82,7 @@ class ModelShelf:
             self._pipe = load_from_library(WebUITxt2ImgPipeline, self.library, wanted, like=self._pipe)
             self._pipe.set_progress_bar_config(disable=True)
             _know_files(self._pipe, self.library)
-            self._vae = None
+            self._vae = self._refiner = None
         self.settings["sd_model_checkpoint"] = self._loaded = wanted
 
     def unload(self) -> None:
@@ -110,12 +110,15 @@ class ModelShelf:
                 over.set_progress_bar_config(disable=True)
                 yield over
         finally:
-            if generation.settings["override_settings_restore_afterwards"] and self._loaded != own:
+            if generation.restore_afterwards and self._loaded != own:
                 self.load(own)
+        if not generation.restore_afterwards:
+            kept = {name: value for name, value in generation.overrides.items() if name != "sd_model_checkpoint"}
+            self.settings.update(kept)
 
     def _use_vae(self, pipe: Any, name: str) -> None:
         """The VAE that `sd_vae` names; "Automatic" and "None" are the checkpoint's own."""
-        wanted = None if name in ("Automatic", "None", "") else name
+        wanted = None if name in OWN_VAE else name
         if wanted == self._vae:
             return
         if self._own_vae is None or self._vae is None:
@@ -129,30 +132,31 @@ class ModelShelf:
     def _attach_named(self, pipe: Any, generation: Generation) -> None:
         """Load what the request names besides the model: only names that are listed, never paths."""
         call = generation.arguments
-        label = call.get("hires_upscaler")
-        if label is not None and label not in LATENT_UPSCALERS:
-            if label not in self.upscalers():
-                known = [*LATENT_UPSCALERS, *self.upscalers()]
-                raise BadRequestField("hr_upscaler", unknown_choice("upscaler", label, known))
-            path = self._named("upscaler", label)
-            if path is not None and label not in pipe.attached.upscalers:
-                pipe.attached.upscalers[label] = load_upscaler(path).to(pipe.device)
+        self._attach_upscaler(pipe, "hr_upscaler", call.get("hires_upscaler"), LATENT_UPSCALERS)
+        self._attach_upscaler(pipe, "script_args[2]", call.get("sd_upscale", {}).get("upscaler"))
         faces = call.get("restore_faces")
-        if faces is not None and pipe.face_restorer is None:
+        if faces is not None and pipe.face_restorer is None and faces not in pipe.attached.face_models:
             path = self._named("face_restorer", faces)
             if path is None:
                 raise BadRequestField("restore_faces", f"no file of {faces} is in the server's folders")
-            pipe.attached.face_models.setdefault(faces, load_face_restorer(path))
+            pipe.attached.face_models[faces] = load_face_restorer(path)
         if generation.refiner is not None:
             self._use_refiner(pipe, generation.refiner)
         if generation.hires_model is not None:
             path = self._named("checkpoint", generation.hires_model)
-            if path is None:
-                known = [row["title"] for row in self.checkpoints()]
-                raise BadRequestField(
-                    "hr_checkpoint_name", unknown_choice("checkpoint", generation.hires_model, known)
-                )
-            call["hires_model"] = pipe.add_checkpoint(path, generation.hires_model)
+            if path is not None:
+                pipe.add_checkpoint(path, generation.hires_model)
+            call["hires_model"] = NameFromRequest(generation.hires_model)
+
+    def _attach_upscaler(self, pipe: Any, where: str, label: str | None, latent: Iterable[str] = ()) -> None:
+        """Make an upscaler's label known to the pipeline. latent: labels that need no model."""
+        if label is None or label in latent:
+            return
+        if label not in self.upscalers():
+            raise BadRequestField(where, unknown_choice("upscaler", label, [*latent, *self.upscalers()]))
+        path = self._named("upscaler", label)
+        if path is not None and label not in pipe.attached.upscalers:
+            pipe.attached.upscalers[label] = load_upscaler(path).to(pipe.device)
 
     def _use_refiner(self, pipe: Any, name: str) -> None:
         path = self._named("checkpoint", name)
@@ -195,6 +199,8 @@ class ModelShelf:
             size = (int(width * asked.upscaling_resize), int(height * asked.upscaling_resize))
         else:
             size = (asked.upscaling_resize_w, asked.upscaling_resize_h)
+        if size[0] * size[1] > MAX_PIXELS or min(size) < 1:
+            raise BadRequestField("upscaling_resize", f"makes {size[0]}x{size[1]}; at most {MAX_PIXELS} pixels here")
         if asked.upscaler_1 in NO_FACES:
             return picture
         first = self._through(picture, asked.upscaler_1, size, "upscaler_1", asked)
@@ -261,7 +267,8 @@ class ModelShelf:
 
     def upscalers(self) -> list[str]:
         """Labels that enlarge: the two filters, the Real-ESRGAN models, the library's files."""
-        return ["None", *PIXEL_FILTERS, *UPSCALER_LABELS, *self.names("upscaler")]
+        own = [] if self._pipe is None else self._pipe.attached.upscalers
+        return list(dict.fromkeys(["None", *PIXEL_FILTERS, *UPSCALER_LABELS, *self.names("upscaler"), *own]))
 
     def latent_upscalers(self) -> list[str]:
         """Labels for hires fix that work on latents."""
@@ -269,11 +276,12 @@ class ModelShelf:
 
     def face_restorers(self) -> list[str]:
         """Names for `face_restoration_model`."""
-        return ["CodeFormer", "GFPGAN"]
+        return list(FACE_RESTORERS)
 
-    def control_modules(self) -> list[str]:
-        """Preprocessors for ControlNet units."""
-        return ["none", "invert", "canny", "inpaint_only", "inpaint_global_harmonious"]
+    def controlnets(self) -> list[str]:
+        """Names for the units' `model`."""
+        own = [] if self._pipe is None else self._pipe.attached.controlnets
+        return sorted({*self.names("controlnet"), *own})
 
     def refresh(self) -> None:
         """Look at the folders again."""
@@ -282,17 +290,15 @@ class ModelShelf:
 
     def shown_settings(self) -> dict[str, Any]:
         """All settings with their values."""
-        return dict(self.settings)
+        title = self.settings["sd_model_checkpoint"]
+        row = next((row for row in self.checkpoints() if row["title"] == title), None)
+        return {**self.settings, "sd_checkpoint_hash": (row and row["sha256"]) or ""}
 
     def memory(self) -> dict[str, Any]:
         """Free, used and total memory in bytes, of the machine and of the accelerator."""
         facts = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in _memory_lines()}
         total, free = facts.get("MemTotal", 0), facts.get("MemAvailable", 0)
-        cuda: dict[str, Any] = {"error": "no CUDA device"}
-        if torch.cuda.is_available():
-            left, whole = torch.cuda.mem_get_info()
-            cuda = {"system": {"free": left, "used": whole - left, "total": whole}}
-        return {"ram": {"free": free, "used": total - free, "total": total}, "cuda": cuda, "at": time.time()}
+        return {"ram": {"free": free, "used": total - free, "total": total}, "cuda": _cuda_memory()}
 
     def _named(self, kind: str, name: str) -> str | None:
         entry = None if self.library is None else self.library.find(kind, name)
@@ -352,3 +358,17 @@ def _own_parts(pipe: Any) -> dict[str, Any]:
 def _memory_lines() -> list[str]:
     file = Path("/proc/meminfo")
     return file.read_text(encoding="ascii").splitlines() if file.is_file() else []
+
+
+def _cuda_memory() -> dict[str, Any]:
+    """The webui's `cuda` of its answer to memory."""
+    if not torch.cuda.is_available():
+        return {"error": "no CUDA device"}
+    free, total = torch.cuda.mem_get_info()
+    stats = torch.cuda.memory_stats()
+    facts: dict[str, Any] = {"system": {"free": free, "used": total - free, "total": total}}
+    for name in ("active", "allocated", "reserved", "inactive"):
+        kind = "inactive_split" if name == "inactive" else name
+        facts[name] = {what: stats.get(f"{kind}_bytes.all.{what}", 0) for what in ("current", "peak")}
+    events = {"retries": stats.get("num_alloc_retries", 0), "oom": stats.get("num_ooms", 0)}
+    return {**facts, "events": events}

@@ -5,50 +5,72 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from PIL import Image
-
+from ...loaders.utils import LOGGER
 from ..infotext.files import read_infotext
 from ..infotext.read import parse_infotext
-from .calls import BadRequestField, Batch, Generation
+from .calls import Batch, Generation
+from .drawn import Drawn
 from .pictures import decode_file, decode_picture, encode_picture
 from .requests import ExtrasBatchRequest, ExtrasRequest, GenerationRequest
-from .scripts import script_arguments
+from .script_jobs import JobPlan
+from .settings import BadRequestField
 from .shelf import ModelShelf
 from .worker import Progress
 
 
-def draw_generation(
-    shelf: ModelShelf, generation: Generation, asked: GenerationRequest, progress: Progress
-) -> dict[str, Any]:
+NOT_SAVED = "save_images: the server was started without a folder for pictures, so none was saved"
+
+
+def draw_generation(shelf: ModelShelf, plan: JobPlan, asked: GenerationRequest, progress: Progress) -> dict[str, Any]:
     """The answer to txt2img and img2img. An interrupted job answers with what it has."""
-    arguments = generation.arguments | script_arguments(asked)
-    with shelf.drawing(generation) as pipe:
-        progress.batches = len(generation.batches)
-        progress.steps = arguments["num_inference_steps"] + (arguments.get("hires_steps") or 0)
-        images: list[Image.Image] = []
-        texts: list[str] = []
-        for number, batch in enumerate(generation.batches):
-            if progress.interrupted:
-                break
-            progress.batch, progress.step, progress.skipped = number, 0, False
-            output = pipe(**_batch_arguments(arguments, batch), callback_on_step_end=_step_watch(progress))
-            images += output.images
-            texts += output.infotexts or [""] * len(output.images)
-        facts = shelf.model_facts(pipe)
-    kind = str(generation.settings["samples_format"]).lower()
-    if generation.save_images:
-        shelf.save(images, texts, kind)
-    sent = [encode_picture(image, text, kind) for image, text in zip(images, texts)] if generation.send_images else []
+    first = plan.generations[0]
+    comments = list(first.comments)
+    progress.batches = sum(len(one.batches) for one in plan.generations)
+    parts: list[Drawn] = []
+    facts: dict[str, Any] = {}
+    for generation in plan.generations:
+        if progress.interrupted:
+            break
+        with shelf.drawing(generation) as pipe:
+            parts.append(_drawn(pipe, generation, progress))
+            facts = facts or shelf.model_facts(pipe)
+    drawn = plan.arrange(parts)
+    kind = first.settings["samples_format"]
+    if first.save_images and shelf.output_folder is None:
+        LOGGER.warning("%s.", NOT_SAVED)
+        comments.append(NOT_SAVED)
+    elif first.save_images:
+        shelf.save(drawn.images, drawn.texts, kind)
+    sent = []
+    if first.send_images:
+        sent = [encode_picture(image, text, kind) for image, text in zip(drawn.images, drawn.texts)]
+    info = {**_info(first, asked, drawn, facts), "comments": comments}
     parameters = asked.model_dump(exclude={"init_images", "mask"})
-    info = _info(generation, asked, texts, facts)
-    return {"images": sent + generation.init_images, "parameters": parameters, "info": json.dumps(info)}
+    return {"images": sent + first.init_images, "parameters": parameters, "info": json.dumps(info)}
+
+
+def _drawn(pipe: Any, generation: Generation, progress: Progress) -> Drawn:
+    """The images of all batches."""
+    arguments, drawn = generation.arguments, Drawn()
+    progress.steps = arguments["num_inference_steps"] + (arguments.get("hires_steps") or 0)
+    for batch in generation.batches:
+        if progress.interrupted:
+            break
+        progress.step, progress.skipped = 0, False
+        call = _batch_arguments(arguments, batch)
+        output = pipe(**call, callback_on_step_end=_step_watch(progress))
+        progress.batch += 1
+        drawn.add(output.images, output.infotexts, call)
+    return drawn
 
 
 def _batch_arguments(arguments: dict[str, Any], batch: Batch) -> dict[str, Any]:
-    """The arguments of one call: every image its own seed, all the same texts."""
+    """The arguments of one call: every image its own seed, and its own texts where the batch has them."""
     count = len(batch.seeds)
-    repeated = {name: [arguments[name]] * count for name in ("prompt", "negative_prompt")}
-    return {**arguments, **repeated, "seed": batch.seeds, "subseed": batch.subseeds}
+    prompts = batch.prompts or [arguments["prompt"]] * count
+    negatives = batch.negatives or [arguments["negative_prompt"]] * count
+    texts = {"prompt": prompts, "negative_prompt": negatives}
+    return {**arguments, **texts, "seed": batch.seeds, "subseed": batch.subseeds}
 
 
 def _step_watch(progress: Progress) -> Any:
@@ -62,22 +84,18 @@ def _step_watch(progress: Progress) -> Any:
     return after_step
 
 
-def _info(
-    generation: Generation, asked: GenerationRequest, texts: Sequence[str], facts: dict[str, Any]
-) -> dict[str, Any]:
+def _info(first: Generation, asked: GenerationRequest, drawn: Drawn, facts: dict[str, Any]) -> dict[str, Any]:
     """The webui's `info`: what was drawn, image by image."""
-    seeds = [seed for batch in generation.batches for seed in batch.seeds]
-    subseeds = [seed for batch in generation.batches for seed in batch.subseeds]
-    call, count = generation.arguments, len(seeds)
+    call, batch = first.arguments, first.batches[0]
     return {
-        "prompt": call["prompt"],
-        "all_prompts": [call["prompt"]] * count,
-        "negative_prompt": call["negative_prompt"],
-        "all_negative_prompts": [call["negative_prompt"]] * count,
-        "seed": seeds[0],
-        "all_seeds": seeds,
-        "subseed": subseeds[0],
-        "all_subseeds": subseeds,
+        "prompt": drawn.prompts[0] if drawn.prompts else call["prompt"],
+        "all_prompts": drawn.prompts,
+        "negative_prompt": drawn.negatives[0] if drawn.negatives else call["negative_prompt"],
+        "all_negative_prompts": drawn.negatives,
+        "seed": drawn.seeds[0] if drawn.seeds else batch.seeds[0],
+        "all_seeds": drawn.seeds,
+        "subseed": drawn.subseeds[0] if drawn.subseeds else batch.subseeds[0],
+        "all_subseeds": drawn.subseeds,
         "subseed_strength": asked.subseed_strength,
         "width": asked.width,
         "height": asked.height,
@@ -95,11 +113,11 @@ def _info(
         "seed_resize_from_h": asked.seed_resize_from_h,
         "denoising_strength": getattr(asked, "denoising_strength", None),
         "extra_generation_params": {},
-        "index_of_first_image": 0,
-        "infotexts": list(texts),
+        "index_of_first_image": drawn.first,
+        "infotexts": drawn.texts,
         "styles": list(asked.styles or []),
         "job_timestamp": time.strftime("%Y%m%d%H%M%S"),
-        "clip_skip": generation.settings["CLIP_stop_at_last_layers"],
+        "clip_skip": first.settings["CLIP_stop_at_last_layers"],
         "is_using_inpainting_conditioning": False,
         "version": "v1.10.1",
     }
