@@ -1,6 +1,7 @@
 """`serve`: the webui's HTTP API on this machine."""
 
 import ipaddress
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from .library import folder_options, read_library
 from .models import model_options, read_setup
 
 
+LAST_IMAGES = 600  # seconds that a server which goes down waits for the images in hand
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
@@ -60,7 +62,16 @@ def serve_command(
         hosts=() if api_auth or i_know else (*LOCAL_NAMES, host),
     )
     report(f"Serving on http://{host}:{port}, documented at http://{host}:{port}/docs. Ctrl-C ends it.")
-    uvicorn.run(made, host=host, port=port, log_level="warning", timeout_graceful_shutdown=600)
+    config = uvicorn.Config(made, host=host, port=port, log_level="warning", timeout_graceful_shutdown=LAST_IMAGES)
+
+    class Server(uvicorn.Server):
+        """Told to go down, it draws the images in hand to their end; told again, it ends after the step in hand."""
+
+        def handle_exit(self, sig: int, frame: Any) -> None:
+            threading.Thread(target=made.state.worker.stop).start()
+            super().handle_exit(sig, frame)
+
+    Server(config).run()
 
 
 def open_door_refusal(host: str, auth: Sequence[str], i_know: bool) -> str | None:

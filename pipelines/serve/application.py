@@ -35,11 +35,11 @@ from .script_table import plan_jobs
 from .settings import BadRequestField, settings_with
 from .shelf import OWN_VAE, ModelShelf
 from .studio import draw_generation, picture_facts, upscaled_pictures
-from .worker import Job, JobCancelled, Progress, QueueFull, Worker
+from .worker import Job, JobCancelled, Progress, ServerCloses, Worker
 
 
 MAX_BODY = 256 * 2**20  # bytes
-_ANSWERS = (ValueError, FileNotFoundError, ImportError, JobCancelled, QueueFull)  # which have answers of their own
+_ANSWERS = (ValueError, FileNotFoundError, ImportError, JobCancelled)  # which have answers of their own
 
 
 def app(
@@ -89,7 +89,8 @@ def app(
     for routes in (
         _drawing_routes(worker, shelf),
         _undone_routes(),
-        _state_routes(worker, shelf),
+        _work_routes(worker, shelf),
+        _setting_routes(worker, shelf),
         list_routes(worker, shelf, run),
         control_routes(shelf, run),
     ):
@@ -178,7 +179,7 @@ def _undone(reason: str) -> Callable[[], Any]:
     return undone
 
 
-def _state_routes(worker: Worker, shelf: ModelShelf) -> APIRouter:
+def _work_routes(worker: Worker, shelf: ModelShelf) -> APIRouter:
     routes = APIRouter()
 
     @routes.get("/sdapi/v1/progress")
@@ -206,6 +207,17 @@ def _state_routes(worker: Worker, shelf: ModelShelf) -> APIRouter:
         """End the images in hand and go on with the job's next ones."""
         worker.skip()
         return {}
+
+    @routes.get("/internal/ping")
+    async def ping() -> dict[str, Any]:
+        """Whether the server answers."""
+        return {}
+
+    return routes
+
+
+def _setting_routes(worker: Worker, shelf: ModelShelf) -> APIRouter:
+    routes = APIRouter()
 
     @routes.get("/sdapi/v1/options")
     async def get_options() -> dict[str, Any]:
@@ -235,11 +247,6 @@ def _state_routes(worker: Worker, shelf: ModelShelf) -> APIRouter:
         await _job(worker, request, Job("load", lambda _: shelf.load(shelf.settings["sd_model_checkpoint"])))
         return {}
 
-    @routes.get("/internal/ping")
-    async def ping() -> dict[str, Any]:
-        """Whether the server answers."""
-        return {}
-
     return routes
 
 
@@ -247,17 +254,22 @@ def _state_routes(worker: Worker, shelf: ModelShelf) -> APIRouter:
 
 
 async def _job(worker: Worker, request: Request, job: Job) -> Any:
-    """The result of a job; one whose client has gone is dropped. Errors that nobody expected are JobFailed."""
+    """The result of a job; one whose client has gone is dropped. Errors that nobody expected are JobFailed.
+
+    Raises QueueFull, and ServerCloses where the server goes down before the job's turn.
+    """
     worker.submit(job)
     result = asyncio.wrap_future(job.result)
     while not result.done():
         await asyncio.wait([result], timeout=0.25)
         if not result.done() and await request.is_disconnected():
-            job.cancel()
+            worker.drop(job)
             raise JobCancelled
+    if result.cancelled():
+        raise ServerCloses
     try:
         return result.result()
-    except (*_ANSWERS, asyncio.CancelledError):
+    except _ANSWERS:
         raise
     except Exception as error:
         raise JobFailed(str(error)) from error

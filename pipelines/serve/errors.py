@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse
 from ...loaders.utils import LOGGER
 from .pictures import BadPicture
 from .settings import BadRequestField
-from .worker import JobCancelled, QueueFull
+from .worker import JobCancelled, QueueFull, ServerCloses
 
 
 RETRY_SECONDS = "5"
@@ -44,6 +44,10 @@ def tell_errors(made: FastAPI) -> None:
     async def queue_full(_: Request, error: QueueFull) -> Response:
         detail = f"{error} Ask again in {RETRY_SECONDS} seconds."
         return AsciiJSON({"error": "QueueFull", "detail": detail}, 503, {"Retry-After": RETRY_SECONDS})
+
+    @made.exception_handler(ServerCloses)
+    async def closes(_: Request, error: ServerCloses) -> Response:
+        return AsciiJSON({"error": "ServerCloses", "detail": str(error)}, 503, {"Retry-After": RETRY_SECONDS})
 
     @made.exception_handler(JobCancelled)
     async def cancelled(_: Request, error: JobCancelled) -> Response:

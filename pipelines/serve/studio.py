@@ -29,7 +29,7 @@ def draw_generation(shelf: ModelShelf, plan: JobPlan, asked: GenerationRequest, 
     parts: list[Drawn] = []
     facts: dict[str, Any] = {}
     for generation in plan.generations:
-        if progress.interrupted:
+        if progress.interrupted or (progress.stopping and parts):
             break
         with shelf.drawing(generation) as pipe:
             parts.append(_drawn(pipe, generation, progress))
@@ -54,7 +54,7 @@ def _drawn(pipe: Any, generation: Generation, progress: Progress) -> Drawn:
     arguments, drawn = generation.arguments, Drawn()
     progress.steps = arguments["num_inference_steps"] + (arguments.get("hires_steps") or 0)
     for batch in generation.batches:
-        if progress.interrupted:
+        if progress.interrupted or (progress.stopping and drawn.images):
             break
         progress.step, progress.skipped = 0, False
         call = _batch_arguments(arguments, batch)

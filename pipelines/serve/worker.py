@@ -12,6 +12,13 @@ class QueueFull(RuntimeError):
     """As many jobs wait as may."""
 
 
+class ServerCloses(RuntimeError):
+    """The worker takes no more jobs, and has dropped those that waited."""
+
+    def __init__(self) -> None:
+        super().__init__("The server is going down and takes no more jobs. Ask again when it is up.")
+
+
 class JobCancelled(Exception):
     """The job was taken back before it was done."""
 
@@ -24,6 +31,7 @@ class Progress:
         self.step = self.steps = self.batch = 0
         self.batches = 1
         self.skipped = self.interrupted = False
+        self.stopping = False  # the images in hand are the last
         self.began = time.monotonic()
         self.began_at = time.strftime("%Y%m%d%H%M%S")
         self.latents: Any = None  # of the last step, for a preview
@@ -39,7 +47,7 @@ class Progress:
         return {
             "skipped": self.skipped,
             "interrupted": self.interrupted,
-            "stopping_generation": False,
+            "stopping_generation": self.stopping,
             "job": self.job,
             "job_count": self.batches if self.job else 0,
             "job_timestamp": self.began_at,
@@ -69,7 +77,7 @@ class Job:
 
 
 class Worker:
-    """A thread that works through a bounded queue. `close` ends it after the job in hand."""
+    """A thread that works through a bounded queue. `close` ends it after the images in hand."""
 
     def __init__(self, max_queue: int):
         self.max_queue = max_queue
@@ -81,15 +89,22 @@ class Worker:
         self._thread.start()
 
     def submit(self, job: Job) -> Job:
-        """Put a job at the end of the queue. Raises QueueFull, and RuntimeError once the worker closes."""
+        """Put a job at the end of the queue. Raises QueueFull, and ServerCloses once the worker closes."""
         with self._changed:
             if self._closing:
-                raise RuntimeError("The server is going down and takes no more jobs.")
+                raise ServerCloses
             if len(self._waiting) >= self.max_queue:
                 raise QueueFull(f"{self.max_queue} jobs wait already.")
             self._waiting.append(job)
             self._changed.notify_all()
         return job
+
+    def drop(self, job: Job) -> None:
+        """Take a job back: its place in the queue is free, or it ends after its step."""
+        with self._changed:
+            if job in self._waiting:
+                self._waiting.remove(job)
+            job.cancel()
 
     @property
     def progress(self) -> Progress:
@@ -110,14 +125,20 @@ class Worker:
         """End the images in hand after their step, and go on with the job's next ones."""
         self.progress.skipped = True
 
-    def close(self, timeout: float | None = None) -> None:
-        """Drop what waits, end the job in hand after its step, and wait for that."""
+    def stop(self) -> None:
+        """Drop what waits, and end after the images in hand; asked again, after the step in hand."""
         with self._changed:
-            self._closing = True
+            again, self._closing = self._closing, True
             while self._waiting:
                 self._waiting.popleft().cancel()
             self._changed.notify_all()
-        self.interrupt()
+        at = self.progress
+        at.stopping, at.interrupted = True, again or at.interrupted
+
+    def close(self, timeout: float | None = None) -> None:
+        """Drop what waits, end after the images in hand, and wait for that."""
+        if not self._closing:
+            self.stop()
         self._thread.join(timeout)
 
     def _run(self) -> None:
