@@ -192,7 +192,8 @@ const [, , port, user, password] = process.argv;
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("npm") is None, reason="needs node and npm")
 def test_a_client_from_npm_draws(server, tmp_path: Path):
-    wanted = {"dependencies": {"a1111-webui-api": "1.9.30001"}, "overrides": {"sharp": "0.33.5"}}  # no build from source
+    # A picture library that needs no compiler and nothing but npm.
+    wanted = {"dependencies": {"a1111-webui-api": "1.9.30001"}, "overrides": {"sharp": "0.33.5"}}
     (tmp_path / "package.json").write_text(json.dumps(wanted), encoding="utf-8")
     install = ["npm", "install", "--no-audit", "--no-fund"]
     done = subprocess.run(install, cwd=tmp_path, capture_output=True, text=True, timeout=300)
