@@ -50,7 +50,10 @@ WEBUI_API_NAMES = {
     ),
 }
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
-_WHOLE_ARGUMENTS = ("num_inference_steps", "num_images_per_prompt", "width", "height", "clip_skip", "hires_steps")
+_WHOLE_ARGUMENTS = (
+    *("num_inference_steps", "num_images_per_prompt", "width", "height", "clip_skip", "hires_steps"),
+    *("masked_padding", "padding_mask_crop"),
+)
 _NUMBER_ARGUMENTS = (
     "guidance_scale",
     "hires_guidance_scale",

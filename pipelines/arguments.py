@@ -26,14 +26,7 @@ from .drop_in import argument_or_default
 from .images.faces.nets import picture_restorer
 from .images.fit import flatten_picture
 from .images.hires import LATENT_CELL, hires_target
-from .images.init_image import (
-    InitArguments,
-    batch_rows,
-    check_init_arguments,
-    given_images,
-    given_mask,
-    prepare_init,
-)
+from .images.init_image import batch_rows, given_images, given_mask, init_arguments, prepare_init
 from .img2img_scripts import img2img_script
 from .infotext.from_call import network_tags_text
 from .loras import LoraUse, lora_uses
@@ -49,7 +42,7 @@ from .sampling.discrete_schedule import NoiseTable, knows_betas, scheduler_alpha
 from .sampling.labels import find_schedule
 from .sampling.noise import generator_seeds
 from .sampling.samplers import resolve_sampler
-from .script_settings import Loopback, SDUpscale, read_soft_inpainting
+from .script_settings import Loopback, SDUpscale
 
 
 # Arguments of diffusers' img2img call that only its own drawing reads.
@@ -76,17 +69,7 @@ def txt2img_request(pipe: Any, given: Mapping[str, Any]) -> Request:
 def img2img_request(pipe: Any, given: Mapping[str, Any]) -> Request:
     """The request of a WebUIImg2ImgPipeline's call."""
     refuse_unread(pipe, given, _STOCK_IMG2IMG_ONLY)
-    asked = InitArguments(
-        resize_mode=given["resize_mode"],
-        mask_blur=given["mask_blur"],
-        masked_content=given["masked_content"],
-        inpaint_area=given["inpaint_area"],
-        masked_padding=given["masked_padding"],
-        invert_mask=given["invert_mask"],
-        soft_mask=given["soft_mask"],
-        soft=read_soft_inpainting(given["soft_inpainting"]),
-    )
-    check_init_arguments(asked)
+    asked = init_arguments(given)
     pictures = given_images(given["image"], pipe.vae.config.latent_channels)
     prompt, each = given["prompt"], given["num_images_per_prompt"]
     if isinstance(prompt, str) and each == 1:
@@ -98,7 +81,7 @@ def img2img_request(pipe: Any, given: Mapping[str, Any]) -> Request:
     check_step_arguments(request.first.step_arguments, given["sampler"], has_hires=False)
     first = replace(
         request.first,
-        strength=checked_strength("strength", argument_or_default(pipe, "strength", given["strength"])),
+        strength=checked_strength("strength", argument_or_default(pipe, "strength", given)),
         exact_steps=bool(request.options["img2img_fix_steps"]),
         noise_multiplier=request.options["initial_noise_multiplier"],
     )
@@ -285,7 +268,7 @@ def _with_refiner(pipe: Any, switch_at: float | None, request: Request) -> Reque
 
 
 def _guidance(pipe: Any, given: Mapping[str, Any], options: Mapping[str, Any], count: int) -> Guidance:
-    scale = argument_or_default(pipe, "guidance_scale", given["guidance_scale"])
+    scale = argument_or_default(pipe, "guidance_scale", given)
     return Guidance(
         guidance_scale=scale,
         guidance_rescale=given["guidance_rescale"],

@@ -4,14 +4,14 @@ Two ways to ask, each with its own meaning: diffusers' arguments (`control_image
 the webui's extension (`control_units`). Everything is looked up, read and checked before any work.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import ControlNetUnionModel
 from PIL import Image
 from torch import Tensor
 
@@ -38,6 +38,7 @@ from .stock_control import (
     STOCK_CONTROL_NUMBERS,
     check_networks,
     component_networks,
+    is_union,
     stock_control_image,
     stock_controls,
 )
@@ -73,7 +74,6 @@ def pass_guidance(
     active = [
         replace(
             one,
-            model=_at_device(one.model, device),
             hint=one.hint.to(device),
             region=None if one.region is None else one.region.to(device),
         )
@@ -96,9 +96,25 @@ def encoding_noise(pipe: Any, plan: Pass, generator: torch.Generator | None) -> 
     return generator
 
 
-def _at_device(model: Any, device: torch.device) -> Any:
-    """The network where the pass is run; one that an offloading hook moves is left to it."""
-    return model if hasattr(model, "_hf_hook") or model.device == device else model.to(device)
+@contextmanager
+def networks_at_device(pipe: Any, control: PassControl) -> Iterator[None]:
+    """Inside the block the networks of a pass are where it is run. Those that an offloading hook moves are left to it.
+
+    A pipeline that offloads has them out of the way again afterwards, as diffusers' own before the VAE decodes.
+    """
+    device, moved = pipe._execution_device, []
+    for model in dict.fromkeys(one.model for one in control.active):
+        if not any(hasattr(part, "_hf_hook") for part in model.modules()) and model.device != device:
+            moved.append(model.to(device))
+    try:
+        yield
+    finally:
+        if control.active and any(hasattr(model, "_hf_hook") for model in pipe.components.values()):
+            for model in moved:
+                model.to("cpu")
+            for hook in getattr(pipe, "_all_hooks", ()):
+                if hook.model is pipe.controlnet:
+                    hook.offload()
 
 
 def with_controls(pipe: Any, given: Mapping[str, Any], request: Request) -> Request:
@@ -124,7 +140,7 @@ def with_controls(pipe: Any, given: Mapping[str, Any], request: Request) -> Requ
     }
 
     def controlled(plan: Pass) -> Pass:
-        control = stock_controls(pipe, numbers, (plan.width, plan.height), plan.batch_size)
+        control = stock_controls(pipe, numbers, (plan.width, plan.height), plan.batch_size, request.init)
         return replace(plan, control=control)
 
     return replace(request, first=controlled(first), second=second and controlled(second))
@@ -207,7 +223,7 @@ class UnitControls:
                     if unit.effective_region_mask is None
                     else region_tensor(unit.effective_region_mask, unit.place),
                     pooled=_pools(unit, model) and not model.config.get("global_pool_conditions", False),
-                    rows=partial(unit_rows, number, len(self.units)) if self.each else None,
+                    rows=partial(unit_rows, number, len(self.units), marked=marked) if self.each else None,
                     task=_union_task(unit, model),
                 )
             )
@@ -279,7 +295,7 @@ def _pools(unit: ControlUnit, model: Any) -> bool:
 
 def _union_task(unit: ControlUnit, model: Any) -> int | None:
     """Which of its tasks a union network does for a unit; None for other networks."""
-    if not isinstance(model, ControlNetUnionModel):
+    if not is_union(model):
         return None
     where, count, asked = f"`control_units[{unit.place}]`", model.config.num_control_type, unit.union_control_type
     if isinstance(asked, int) and 0 <= asked < count:

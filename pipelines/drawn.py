@@ -95,6 +95,9 @@ def stock_drawn(pipe: Any, given: Mapping[str, Any], images: Any, noise: NoiseRe
     """What diffusers' own pipeline drew. given: the arguments that it was called with; images: what it gave."""
     steps = next((len(given[name]) for name in ("timesteps", "sigmas") if given.get(name) is not None), None)
     width, height = _image_size(images[0], pipe.vae_scale_factor)
+    padding = given.get("padding_mask_crop")
+    if padding is not None:  # drawn at that size, and put into an image of another one
+        width, height = given["width"], given["height"]
     arguments = {
         "num_inference_steps": given["num_inference_steps"] if steps is None else steps,
         "guidance_scale": given["guidance_scale"],
@@ -103,6 +106,8 @@ def stock_drawn(pipe: Any, given: Mapping[str, Any], images: Any, noise: NoiseRe
         "height": height,
         "clip_skip": given.get("clip_skip"),
         "strength": given.get("strength"),
+        "inpaint_area": "whole" if padding is None else "masked",
+        "masked_padding": padding,
         **_noise_arguments(noise),
     }
     return Drawn(

@@ -8,11 +8,11 @@ from inspect import Parameter, signature
 from typing import Any
 
 from diffusers import (
-    ControlNetUnionModel,
     StableDiffusionControlNetImg2ImgPipeline,
     StableDiffusionControlNetInpaintPipeline,
     StableDiffusionControlNetPipeline,
     StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLControlNetImg2ImgPipeline,
     StableDiffusionXLControlNetInpaintPipeline,
@@ -21,17 +21,21 @@ from diffusers import (
     StableDiffusionXLControlNetUnionInpaintPipeline,
     StableDiffusionXLControlNetUnionPipeline,
     StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLInpaintPipeline,
     StableDiffusionXLPipeline,
 )
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.models.controlnets.multicontrolnet_union import MultiControlNetUnionModel
+from PIL import Image
 
 from ..loaders.lora.kept import release_networks
 from .call_state import own_call, stock_changes_models
+from .checks import call_size
 from .drawn import stock_drawn, stock_noise
 from .infotext.from_call import drawn_infotexts
 from .output import WebUIPipelineOutput
 from .sampling.noise import generator_seeds
+from .stock_control import is_union
 
 
 # What diffusers calls its pipelines with a ControlNet: for one that begins with noise or an image, and with a mask.
@@ -47,7 +51,12 @@ _CONTROL_PIPELINES: dict[type, tuple[type, type | None]] = {
         StableDiffusionXLControlNetInpaintPipeline,
     ),
 }
-_CONTROL_SETTINGS = ("force_zeros_for_empty_prompt", "requires_aesthetics_score")
+# The same for a mask around which diffusers crops (`padding_mask_crop`); masks of other calls are the webui's.
+_INPAINT_PIPELINES: dict[type, type] = {
+    StableDiffusionImg2ImgPipeline: StableDiffusionInpaintPipeline,
+    StableDiffusionXLImg2ImgPipeline: StableDiffusionXLInpaintPipeline,
+}
+_OWN_SETTINGS = ("force_zeros_for_empty_prompt", "requires_aesthetics_score")
 _UNION_PIPELINES: dict[type, type] = {
     StableDiffusionXLControlNetPipeline: StableDiffusionXLControlNetUnionPipeline,
     StableDiffusionXLControlNetImg2ImgPipeline: StableDiffusionXLControlNetUnionImg2ImgPipeline,
@@ -61,14 +70,16 @@ def diffusers_pipeline(pipe: Any) -> type:
 
 
 def stock_pipeline(pipe: Any, given: Mapping[str, Any]) -> type:
-    """The diffusers pipeline that a call is for: one with a ControlNet where there is a control image."""
+    """The diffusers pipeline that a call is for: one with a ControlNet where there is a control image, one for
+    inpainting where `padding_mask_crop` says that diffusers' is meant."""
     stock = diffusers_pipeline(pipe)
     controlled = given["control_image"] is not None or ("strength" not in given and given["image"] is not None)
     if not controlled or pipe.controlnet is None:
-        return stock
+        crops = given.get("padding_mask_crop") is not None and given["mask_image"] is not None
+        return _INPAINT_PIPELINES[stock] if crops else stock
     plain, masked = _CONTROL_PIPELINES[stock]
     found = plain if masked is None or given["mask_image"] is None else masked
-    union = isinstance(pipe.controlnet, (ControlNetUnionModel, MultiControlNetUnionModel))
+    union = is_union(pipe.controlnet) or isinstance(pipe.controlnet, MultiControlNetUnionModel)
     return _UNION_PIPELINES.get(found, found) if union else found
 
 
@@ -106,16 +117,18 @@ def draw_as_diffusers(
     """diffusers' own call, with its own arguments out of `given`, and the texts of what it drew."""
     stock = stock_pipeline(pipe, given)
     known = signature(stock.__call__).parameters
-    controlled = stock is not diffusers_pipeline(pipe)
-    if controlled:
-        given = _control_arguments(pipe, given, known)
+    other = stock is not diffusers_pipeline(pipe)
+    if other:
+        given = _other_arguments(pipe, given, known)
     arguments = {name: stock_value(known[name], value) for name, value in given.items() if name in known}
     arguments["callback_on_step_end_tensor_inputs"] = list(given["callback_on_step_end_tensor_inputs"])
+    if arguments.get("padding_mask_crop") is not None:
+        arguments |= _area_size(pipe, arguments)
     noise = stock_noise(pipe, given)
     seeds = generator_seeds(noise.generator, 1, noise.device)
     with own_call(pipe, changes=stock_changes_models(pipe, arguments)):
         release_networks(pipe)
-        drawing = _control_pipeline(pipe, stock) if controlled else pipe
+        drawing = _other_pipeline(pipe, stock) if other else pipe
         output = stock.__call__(drawing, **arguments, **deprecated)
     if not given["return_dict"]:
         return output
@@ -125,12 +138,12 @@ def draw_as_diffusers(
     return WebUIPipelineOutput(images, getattr(output, "nsfw_content_detected", None), texts, seeds)
 
 
-def _control_pipeline(pipe: Any, kind: type) -> Any:
-    """A diffusers pipeline of this kind with the components of `pipe`: its methods are for ControlNets."""
+def _other_pipeline(pipe: Any, kind: type) -> Any:
+    """A diffusers pipeline of this kind with the components of `pipe`: its methods are for ControlNets, or masks."""
     own = {
         "requires_safety_checker": False,
         "add_watermarker": False,
-        **{name: pipe.config[name] for name in _CONTROL_SETTINGS if name in pipe.config},
+        **{name: pipe.config[name] for name in _OWN_SETTINGS if name in pipe.config},
     }
     names = [name for name in signature(kind.__init__).parameters if name != "self"]
     made = kind(**{name: own[name] if name in own else getattr(pipe, name) for name in names})
@@ -138,8 +151,18 @@ def _control_pipeline(pipe: Any, kind: type) -> Any:
     return made
 
 
-def _control_arguments(pipe: Any, given: Mapping[str, Any], known: Mapping[str, Parameter]) -> dict[str, Any]:
-    """The call's arguments as diffusers' ControlNet pipelines name them. A wish to stop is handed on after a step."""
+def _area_size(pipe: Any, arguments: Mapping[str, Any]) -> dict[str, int]:
+    """`width` and `height` that diffusers draws an area around a mask at: by default the model's own, and with a
+    ControlNet the image's."""
+    width, height = arguments["width"], arguments["height"]
+    image = arguments["image"]
+    if "control_image" in arguments and isinstance(image, Image.Image):
+        width, height = (given or side // 8 * 8 for given, side in zip((width, height), image.size))
+    return dict(zip(("width", "height"), call_size(pipe, width, height, None), strict=True))
+
+
+def _other_arguments(pipe: Any, given: Mapping[str, Any], known: Mapping[str, Parameter]) -> dict[str, Any]:
+    """The call's arguments as that diffusers pipeline names them. A wish to stop is handed on after a step."""
     arguments = dict(given)
     if "control_image" not in known:
         arguments["image"] = given["image"] if given["control_image"] is None else given["control_image"]
@@ -157,9 +180,9 @@ def _control_arguments(pipe: Any, given: Mapping[str, Any], known: Mapping[str, 
     return arguments
 
 
-def argument_or_default(pipe: Any, name: str, value: Any) -> Any:
-    """The argument `name` of a call, by default that of diffusers' pipeline: kinds of models differ in some."""
-    return stock_value(signature(diffusers_pipeline(pipe).__call__).parameters[name], value)
+def argument_or_default(pipe: Any, name: str, given: Mapping[str, Any]) -> Any:
+    """The argument `name` of a call, by default that of the diffusers pipeline it is for: they differ in some."""
+    return stock_value(signature(stock_pipeline(pipe, given).__call__).parameters[name], given[name])
 
 
 def stock_value(parameter: Parameter, value: Any) -> Any:

@@ -153,10 +153,11 @@ class WebUIImg2ImgPipeline(WebUIMixin, StableDiffusionImg2ImgPipeline):
         height: int | None = None,
         resize_mode: str = "stretch",
         mask_image: Any = None,
-        mask_blur: float | tuple[float, float] = 4,
+        mask_blur: float | tuple[float, float] | None = None,
         masked_content: str = "original",
         inpaint_area: str = "whole",
         masked_padding: int = 32,
+        padding_mask_crop: int | None = None,
         invert_mask: bool = False,
         soft_mask: bool = False,
         seed: int | list[int] | None = None,
@@ -220,11 +221,14 @@ class WebUIImg2ImgPipeline(WebUIMixin, StableDiffusionImg2ImgPipeline):
             resize_mode: how the image gets that size: "stretch", "crop" (cover it, cut what stands out), "fill" (fit
                 inside, fill the borders), "latent" (stretch its latents).
             mask_image: white, or opaque in an image with transparency, where the image is drawn anew.
-            mask_blur: standard deviation in pixels of the image, or (along x, along y).
+            mask_blur: standard deviation in pixels of the image, or (along x, along y). None: 4, and 0 with
+                `padding_mask_crop`.
             masked_content: what the masked part begins as: "original", "fill" (the colours around it), "latent noise",
                 "latent nothing".
             inpaint_area: "whole", or "masked": what the mask shows is cut out, drawn at width x height, and put back.
             masked_padding: pixels of the image kept around the mask in the cut.
+            padding_mask_crop: the same in one, as in diffusers' inpainting pipelines: the area is "masked", with that
+                many pixels around it. With diffusers' arguments alone it is their image bit for bit.
             invert_mask: draw what the mask does not show. soft_mask: latent cells may be drawn anew in part.
             seed: image i is drawn with seed + i; see WebUITxt2ImgPipeline.
             control_image, controlnet_conditioning_scale, control_guidance_start, control_guidance_end, guess_mode,

@@ -21,7 +21,7 @@ from .conditioning import (
     refiner_numbers,
     size_numbers,
 )
-from .controlled import pass_guidance
+from .controlled import networks_at_device, pass_guidance
 from .images.init_image import InitPictures
 from .images.init_latents import blank_channels, encode_init, init_latents, takes_inpainting_channels
 from .images.masks import LatentMasks
@@ -235,7 +235,7 @@ def run_pass(
     if start.extra_channels is not None:
         guidance = replace(guidance, extra_channels=start.extra_channels)
     try:
-        with webui_odd_sizes(pipe.unet if plan.control.hooked else None):
+        with webui_odd_sizes(pipe.unet if plan.control.hooked else None), networks_at_device(pipe, plan.control):
             if plan.sampler is None:
                 return _scheduler_pass(pipe, request, plan, models, guidance, start, watch)
             steps, t_enc = plan.steps, None

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..loaders.controlnet.load import check_control_base
 from .control.guidance import ActiveControl, PassControl
 from .control.weights import guess_mode_scales
+from .images.init_image import pictures_to_start_from
 
 
 # diffusers' numbers for ControlNets, with their defaults; None where kinds of pipelines differ.
@@ -28,13 +29,18 @@ def one_component(controlnet: Any) -> Any:
     """The component `controlnet` as diffusers has it: several networks are one MultiControlNetModel."""
     if not isinstance(controlnet, (list, tuple)):
         return controlnet
-    kinds = {isinstance(network, ControlNetUnionModel) for network in controlnet}
+    kinds = {is_union(network) for network in controlnet}
     if len(kinds) > 1:
         raise ValueError(
             "`controlnet` lists union ControlNets beside others, which diffusers cannot hold as one component. Give "
             "one kind, and make the others known with `pipe.add_controlnet`."
         )
     return (MultiControlNetUnionModel if kinds == {True} else MultiControlNetModel)(list(controlnet))
+
+
+def is_union(network: Any) -> bool:
+    """Whether it is one network for many tasks, compiled or not."""
+    return isinstance(getattr(network, "_orig_mod", network), ControlNetUnionModel)
 
 
 def component_networks(component: Any) -> list[Any]:
@@ -52,8 +58,13 @@ def stock_control_image(given: Mapping[str, Any]) -> Any:
     return other if image is None else image
 
 
-def stock_controls(pipe: Any, given: Mapping[str, Any], size: tuple[int, int], count: int) -> PassControl:
-    """ControlNets in a pass at `size` (width, height) over `count` images, as diffusers means its arguments."""
+def stock_controls(
+    pipe: Any, given: Mapping[str, Any], size: tuple[int, int], count: int, init: Any = None
+) -> PassControl:
+    """ControlNets in a pass at `size` (width, height) over `count` images, as diffusers means its arguments.
+
+    init: of img2img, an InitRequest. Where it draws an area alone, that is cut out of control images too.
+    """
     networks = component_networks(pipe.controlnet)
     if not networks:
         raise ValueError(
@@ -65,6 +76,7 @@ def stock_controls(pipe: Any, given: Mapping[str, Any], size: tuple[int, int], c
     names = ("controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end")
     lists = {name: _by_network(name, given[name], len(networks)) for name in names}
     tasks = _stock_tasks(given["control_mode"], networks)
+    hints = [_stock_hint(pipe, image, size, init) for image in images]
     active = []
     for i, network in enumerate(networks):
         start, end = lists["control_guidance_start"][i], lists["control_guidance_end"][i]
@@ -79,7 +91,7 @@ def stock_controls(pipe: Any, given: Mapping[str, Any], size: tuple[int, int], c
         active.append(
             ActiveControl(
                 model=network,
-                hint=_stock_hint(pipe, images[i], size, count, given["num_images_per_prompt"]),
+                hint=_hint_by_image(hints[i], count, given["num_images_per_prompt"]),
                 scales=partial(guess_mode_scales, factor) if soft else partial(_same_scale, factor),
                 start=start,
                 end=end,
@@ -117,7 +129,7 @@ def _by_network(name: str, value: Any, count: int) -> list[Any]:
 
 def _stock_tasks(control_mode: Any, networks: Sequence[Any]) -> list[int | None]:
     """The task of each union network, by the argument `control_mode`."""
-    if not any(isinstance(network, ControlNetUnionModel) for network in networks):
+    if not any(map(is_union, networks)):
         if control_mode is not None:
             raise ValueError("`control_mode` is for union ControlNets, and the pipeline has none: leave it out.")
         return [None] * len(networks)
@@ -129,10 +141,25 @@ def _stock_tasks(control_mode: Any, networks: Sequence[Any]) -> list[int | None]
     return tasks
 
 
-def _stock_hint(pipe: Any, image: Any, size: tuple[int, int], count: int, each: int) -> Tensor:
-    """(1 or count, 3, h, w) in 0..1, as diffusers' pipelines prepare a control image."""
+def _stock_hint(pipe: Any, image: Any, size: tuple[int, int], init: Any) -> Tensor:
+    """(n, 3, h, w) in 0..1, as diffusers' pipelines prepare control images."""
     processor = VaeImageProcessor(vae_scale_factor=pipe.vae_scale_factor, do_convert_rgb=True, do_normalize=False)
-    hint = processor.preprocess(image, height=size[1], width=size[0]).float()
+    cut: dict[str, Any] = {}
+    if init is not None and init.images.area is not None:
+        image = pictures_to_start_from(image, "control_image")
+        whole = init.images.originals[0].size
+        for picture in image:
+            if picture.size != whole:
+                raise ValueError(
+                    f"`control_image` is {picture.width}x{picture.height} and `image` {whole[0]}x{whole[1]}: the area "
+                    "around the mask is cut out of both, so they must have one size. Resize the control image."
+                )
+        cut = {"crops_coords": init.images.area, "resize_mode": "fill"}
+    return processor.preprocess(image, height=size[1], width=size[0], **cut).float()
+
+
+def _hint_by_image(hint: Tensor, count: int, each: int) -> Tensor:
+    """(1 or count, 3, h, w): one for all, or each prompt's for its `each` images."""
     if len(hint) == 1 or len(hint) == count:
         return hint
     if len(hint) * each != count:

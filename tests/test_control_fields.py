@@ -43,6 +43,7 @@ def test_what_the_extension_reads_is_read_and_nothing_is_filled_in(row: dict):
         {"ControlNet 0": "Weight: 1"},
         {"ControlNet 0": "Module: canny, Model: x, Weight: many"},
         {"ControlNet 0": "Module: canny, Model: x, Weight: 3"},
+        {"ControlNet 0": "Module: canny, Model: x, Control Mode: balanced"},
         {"ControlNet 0": "Module: none, Model: None"},
         {"ControlNet 0 Enabled": "False", "ControlNet 0 Module": "canny", "ControlNet 0 Model": "x"},
         {"ControlNet 0": "(" * 5000, "ControlNet 9999": "Model: x", "ControlNets": "Model: x"},

@@ -66,6 +66,11 @@ def test_each_unit_may_act_on_one_image_of_the_batch():
     assert unit_rows(1, 2, uncond) == [0, 1, 0, 0, 1, 0]
 
 
+def test_rows_that_are_not_told_apart_are_counted_as_one_kind():
+    assert unit_rows(0, 2, [False, True], marked=False) == [1, 0]
+    assert unit_rows(1, 3, [False, False, True, True], marked=False) == [0, 1, 0, 0]
+
+
 def test_units_that_are_not_enabled_do_not_exist():
     units = read_units([{"enabled": False, "weight": 0.1}, {"weight": 0.2}])
     assert [unit.weight for unit in units] == [0.2] and units[0].place == 1

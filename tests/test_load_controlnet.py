@@ -101,6 +101,53 @@ def test_differences_are_completed_from_the_unet(tmp_path, unet, state):
         load_controlnet(path)
 
 
+def factored(state, unet, rank=2):
+    """A Control-LoRA as stabilityai/control-lora has it, and the weights that it means."""
+    draw, base = torch.Generator().manual_seed(0), unet.state_dict()
+    tensors, wanted = {"lora_controlnet": torch.empty(0)}, dict(state)
+    for key, value in state.items():
+        name = ldm_name(key, 1)
+        if key in base and key.endswith(".weight") and value.ndim > 1:
+            up = torch.randn(len(value), rank, *[1] * (value.ndim - 2), generator=draw)
+            down = torch.randn(rank, *value.shape[1:], generator=draw)
+            tensors[name.removesuffix("weight") + "up"], tensors[name.removesuffix("weight") + "down"] = up, down
+            wanted[key] = base[key] + (up.flatten(1) @ down.flatten(1)).view(value.shape)
+        else:
+            tensors[name] = value
+    return tensors, wanted
+
+
+def test_a_control_lora_is_completed_from_the_unet(tmp_path, unet, state):
+    path = tmp_path / "control-lora-canny-rank2.safetensors"
+    tensors, wanted = factored(state, unet)
+    norm = ldm_name("mid_block.resnets.0.norm1.weight", 1)
+    save_file({key: value for key, value in tensors.items() if key != norm}, path)
+    wanted["mid_block.resnets.0.norm1.weight"] = unet.state_dict()["mid_block.resnets.0.norm1.weight"]
+    loaded = load_controlnet(path, unet=unet)
+    assert set(loaded.state_dict()) == set(wanted) and loaded.dtype == unet.dtype
+    for key, value in loaded.state_dict().items():
+        torch.testing.assert_close(value, wanted[key], atol=1e-6, rtol=1e-5)
+    with pytest.raises(WeightFileError, match="a Control-LoRA.*unet="):
+        load_controlnet(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors, key: tensors.pop(f"{key}.down"), "down` is not in it"),
+        (lambda tensors, key: tensors.update({f"{key}.down": torch.ones(3, 2)}), "has the shape"),
+        (lambda tensors, key: tensors.update({f"{key}.up": torch.ones(7, 2)}), "Control-LoRA for another model"),
+    ],
+    ids=["one factor", "unlike ranks", "another width"],
+)
+def test_a_control_lora_that_is_damaged_or_of_another_base_is_refused(tmp_path, unet, state, change, message):
+    tensors, _ = factored(state, unet)
+    change(tensors, "time_embed.0")
+    save_file(tensors, tmp_path / "control.safetensors")
+    with pytest.raises(WeightFileError, match=message):
+        load_controlnet(tmp_path / "control.safetensors", unet=unet)
+
+
 def test_a_file_and_a_folder_of_diffusers_are_read(tmp_path, unet, state):
     assert same(load_controlnet(NETWORK), state)
     assert same(load_controlnet(FILE), state)  # its config.json lies beside it
@@ -154,10 +201,7 @@ def test_shuffle_is_told_by_its_name(tmp_path, unet, state):
 @pytest.mark.parametrize(
     ("keys", "kind"),
     [
-        (
-            ["lora_controlnet", "input_hint_block.0.weight", "zero_convs.0.0.weight", "input_blocks.1.0.up"],
-            "a Control-LoRA",
-        ),
+        (["lora_controlnet", "input_blocks.1.0.in_layers.2.up"], "part of a Control-LoRA"),
         (["lllite_unet_input_blocks_4_1_proj_in.down.0.weight"], "a ControlLLLite"),
         (["adapter.body.0.resnets.0.block1.weight"], "a T2I-Adapter"),
         (["body.0.block1.weight", "conv_in.weight"], "a T2I-Adapter"),

@@ -1,5 +1,6 @@
 """Layouts of other tools, merged and as adapters, on SD1, SD2 and SDXL; and files that this model cannot use."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -178,3 +179,73 @@ def test_a_pipeline_without_a_unet_takes_what_is_for_its_text_encoder(pipes, tmp
     part = SimpleNamespace(text_encoder=pipes["sd"].text_encoder)
     with merged_networks(part, [(network, 1, 1)]) as (report,):
         assert report.applied == [CLIP_L]
+
+
+# --- networks for a ControlNet
+
+
+def unet_width(pipes):
+    return tuple(module(pipes["sd"], "unet", DOWN_SD).weight.shape)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [f"lora_controlnet_{DOWN_SD.replace('.', '_')}", f"controlnet.{DOWN_SD}", "control_model.zero_convs.0.0"],
+)
+def test_layers_for_a_controlnet_beside_others_are_told_and_the_others_applied(pipes, tmp_path, caplog, name):
+    network = lora_file(tmp_path / "both.safetensors", {UNET: unet_width(pipes), name: (8, 8)})
+    place = module(pipes["sd"], "unet", DOWN_SD)
+    before = place.weight.detach().clone()
+    with merged_networks(pipes["sd"], [(network, 1, 1)]) as (report,):
+        assert not torch.equal(place.weight, before)
+    (told,) = report.passed_over
+    assert report.applied == [UNET] and "ControlNet" in report.passed_over[told] and told in caplog.text
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        {f"lora_controlnet_{DOWN_SD.replace('.', '_')}": (8, 8)},
+        {f"controlnet.{DOWN_SD}": (8, 8)},
+        {"controlnet_down_blocks.0": (8, 8), DOWN_SD: (8, 8)},  # of a ControlNet alone: no component is named
+        {"lycoris_controlnet_mid_block": (8, 8), f"lycoris_{DOWN_SD.replace('.', '_')}": (8, 8)},
+    ],
+    ids=["kohya", "dotted", "peft", "lycoris"],
+)
+def test_a_file_for_a_controlnet_alone_is_refused_and_nothing_applied(pipes, tmp_path, layers):
+    network = lora_file(tmp_path / "control.safetensors", layers)
+    before = module(pipes["sd"], "unet", DOWN_SD).weight.detach().clone()
+    for apply in (lambda: merged_networks(pipes["sd"], [(network, 1, 1)]).__enter__(),
+                  lambda: attach_network(pipes["sd"], network, "x")):  # fmt: skip
+        with pytest.raises(NetworkError, match="control.safetensors.*network for a ControlNet.*add_controlnet"):
+            apply()
+    assert torch.equal(module(pipes["sd"], "unet", DOWN_SD).weight, before)
+
+
+def test_an_adapter_that_peft_wrote_for_a_controlnet_is_told_by_its_configuration(pipes, tmp_path):
+    out, into = unet_width(pipes)
+    tensors = {f"base_model.model.{DOWN_SD}.lora_A.weight": torch.ones(2, into)}
+    tensors[f"base_model.model.{DOWN_SD}.lora_B.weight"] = torch.ones(out, 2)
+    mapping = {"base_model_class": "ControlNetModel", "parent_library": "diffusers.models.controlnets.controlnet"}
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "auto_mapping": mapping}
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(NetworkError, match="adapter of a ControlNetModel"):
+        read_network(tmp_path)
+    for component in ("unet", "controlnet"):
+        folder = tmp_path / "both" / component
+        folder.mkdir(parents=True)
+        save_file(tensors, folder / "adapter_model.safetensors")
+        mapped = {**config, "auto_mapping": mapping if component == "controlnet" else None}
+        (folder / "adapter_config.json").write_text(json.dumps(mapped), encoding="utf-8")
+    with merged_networks(pipes["sd"], [(read_network(tmp_path / "both"), 1, 1)], "auto") as (report,):
+        assert report.applied == [f"unet.{DOWN_SD}"] and list(report.passed_over) == [f"controlnet.{DOWN_SD}"]
+
+
+@pytest.mark.parametrize(
+    ("key", "kind"), [("lllite_unet_x.down.0.weight", "a ControlLLLite"), ("lora_controlnet", "a Control-LoRA")]
+)
+def test_what_reads_a_control_image_is_no_network(tmp_path, key, kind):
+    save_file({key: torch.ones(2)}, tmp_path / "control.safetensors")
+    with pytest.raises(NetworkError, match=kind):
+        read_network(tmp_path / "control.safetensors")

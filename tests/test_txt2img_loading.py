@@ -7,9 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import (
+    ControlNetModel,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLControlNetPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from ldm_layout import ldm_unet, one_file
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import (
@@ -220,7 +228,8 @@ def ip_adapter_weights(unet: UNet2DConditionModel, tokens: int = 4) -> dict[str,
     return {"image_proj": projection, "ip_adapter": layers}
 
 
-def test_an_ip_adapter_works_on_both_roads(theirs):
+def with_ip_adapter(theirs):
+    """Our pipeline with the same models and a random adapter, and a picture for it."""
     torch.manual_seed(2)
     encoder = CLIPVisionModelWithProjection(CLIPVisionConfig(**VISION)).eval()
     processor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
@@ -228,7 +237,28 @@ def test_an_ip_adapter_works_on_both_roads(theirs):
     pipe = ours_of(theirs)
     pipe.load_ip_adapter(ip_adapter_weights(theirs.unet), subfolder=None, weight_name=None, image_encoder_folder=None)
     pipe.set_ip_adapter_scale(0.8)
-    picture = np.tile(np.arange(64, dtype=np.uint8)[None, :, None] * 4, (64, 1, 3))
+    return pipe, np.tile(np.arange(64, dtype=np.uint8)[None, :, None] * 4, (64, 1, 3))
+
+
+def test_an_ip_adapter_works_under_a_controlnet(theirs):
+    torch.manual_seed(3)
+    network = ControlNetModel.from_unet(theirs.unet, conditioning_embedding_out_channels=(8, 8, 16, 16))
+    torch.nn.init.normal_(network.controlnet_mid_block.weight, std=0.3)
+    pipe, picture = with_ip_adapter(theirs)
+    pipe.register_modules(controlnet=network)
+    kind = StableDiffusionXLControlNetPipeline if pipe.is_sdxl else StableDiffusionControlNetPipeline
+    own, control = quiet(kind.from_pipe(pipe)), Image.fromarray(picture)
+    given = {"ip_adapter_image": picture, **CALL}
+    expected = own("a red circle", image=control, generator=seeded(), **given).images
+    assert np.array_equal(pipe("a red circle", image=control, generator=seeded(), **given).images, expected)
+    units = {"control_units": [{"image": control}], **NAMED}
+    one, two = (pipe("a (red:1.2) circle", ip_adapter_image=i, **units).images for i in (picture, 255 - picture))
+    plain = pipe("a (red:1.2) circle", ip_adapter_image=picture, **NAMED).images
+    assert not np.allclose(one, two, atol=1e-3) and not np.allclose(one, plain, atol=1e-3)
+
+
+def test_an_ip_adapter_works_on_both_roads(theirs):
+    pipe, picture = with_ip_adapter(theirs)
     other = np.ascontiguousarray(picture.transpose(1, 0, 2))[::-1].copy()
     given = {"prompt": "a red circle", **CALL}
     expected = theirs(ip_adapter_image=picture, generator=seeded(), **given).images

@@ -2,6 +2,7 @@
 
 ldm            as trained: `control_model.input_blocks.…`, `zero_convs.…`, with or without the prefix
 difference     the same, less the base model's weights; they are added again from a UNet
+lora           the same, the base model's weights as low-rank changes: `input_blocks.….up`, `.down` (Control-LoRA)
 diffusers      `controlnet_down_blocks.…`
 union          the same with `task_embedding`: one network for many tasks
 """
@@ -19,10 +20,9 @@ LDM_PREFIX = "control_model."
 _WIDTH_BASES = {768: "sd1", 1024: "sd2", 2048: "sdxl"}  # width of the text that a network reads
 CONTROL_BASE_TITLES = {"sd1": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x", "sdxl": "SDXL"}
 
+_CONTROL_LORA_PART = r"^(input_blocks|middle_block|label_emb|time_embed)\..*\.(up|down)$"
 # What some key of the file begins with or has in it -> what it is, and what to do with it.
 _OTHER_KINDS = (
-    (r"lora_controlnet$|^(input_blocks|middle_block|label_emb|time_embed)\..*\.(up|down)$", "a Control-LoRA",
-     "merge it into a whole ControlNet with the tool of its makers, or take the ControlNet of the same name"),
     (r"^lllite_", "a ControlLLLite", "take a whole ControlNet for the same task"),
     (r"^(adapter\.)?body\.\d+\.|^adapter\.", "a T2I-Adapter",
      "load it with diffusers' T2IAdapter and StableDiffusionAdapterPipeline"),
@@ -35,15 +35,21 @@ _OTHER_KINDS = (
 
 
 def control_file_kind(path: Path, keys: Collection[str]) -> str:
-    """Either "ldm", "difference", "diffusers" or "union". Raises WeightFileError for any other, saying what it is."""
+    """Either "ldm", "difference", "lora", "diffusers" or "union". Raises WeightFileError for any other, saying what it
+    is."""
     bare = {key.removeprefix(LDM_PREFIX) for key in keys}
     if "task_embedding" in bare and "controlnet_cond_embedding.conv_in.weight" in bare:
         return "union"
     if "controlnet_cond_embedding.conv_in.weight" in bare:
         return "diffusers"
-    lora = "lora_controlnet" in bare
-    if "input_hint_block.0.weight" in bare and "zero_convs.0.0.weight" in bare and not lora:
-        return "difference" if "difference" in bare else "ldm"
+    lora = "lora_controlnet" in bare or any(re.search(_CONTROL_LORA_PART, key) for key in bare)
+    if "input_hint_block.0.weight" in bare and "zero_convs.0.0.weight" in bare:
+        return "lora" if lora else "difference" if "difference" in bare else "ldm"
+    if lora:
+        raise WeightFileError(
+            f"`{path}` is part of a Control-LoRA: the layers that read the control image are not in it. Fetch it "
+            "again."
+        )
     for pattern, kind, advice in _OTHER_KINDS:
         if any(re.search(pattern, key) for key in keys):
             raise WeightFileError(f"`{path}` is {kind} and no ControlNet: {advice}.")

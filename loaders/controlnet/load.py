@@ -24,6 +24,8 @@ from .describe import (
 )
 
 
+# Parts of a UNet that a control network begins as a copy of.
+_ENCODER_PARTS = ("conv_in.", "time_embedding.", "add_embedding.", "down_blocks.", "mid_block.")
 CONTROL_ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 
 
@@ -141,6 +143,8 @@ def _from_file(path: Path, unet: UNet2DConditionModel | None) -> ControlNetModel
         kind = control_file_kind(path, file.keys())
         state = {key.removeprefix(LDM_PREFIX): file.tensor(key) for key in _control_keys(file)}
     state.pop("difference", None)
+    if kind == "lora":
+        state = _from_factors(path, state, unet)
     if kind in ("ldm", "difference"):
         state = _from_ldm(state)
     if kind == "difference":
@@ -181,13 +185,51 @@ def _from_ldm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key: value for key, value in converted.items() if value is not None}
 
 
+def _from_factors(path: Path, state: Mapping[str, Tensor], unet: UNet2DConditionModel | None) -> dict[str, Tensor]:
+    """A Control-LoRA in the ldm layout as a whole network in diffusers' names, by the weights of its base model.
+
+    The format is that of stabilityai/control-lora: `<layer>.up` (out, r[, 1, 1]) and `<layer>.down` (r, in[, k, k]),
+    whose product changes the base model's weight; biases, norms and the control network's own layers are whole. What
+    is in neither is the base model's.
+    """
+    if unet is None:
+        raise WeightFileError(_needs_base(path, "a Control-LoRA"))
+    changes: dict[str, Tensor] = {}
+    for key in (key for key in state if key.endswith(".up")):
+        layer, up = key.removesuffix(".up"), state[key].float()
+        down = state.get(f"{layer}.down")
+        if down is None or up.ndim < 2 or down.shape[0] != up.shape[1]:
+            other = "is not in it" if down is None else f"has the shape {tuple(down.shape)}"
+            raise WeightFileError(
+                f"`{path}`: `{key}` has the shape {tuple(up.shape)}, and `{layer}.down` {other}: their product is the "
+                "layer's change. The file is damaged; fetch it again."
+            )
+        changes[f"{layer}.weight"] = (up.flatten(1) @ down.float().flatten(1)).reshape(len(up), *down.shape[1:])
+    whole = {key: value for key, value in state.items() if not key.endswith((".up", ".down", "lora_controlnet"))}
+    found, changed = _from_ldm({**whole, **changes}), {id(change) for change in changes.values()}
+    base = {key: value for key, value in unet.state_dict().items() if key.startswith(_ENCODER_PARTS)}
+    for key in (key for key, value in found.items() if id(value) in changed):
+        if key not in base or base[key].shape != found[key].shape:
+            own = f"{tuple(base[key].shape)}" if key in base else "none"
+            raise WeightFileError(
+                f"`{path}` is a Control-LoRA for another model: it changes `{key}`, {tuple(found[key].shape)}, and "
+                f"the UNet's is {own}. Take one that was made for this model."
+            )
+        found[key] = found[key] + base[key].float().cpu()
+    return {key: value.cpu().to(unet.dtype) for key, value in {**base, **found}.items()}
+
+
+def _needs_base(path: Path, what: str) -> str:
+    return (
+        f"`{path}` holds {what}, and its base model's weights complete it: give that model's UNet as `unet=`, or load "
+        "the file with `pipe.add_controlnet`."
+    )
+
+
 def _with_base(path: Path, state: dict[str, Tensor], unet: UNet2DConditionModel | None) -> dict[str, Tensor]:
     """Differences as weights: those of the UNet are added where it has the same."""
     if unet is None:
-        raise WeightFileError(
-            f"`{path}` holds a ControlNet as the difference to its base model, which completes it: give that model's "
-            "UNet as `unet=`, or load the file with `pipe.add_controlnet`."
-        )
+        raise WeightFileError(_needs_base(path, "a ControlNet as the difference to its base model"))
     base = unet.state_dict()
     for key, value in state.items():
         if key in base and base[key].shape == value.shape:

@@ -44,6 +44,13 @@ LAYER_PREFIXES = (
     LayerPrefix("lycoris_te1_", "text_encoder"),
     LayerPrefix("lycoris_te2_", "text_encoder_2"),
     LayerPrefix("lycoris_", ""),
+    # of a ControlNet beside the base model: no network changes one
+    *(LayerPrefix(f"{name}controlnet_", "controlnet") for name in ("lora_", "oft_", "lycoris_")),
+    *(LayerPrefix(f"{name}.", "controlnet") for name in ("controlnet", "control_model")),
+    *(
+        LayerPrefix(f"{name}.", "controlnet", kept=True)
+        for name in ("controlnet_cond_embedding", "controlnet_down_blocks", "controlnet_mid_block")
+    ),
     # diffusers, PEFT, SimpleTuner; OneTrainer's `unet.` goes before original names
     LayerPrefix("unet.", "unet"),
     LayerPrefix("text_encoder.", "text_encoder"),
@@ -128,6 +135,18 @@ def layer_prefix(name: str) -> LayerPrefix | None:
     """The row of LAYER_PREFIXES that a name begins with; of several, the longest."""
     rows = [row for row in LAYER_PREFIXES if name.startswith(row.text)]
     return max(rows, key=lambda row: len(row.text), default=None)
+
+
+def is_for_controlnet(layer: str) -> bool:
+    """Whether a layer, by its name, belongs to a ControlNet and not to the model beside it."""
+    row = layer_prefix(layer)
+    return row is not None and row.component == "controlnet"
+
+
+def names_no_component(key: str) -> bool:
+    """Whether a key tells nothing of the model that its layer is in: PEFT's own files, and LyCORIS' plain prefix."""
+    row = layer_prefix(key.removeprefix(_PEFT_MODEL))
+    return row is not None and (row.kept or row.text == "lycoris_")
 
 
 def split_network_key(key: str) -> tuple[str, str]:

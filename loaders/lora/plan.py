@@ -11,7 +11,7 @@ from ..utils import LOGGER, near_names
 from ..weight_files import NetworkError
 from .block_weights import block_strengths
 from .families.table import empty_part
-from .keys import NetworkLayer, layer_prefix
+from .keys import NetworkLayer, is_for_controlnet, layer_prefix, names_no_component
 from .read import Network
 from .targets import LayerTarget, PipeLayers
 
@@ -100,11 +100,13 @@ def _use_steps(
     layers: PipeLayers, use: NetworkUse, semantics: str, report: NetworkReport, strict: bool
 ) -> list[tuple[ModuleKey, MergeStep]]:
     network, file_base = use.network, use.network.base
-    targets = {name: layers.target(name, file_base=file_base) for name in network.layers}
+    report.passed_over |= _controlnet_layers(network)
+    own = [name for name in network.layers if name not in report.passed_over]
+    targets = {name: layers.target(name, file_base=file_base) for name in own}
     report.unknown += [name for name, target in targets.items() if target is None]
     placed = {name: target for name, target in targets.items() if target is not None}
     foreign = _foreign(layers, network, targets)
-    if network.layers and (not placed or (strict and foreign)):
+    if own and (not placed or (strict and foreign)):
         raise NetworkError(foreign if placed else _other_base(layers, network))
     whole_attention = _fused_groups(layers, placed, file_base)
     found: dict[ModuleKey, MergeStep] = {}
@@ -133,6 +135,23 @@ def _use_steps(
     if strict and semantics != "webui" and not report.applied:
         _check_some_effect(network, report)
     return list(found.items())
+
+
+def _controlnet_layers(network: Network) -> dict[str, str]:
+    """The layers for a ControlNet, and why they are passed over. Raises NetworkError for a file of such layers alone,
+    or one in which the others may be a ControlNet's too."""
+    found = [name for name in network.layers if is_for_controlnet(name)]
+    others = [layer for name, layer in network.layers.items() if name not in found]
+    unsure = [layer.name for layer in others if names_no_component(next(iter(layer.keys.values())))]
+    if found and (unsure or not others):
+        raise NetworkError(
+            f"`{network.path}` is a network for a ControlNet: {len(found)} of its {len(network.layers)} layers "
+            f"(`{found[0]}` ...) are one's"
+            + (f", and `{unsure[0]}` ... may be too" if unsure else "")
+            + ". Networks act on the base model alone: merge it into the ControlNet with the tool that trained it, "
+            "and load that with `pipe.add_controlnet`."
+        )
+    return dict.fromkeys(found, "it is for a ControlNet, and networks act on the base model alone")
 
 
 def _without_effect(layer: NetworkLayer) -> str:

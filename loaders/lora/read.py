@@ -275,6 +275,12 @@ def _no_family(path: Path, layer: str, keys: Mapping[str, str]) -> str:
 def _nothing_inside(file: WeightFile) -> str:
     if not len(file):
         return f"`{file.path}` holds no tensors: saving it went wrong. Get another copy, or export it again."
+    for beginning, kind in (("lllite_", "a ControlLLLite"), ("lora_controlnet", "a Control-LoRA")):
+        if any(key.startswith(beginning) for key in file.keys()):
+            return (
+                f"`{file.path}` is {kind}: it reads a control image, and is no network for the base model. It "
+                "cannot be used here; take a whole ControlNet for the same task, with `pipe.add_controlnet`."
+            )
     if any("lora_" in key or "lokr_" in key or "hada_" in key for key in file.keys()):
         return (
             f"`{file.path}`: no layer name in it ({file.keys()[0]} ...) is one of Stable Diffusion 1, 2 or XL, so it "
@@ -301,6 +307,7 @@ def _component_label(layer: str) -> str:
     for label, starts in (
         ("text encoder 2", ("lora_te2_", "lycoris_te2_", "text_encoder_2.")),
         ("text encoder", ("lora_te", "lycoris_te", "text_encoder.")),
+        ("controlnet", ("lora_controlnet_", "oft_controlnet_", "lycoris_controlnet_", "controlnet.")),
         ("unet", ("lora_unet_", "oft_unet_", "lycoris_", "unet.")),
     ):
         if layer.startswith(starts):

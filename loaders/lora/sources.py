@@ -26,7 +26,7 @@ NETWORK_SUFFIXES = (".safetensors", ".pt", ".ckpt", ".bin", ".pth")
 _PEFT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 _PEFT_FAMILIES = ("LORA", "LOHA", "LOKR")
 _DIFFUSERS_FILES = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
-_COMPONENT_FOLDERS = ("unet", "text_encoder", "text_encoder_2")
+_COMPONENT_FOLDERS = ("unet", "text_encoder", "text_encoder_2", "controlnet")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(/.+)?")
 
 
@@ -131,6 +131,13 @@ def _peft_config(path: Path) -> AdapterConfig:
             f"`{path}` describes a PEFT adapter of type {kind}, which has no counterpart among network files "
             f"({', '.join(_PEFT_FAMILIES)} have). Load it with PEFT itself, and merge it there."
         )
+    mapping = config.get("auto_mapping")
+    if isinstance(mapping, dict) and str(mapping.get("base_model_class")).startswith("ControlNet"):
+        if path.parent.name != "controlnet":  # a pipeline's folder of that name is told as the network's layers are
+            raise NetworkError(
+                f"`{path}` describes an adapter of a {mapping['base_model_class']}, and networks act on the base "
+                "model alone. Merge it into the ControlNet with PEFT, and load that with `pipe.add_controlnet`."
+            )
     return AdapterConfig(path, config)
 
 

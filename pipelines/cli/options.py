@@ -119,6 +119,7 @@ IMG2IMG_OPTIONS: dict[str, CallOption] = {
     "masked_content": CallOption(TEXT, "original, fill, latent noise or latent nothing.", _OVER),
     "inpaint_area": CallOption(TEXT, "whole, or masked: only what the mask shows, at full size.", _OVER),
     "masked_padding": CallOption(whole_kind(0), "Pixels around the mask that are seen.", _OVER),
+    "padding_mask_crop": CallOption(whole_kind(0), "The same for diffusers: area masked, mask not blurred.", _OVER),
     "invert_mask": CallOption(YES_NO, "Draw where the mask is black.", _OVER),
     "soft_mask": CallOption(YES_NO, "Grey parts of the mask count by degrees.", _OVER),
     "soft_inpainting": CallOption(TABLE, "Mix kept and drawn by degrees.", _OVER),

@@ -53,7 +53,7 @@ OLDER_UNIT_VALUES = {
         "HiResFixOption.HIGH_RES_ONLY": "High res only",
     },
 }
-_CHOICES: dict[str, Sequence[str]] = {
+UNIT_CHOICES: dict[str, Sequence[str]] = {
     "control_mode": CONTROL_MODES,
     "resize_mode": UNIT_RESIZE_MODES,
     "hr_option": HR_OPTIONS,
@@ -185,7 +185,7 @@ def _read_unit(given: Mapping[str, Any], place: int) -> ControlUnit:
         if key not in UNIT_KEYS and key not in _NOTHING_TO_DO:
             raise ValueError(unknown_choice(f"{where}: key", key, UNIT_KEYS))
     values = {key: value for key, value in given.items() if key not in _NOTHING_TO_DO}
-    for key, known in _CHOICES.items():
+    for key, known in UNIT_CHOICES.items():
         if key in values:
             values[key] = _choice(f"{where}: `{key}`", values[key], known, OLDER_UNIT_VALUES[key])
     for key in ("weight", "guidance_start", "guidance_end", "processor_res", "threshold_a", "threshold_b"):

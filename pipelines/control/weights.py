@@ -36,15 +36,15 @@ def guess_mode_scales(scale: float, count: int) -> list[float]:
     return [scale * factor for factor in torch.logspace(-1, 0, count).tolist()]
 
 
-def unit_rows(number: int, units: int, uncond: Sequence[bool]) -> list[float]:
+def unit_rows(number: int, units: int, uncond: Sequence[bool], *, marked: bool = True) -> list[float]:
     """Which rows of a model evaluation a unit acts on, 1 or 0, where each unit is for one image of the batch.
 
     number: of the unit, from 0, of `units`. uncond: for each row whether it is of the negative prompt; both kinds are
-    counted for themselves.
+    counted for themselves. marked: rows of the negative prompt are told apart, else all count as one kind.
     """
     seen = {False: 0, True: 0}
     rows = []
-    for kind in uncond:
+    for kind in uncond if marked else [False] * len(uncond):
         rows.append(1.0 if seen[kind] % units == number else 0.0)
         seen[kind] += 1
     return rows

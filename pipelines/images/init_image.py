@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...loaders.utils import unknown_choice
 from ..options import WEBUI_OPTIONS
-from ..script_settings import SoftInpainting
+from ..script_settings import SoftInpainting, read_soft_inpainting
 from .coerce import eight_bit_levels
 from .color_match import match_colors
 from .fit import RESIZE_MODES, fill_masked, fit_picture, flatten_picture, resize_latents
@@ -98,6 +98,37 @@ class InitPictures:
 # --- reading the arguments
 
 
+def init_arguments(given: Mapping[str, Any]) -> InitArguments:
+    """The arguments about picture and mask of a call, checked. given: the call's arguments by name.
+
+    `padding_mask_crop` is diffusers' name for an area that is drawn alone, around a mask that it does not blur.
+    """
+    crop, blur = given.get("padding_mask_crop"), given["mask_blur"]
+    area, padding = given["inpaint_area"], given["masked_padding"]
+    if crop is not None:
+        if given["mask_image"] is None:
+            raise ValueError(f"`padding_mask_crop` is {crop} without a `mask_image`, around which to crop: pass one.")
+        if padding not in (crop, InitArguments.masked_padding):
+            raise ValueError(
+                f"`padding_mask_crop` is {crop} and `masked_padding` {padding}: they say the same thing. Pass one."
+            )
+        area, padding = "masked", crop
+    if blur is None:
+        blur = InitArguments.mask_blur if crop is None else 0
+    asked = InitArguments(
+        resize_mode=given["resize_mode"],
+        mask_blur=blur,
+        masked_content=given["masked_content"],
+        inpaint_area=area,
+        masked_padding=padding,
+        invert_mask=given["invert_mask"],
+        soft_mask=given["soft_mask"],
+        soft=read_soft_inpainting(given["soft_inpainting"]),
+    )
+    check_init_arguments(asked)
+    return asked
+
+
 def check_init_arguments(asked: InitArguments) -> None:
     """Raise ValueError for unknown names and bad numbers."""
     for name, value, known in (
@@ -113,7 +144,9 @@ def check_init_arguments(asked: InitArguments) -> None:
             "number, or a pair (x, y)."
         )
     if asked.masked_padding < 0:
-        raise ValueError(f"`masked_padding` must be 0 or more pixels; got {asked.masked_padding}.")
+        raise ValueError(
+            f"`masked_padding` (`padding_mask_crop`) must be 0 or more pixels; got {asked.masked_padding}."
+        )
 
 
 def given_images(image: Any, channels: int) -> GivenImages:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ...loaders.utils import NameFromText
-from ..control.units import OLDER_UNIT_VALUES
+from ..control.units import OLDER_UNIT_VALUES, UNIT_CHOICES
 
 
 _UNIT_FIELD = re.compile(r"ControlNet(?:[ -](\d{1,3}))?(?: ([A-Z][\w ]*))?")
@@ -49,7 +49,7 @@ def control_units_of_fields(fields: Mapping[str, Any]) -> dict[int, dict[str, An
 
     What a text does not say of a unit is left out, so that it is at its default; the images are always. Models are
     NameFromText. Units that are switched off, that name neither module nor model, or that the extension would not
-    read (weight over 2, start behind end) are left out.
+    read (weight over 2, start behind end, an unknown mode) are left out.
 
     >>> control_units_of_fields({"ControlNet 0": "Module: canny, Model: x [aaaaaaaa], Weight: 0.8"})
     {0: {'module': 'canny', 'model': 'x [aaaaaaaa]', 'weight': 0.8}}
@@ -92,6 +92,8 @@ def _unit_value(key: str, written: str) -> Any:
 def _is_readable(unit: Mapping[str, Any]) -> bool:
     numbers = [unit.get("weight", 1.0), unit.get("guidance_start", 0.0), unit.get("guidance_end", 1.0)]
     if not all(isinstance(number, (int, float)) for number in numbers) or not {"module", "model"} & set(unit):
+        return False
+    if any(key in unit and unit[key] not in known for key, known in UNIT_CHOICES.items()):
         return False
     weight, start, end = numbers
     return unit.get("model") != "None" and 0 <= weight <= 2 and 0 <= start <= end <= 1

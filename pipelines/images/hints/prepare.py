@@ -139,6 +139,8 @@ def _after_module(
     unit: Any, image: np.ndarray, mask: np.ndarray | None, size: tuple[int, int], resize_mode: str
 ) -> ControlImage:
     if mask is not None:
+        if mask.shape != image.shape[:2]:  # several init images, each of its own size
+            mask = np.asarray(Image.fromarray(mask).resize(image.shape[1::-1], Image.Resampling.NEAREST))
         both = np.concatenate([image, mask[..., None]], axis=2).astype(np.float32)
         return ControlImage(both, resize_mode)
     resolution = perfect_resolution(image, size, resize_mode) if unit.pixel_perfect else unit.processor_res
