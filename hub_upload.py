@@ -4,6 +4,7 @@
     python hub_upload.py --namespace your-org --only webui-txt2img     one (may be repeated)
     python hub_upload.py --namespace your-org --dry-run --out dist/hub nothing leaves this machine
     python hub_upload.py --namespace your-org --only webui-txt2img --with-weights MODEL
+    python hub_upload.py --space --out dist/space                      a Space of the page, to look at and send
 
 The token comes from `--token`, HF_TOKEN or `hf auth login`; the Hub from HF_ENDPOINT. A repository gets `pipeline.py`,
 the same code under a name of its own, the data files it reads, a model card, requirements.txt and LICENSE; with
@@ -40,6 +41,7 @@ from webui_diffusers.pipelines.bundle.sources import BUNDLE_REQUIREMENTS
 
 from hub.model_files import ModelFilesError, model_files, read_index, without_paths
 from hub.sending import UploadError, hub_cause, plain_address, retried, send_folder, status_of, without_token
+from hub.space import write_space
 from hub.tiny_model import save_tiny_model
 
 
@@ -285,6 +287,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = _parsed(arguments)
     names = asked.only or available_pipelines()
     try:
+        if asked.space:
+            print(space_lines(write_space(Path(asked.out))))
+            return 0
         if not asked.dry_run:
             check_access(asked.namespace, asked.token or get_token())
         with tempfile.TemporaryDirectory(prefix="webui-diffusers-") as scratch:
@@ -349,9 +354,17 @@ def lines_to_paste(name: str, place: str, with_weights: bool) -> str:
     return f"\n# {name}\nfrom diffusers import DiffusionPipeline\n{call}"
 
 
+def space_lines(folder: Path) -> str:
+    """How to try the Space that was written, and how to send it."""
+    return (
+        f"{folder}: a Space. To try it:\n  WEBUI_DIFFUSERS_MODEL=path/to/model python {folder / 'app.py'}\n"
+        f"To send it:\n  hf upload your-name/draw-it-again {folder} --repo-type space"
+    )
+
+
 def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="hub_upload.py", description=__doc__.partition("\n")[0])
-    parser.add_argument("--namespace", required=True, help="your name on the Hub, or your organisation's")
+    parser.add_argument("--namespace", help="your name on the Hub, or your organisation's")
     parser.add_argument(
         "--only", action="append", choices=available_pipelines(), help="this pipeline; may be repeated"
     )
@@ -360,10 +373,15 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true", help="build and try, but send nothing")
     parser.add_argument("--out", help="where to build; default: a folder that is removed afterwards")
     parser.add_argument("--with-weights", metavar="MODEL", help="folder or Hub id of a model whose weights go along")
+    parser.add_argument("--space", action="store_true", help="write a Space of the page to --out, and send nothing")
     parser.add_argument("--token", help="default: HF_TOKEN, or that of `hf auth login`")
     asked = parser.parse_args(arguments)
     if asked.dry_run and not asked.out:
         asked.out = "dist/hub"
+    if asked.space:
+        asked.out = asked.out or "dist/space"
+    elif not asked.namespace:
+        parser.error("the following arguments are required: --namespace")
     return asked
 
 

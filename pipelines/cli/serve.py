@@ -3,6 +3,7 @@
 import ipaddress
 import threading
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 @click.option("--api-auth", multiple=True, metavar="USER:PASSWORD", help="Who may call; may be repeated.")
 @click.option("--cors-allow-origins", multiple=True, metavar="ORIGIN", help="Pages that may call; may be repeated.")
 @click.option("--max-queue", default=32, show_default=True, type=click.IntRange(1), help="Requests that may wait.")
+@click.option("--no-page", is_flag=True, help="Only the API, no page at `/`.")
 @click.option("--out", type=click.Path(path_type=Path), help="Where `save_images` writes; without it, nowhere.")
 @click.option("--i-know", is_flag=True, help="Listen beyond this machine without --api-auth.")
 def serve_command(
@@ -34,11 +36,14 @@ def serve_command(
     api_auth: Sequence[str],
     cors_allow_origins: Sequence[str],
     max_queue: int,
+    no_page: bool,
     out: Path | None,
     i_know: bool,
     **values: Any,
 ) -> None:
-    """Answer the webui's API, /sdapi/v1, for the clients that speak it. One model, one picture at a time.
+    """Answer the webui's API, /sdapi/v1, for the clients that speak it, and show a page to paste parameters into.
+
+    One model, one picture at a time, for clients and page in the order of arrival.
 
     Files are found by name in the folders that are named here; no path, URL or Hub id of a request is opened.
     """
@@ -61,7 +66,8 @@ def serve_command(
         output_folder=None if out is None else str(out),
         hosts=() if api_auth or i_know else (*LOCAL_NAMES, host),
     )
-    report(f"Serving on http://{host}:{port}, documented at http://{host}:{port}/docs. Ctrl-C ends it.")
+    page = "no page" if no_page else with_page(made)
+    report(f"Serving on http://{host}:{port}: {page}; the API, documented at /docs. Ctrl-C ends it.")
     config = uvicorn.Config(made, host=host, port=port, log_level="warning", timeout_graceful_shutdown=LAST_IMAGES)
 
     class Server(uvicorn.Server):
@@ -72,6 +78,16 @@ def serve_command(
             super().handle_exit(sig, frame)
 
     Server(config).run()
+
+
+def with_page(made: Any) -> str:
+    """Put the page at `/` of the application where Gradio is installed; what is there then, in words."""
+    if find_spec("gradio") is None:
+        return "no page (it needs Gradio: pip install 'webui-diffusers[ui]')"
+    from ..serve.page import mount_page
+
+    mount_page(made)
+    return "a page to paste into"
 
 
 def open_door_refusal(host: str, auth: Sequence[str], i_know: bool) -> str | None:

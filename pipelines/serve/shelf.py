@@ -66,6 +66,11 @@ class ModelShelf:
             self.load(self.settings["sd_model_checkpoint"])
         return self._pipe
 
+    @property
+    def in_hand(self) -> Any:
+        """The txt2img pipeline that is loaded; None where none is."""
+        return self._pipe
+
     def load(self, title: str) -> None:
         """Make a checkpoint the model in hand, by the webui's title, its name or hash; the one before is let go.
 

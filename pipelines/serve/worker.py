@@ -117,6 +117,12 @@ class Worker:
         """How many jobs wait."""
         return len(self._waiting)
 
+    def ahead(self, job: Job) -> int:
+        """How many jobs are drawn before one that waits; 0 for one in hand."""
+        with self._changed:
+            before = list(self._waiting)
+            return before.index(job) + (self._current is not None) if job in before else 0
+
     def interrupt(self) -> None:
         """End the job in hand after its step; what is drawn so far is its answer."""
         self.progress.interrupted = True
