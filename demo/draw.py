@@ -6,12 +6,14 @@ Everything runs offline, on the CPU, with the tiny emoji model and the two LoRA 
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 from webui_diffusers.pipelines import WebUITxt2ImgPipeline
+from webui_diffusers.pipelines.images.hints.edges import canny_edges
 
 
 HERE = Path(__file__).parent
@@ -30,6 +32,19 @@ def sheet(cells: Sequence[tuple[str, Image.Image]], columns: int, caption: int =
         paper.paste(picture, (x + (width - picture.width) // 2, y))
         pen.text((x + width // 2, y + height + caption // 2), label, fill="black", anchor="mm")
     return paper
+
+
+def control_cells(draw: Callable[..., Image.Image]) -> list[tuple[str, Image.Image]]:
+    """Rows of a mirrored drawing, its edges, and what four prompts make of these edges."""
+    cells = []
+    for subject in ("balloon", "Christmas tree", "cat"):
+        drawing = ImageOps.mirror(draw(f"a {subject}"))
+        unit = {"image": drawing, "module": "canny", "model": "emoji_canny", "pixel_perfect": True}
+        edges = Image.fromarray(canny_edges(np.asarray(drawing), 100, 200)).convert("RGB")
+        cells += [(f"{subject}, mirrored", drawing), ("its edges", edges)]
+        prompts = (f"a {subject}", "a red apple", "a pumpkin", "a blue heart")
+        cells += [(prompt, draw(prompt, control_units=[unit])) for prompt in prompts]
+    return cells
 
 
 def main() -> None:
@@ -62,6 +77,8 @@ def main() -> None:
     save("styles", 4, *((name, draw(f"a panda{tags}")) for name, tags in styles.items()))
     large = draw("a cat", hires_scale=4, hires_steps=5, hires_strength=0.2, hires_upscaler="R-ESRGAN AnimeVideo")
     small = draw("a cat").resize(large.size, Image.Resampling.BICUBIC)
+    pipe.controlnet_folder = HERE / "controlnets"
+    save("control", 6, *control_cells(draw))
     save("hires", 2, ("4x, bicubic", small), ("hires fix, 4x, R-ESRGAN AnimeVideo", large))
 
 

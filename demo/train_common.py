@@ -1,12 +1,14 @@
-"""What every stage of the demo's training shares: averaged weights, the learning rate's curve, checkpoints, losses."""
+"""What every stage of the demo's training shares: the loop, averages, the learning rate's curve, checkpoints."""
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from tqdm import tqdm
 
 
 class Averaged:
@@ -97,3 +99,48 @@ class Run:
             partial,
         )
         partial.replace(self.file)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the parameters of one stage are stepped: AdamW under `rate_factor`'s curve, their average kept."""
+
+    rate: float
+    warmup: int = 100
+    decay: float = 0.998
+    weight_decay: float = 0.0
+    save_every: int = 250
+
+
+def fit(
+    models: dict[str, nn.Module],
+    parameters: Iterable[nn.Parameter],
+    losses_at: Callable[[int], dict[str, Tensor]],
+    folder: Path,
+    steps: int,
+    recipe: Recipe,
+) -> None:
+    """Train (or go on) until `steps` steps are done; afterwards `parameters` hold their averages.
+
+    `losses_at(step)` gives named losses: "loss" is the one that is made small, the others are only written down.
+    """
+    parameters = list(parameters)
+    averaged = Averaged(parameters, recipe.decay)
+    optimiser = torch.optim.AdamW(
+        parameters, lr=recipe.rate, betas=(0.9, 0.99), weight_decay=recipe.weight_decay, fused=True
+    )
+    run = Run(folder, models, averaged, optimiser)
+    first = run.load()
+    for step in tqdm(range(first, steps), initial=first, total=steps, desc=folder.name, mininterval=5):
+        for group in optimiser.param_groups:
+            group["lr"] = recipe.rate * rate_factor(step, steps, recipe.warmup)
+        losses = losses_at(step)
+        optimiser.zero_grad(set_to_none=True)
+        losses["loss"].backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimiser.step()
+        averaged.update(step)
+        run.log.add(step, {name: loss.item() for name, loss in losses.items()})
+        if (step + 1) % recipe.save_every == 0 or step + 1 == steps:
+            run.save(step + 1)
+    averaged.copy_to()

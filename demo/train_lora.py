@@ -11,8 +11,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import save, save_file
 from torch import Tensor, nn
-from tqdm import tqdm
-from train_common import Averaged, Run, rate_factor
+from train_common import Recipe, fit
 from train_subjects import SUBJECTS
 from train_text import caption_ids
 from train_unet import CaptionedLatents, build_noise_schedule, noise_loss
@@ -88,27 +87,15 @@ def train_lora(
     for name, layer in layers.items():
         pairs[name].attach(layer)
     schedule = build_noise_schedule()
-    parameters = list(pairs.parameters())
-    averaged = Averaged(parameters, decay=0.98)
-    optimiser = torch.optim.AdamW(parameters, lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
-    run = Run(folder, {"lora": pairs}, averaged, optimiser)
-    first = run.load()
-    for step in tqdm(range(first, steps), initial=first, total=steps, desc=folder.name, mininterval=5):
+
+    def losses_at(step: int) -> dict[str, Tensor]:
         latents, captions = data.batch(np.random.default_rng((seed, step)), BATCH)
-        for group in optimiser.param_groups:
-            group["lr"] = LEARNING_RATE * rate_factor(step, steps, warmup=30)
         text = encoder(caption_ids(tokenizer, captions)).last_hidden_state
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        loss = noise_loss(unet, text, latents, schedule, generator)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        averaged.update(step)
-        run.log.add(step, {"loss": loss.item()})
-        if (step + 1) % 100 == 0 or step + 1 == steps:
-            run.save(step + 1)
-    averaged.copy_to()
+        return {"loss": noise_loss(unet, text, latents, schedule, generator)}
+
+    recipe = Recipe(LEARNING_RATE, warmup=30, decay=0.98, save_every=100)
+    fit({"lora": pairs}, pairs.parameters(), losses_at, folder, steps, recipe)
     tensors = {}
     for name, pair in pairs.items():
         tensors[f"{name}.lora_down.weight"] = pair.down.weight.detach()

@@ -11,8 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
-from train_common import Averaged, Run, rate_factor
+from train_common import Recipe, fit
 from train_data import caption, captioned_placement, captioned_words
 from train_subjects import COLOURS, SUBJECTS
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -101,28 +100,19 @@ def train_text(tokenizer: CLIPTokenizer, folder: Path, steps: int, seed: int = 0
     encoder = build_text_encoder(tokenizer, seed)
     answers = {"subject": list(SUBJECTS), "size": ["", "small", "big"], "colour": list(COLOURS)}
     heads = nn.ModuleDict({name: nn.Linear(WIDTH, len(values)) for name, values in answers.items()})
-    parameters = [*encoder.parameters(), *heads.parameters()]
-    averaged = Averaged(parameters, decay=0.98)
-    optimiser = torch.optim.AdamW(parameters, lr=2e-3, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
-    run = Run(folder, {"text_encoder": encoder, "heads": heads}, averaged, optimiser)
-    first = run.load()
-    for step in tqdm(range(first, steps), initial=first, total=steps, desc="text", mininterval=5):
+
+    def losses_at(step: int) -> dict[str, Tensor]:
         rng = np.random.default_rng((seed, step))
         facts = [(str(rng.choice(answers["subject"])), *captioned_placement(rng)[1:]) for _ in range(32)]
         ids = caption_ids(tokenizer, [caption(*fact, rng) for fact in facts])
-        for group in optimiser.param_groups:
-            group["lr"] = 2e-3 * rate_factor(step, steps, warmup=20)
         hidden = encoder(ids).last_hidden_state[:, rng.integers(20, 77, size=4)]
         loss = torch.zeros(())
         for number, (name, values) in enumerate(answers.items()):
             wanted = torch.tensor([values.index(fact[number]) for fact in facts])
             loss = loss + F.cross_entropy(heads[name](hidden).flatten(0, 1), wanted.repeat_interleave(4))
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        averaged.update(step)
-        run.log.add(step, {"loss": loss.item()})
-    run.save(max(first, steps))
-    averaged.copy_to()
+        return {"loss": loss}
+
+    parameters = [*encoder.parameters(), *heads.parameters()]
+    recipe = Recipe(2e-3, warmup=20, decay=0.98, save_every=steps)
+    fit({"text_encoder": encoder, "heads": heads}, parameters, losses_at, folder, steps, recipe)
     return encoder

@@ -1,6 +1,6 @@
 """Stage 2: UNet and text encoder together, on cached latents of the captioned Noto drawings."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +8,7 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor
 from tqdm import tqdm
-from train_common import Averaged, Run, rate_factor
+from train_common import Recipe, fit
 from train_data import caption, captioned_placement, place
 from train_subjects import SUBJECTS
 from train_text import WIDTH, caption_ids
@@ -79,14 +79,24 @@ def _encoded(vae: AutoencoderKL, pictures: Iterator[np.ndarray], total: int) -> 
 
 
 def noise_loss(
-    unet: UNet2DConditionModel, text: Tensor, latents: Tensor, schedule: DDPMScheduler, generator: torch.Generator
+    unet: UNet2DConditionModel,
+    text: Tensor,
+    latents: Tensor,
+    schedule: DDPMScheduler,
+    generator: torch.Generator,
+    control: Callable[[Tensor, Tensor, Tensor], dict[str, object]] | None = None,
 ) -> Tensor:
-    """Min-SNR weighted mean square error of the predicted noise at random times."""
-    noise = torch.randn(latents.shape, generator=generator)
-    times = torch.randint(0, schedule.config.num_train_timesteps, (len(latents),), generator=generator)
-    alpha_bar = schedule.alphas_cumprod[times]
+    """Min-SNR weighted mean square error of the predicted noise at random times.
+
+    `control(x, times, text)` gives further arguments of the UNet: a ControlNet's residuals.
+    """
+    noise = torch.randn(latents.shape, generator=generator).to(latents.device)
+    count = schedule.config.num_train_timesteps
+    times = torch.randint(0, count, (len(latents),), generator=generator).to(latents.device)
+    alpha_bar = schedule.alphas_cumprod.to(latents.device)[times]
     snr = alpha_bar / (1 - alpha_bar)
-    predicted = unet(schedule.add_noise(latents, noise, times), times, text).sample
+    x = schedule.add_noise(latents, noise, times)
+    predicted = unet(x, times, text, **(control(x, times, text) if control else {})).sample
     return ((predicted - noise).square().mean((1, 2, 3)) * snr.clamp(max=SNR_CLAMP) / snr).mean()
 
 
@@ -101,25 +111,14 @@ def train_unet(
     """Train UNet and `encoder` (or go on) for `steps` steps; returns the averaged weights of both."""
     torch.manual_seed(seed)
     unet, schedule = build_unet(), build_noise_schedule()
-    parameters = [*unet.parameters(), *encoder.parameters()]
-    averaged = Averaged(parameters)
-    optimiser = torch.optim.AdamW(parameters, lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
-    run = Run(folder, {"unet": unet, "text_encoder": encoder}, averaged, optimiser)
-    first = run.load()
-    for step in tqdm(range(first, steps), initial=first, total=steps, desc="unet", mininterval=5):
+
+    def losses_at(step: int) -> dict[str, Tensor]:
         latents, captions = data.batch(np.random.default_rng((seed, step)))
-        for group in optimiser.param_groups:
-            group["lr"] = LEARNING_RATE * rate_factor(step, steps, warmup=200)
         text = encoder(caption_ids(tokenizer, captions)).last_hidden_state
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        loss = noise_loss(unet, text, latents, schedule, generator)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        averaged.update(step)
-        run.log.add(step, {"loss": loss.item()})
-        if (step + 1) % 250 == 0 or step + 1 == steps:
-            run.save(step + 1)
-    averaged.copy_to()
+        return {"loss": noise_loss(unet, text, latents, schedule, generator)}
+
+    parameters = [*unet.parameters(), *encoder.parameters()]
+    recipe = Recipe(LEARNING_RATE, warmup=200)
+    fit({"unet": unet, "text_encoder": encoder}, parameters, losses_at, folder, steps, recipe)
     return unet.eval().requires_grad_(False), encoder.eval().requires_grad_(False)

@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
-from tqdm import tqdm
-from train_common import Averaged, Run, rate_factor
+from train_common import Recipe, fit
 from train_data import CROP, STYLES, captioned_placement, place, random_placement
 
 
@@ -94,28 +93,15 @@ def _train(
     steps: int,
     seed: int,
 ) -> None:
-    parameters = list(parameters)
-    averaged = Averaged(parameters)
-    optimiser = torch.optim.AdamW(parameters, lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=1e-3)
-    run = Run(folder, {"vae": vae}, averaged, optimiser)
-    first = run.load()
-    for step in tqdm(range(first, steps), initial=first, total=steps, desc=folder.name, mininterval=5):
+    def losses_at(step: int) -> dict[str, Tensor]:
         target = picture_batch(drawings, np.random.default_rng((seed, step)))
-        for group in optimiser.param_groups:
-            group["lr"] = LEARNING_RATE * rate_factor(step, steps)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             drawn, other = draw(vae, target)
         parts = picture_loss(drawn.float(), target)
-        loss = sum(parts.values()) + other
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        averaged.update(step)
-        run.log.add(step, {"loss": loss.item(), "other": other.item(), **{k: v.item() for k, v in parts.items()}})
-        if (step + 1) % 50 == 0 or step + 1 == steps:
-            run.save(step + 1)
-    averaged.copy_to()
+        return {"loss": sum(parts.values()) + other, "other": other, **parts}
+
+    recipe = Recipe(LEARNING_RATE, weight_decay=1e-3, save_every=50)
+    fit({"vae": vae}, parameters, losses_at, folder, steps, recipe)
 
 
 def _whole_vae(vae: AutoencoderKL, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors import safe_open
+from scipy.ndimage import binary_dilation
 from webui_diffusers.loaders import merged_networks, read_network
 from webui_diffusers.pipelines import WebUITxt2ImgPipeline
+from webui_diffusers.pipelines.images.hints.edges import canny_edges
 
 
 DEMO = Path(__file__).parent.parent / "demo"
@@ -166,9 +168,9 @@ def test_networks_merged_by_the_pack_draw_what_the_file_format_means(demo_pipe):
 # --- what is shipped --------------------------------------------------------------------------------------------
 
 
-def test_the_demo_folder_is_under_24_megabytes():
+def test_the_demo_folder_is_under_29_megabytes():
     kept = [p for p in DEMO.rglob("*") if p.is_file() and not {"cache", "out", "__pycache__"} & set(p.parts)]
-    assert sum(p.stat().st_size for p in kept) < 24 * MEGABYTE
+    assert sum(p.stat().st_size for p in kept) < 29 * MEGABYTE
 
 
 def test_the_tokenizer_is_clips_own(demo_pipe):
@@ -191,3 +193,31 @@ def test_a_lora_file_is_named_and_scaled_as_kohyas_are(style, demo_pipe):
             assert stored.get_slice(f"{name}.lora_up.weight").get_dtype() == "F16"
     assert metadata["ss_network_module"] == "networks.lora" and metadata["ss_base_model_version"] == "sd_v1"
     assert metadata["ss_network_dim"] != metadata["ss_network_alpha"]
+
+
+def edges_met(given: np.ndarray, drawn: np.ndarray) -> float:
+    """F1 of two (h, w) edge maps, one pixel of tolerance."""
+    given, drawn = given > 0, drawn > 0
+    precision = (drawn & binary_dilation(given)).sum() / max(1, drawn.sum())
+    recall = (given & binary_dilation(drawn)).sum() / max(1, given.sum())
+    return 2 * precision * recall / max(precision + recall, 1e-9)
+
+
+def test_the_control_net_leads_any_prompt_along_the_edges_that_are_given():
+    pipe = WebUITxt2ImgPipeline.from_pretrained(DEMO / "model", torch_dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.controlnet_folder = DEMO / "controlnets"
+    call = {"seed": 7, "sampler": "DPM++ 2M", "num_inference_steps": 10, "guidance_scale": 5.0}
+    shape = ImageOps.mirror(pipe("a balloon", **call).images[0])
+    edges = canny_edges(np.asarray(shape), 100, 200)
+    unit = {"image": shape, "module": "canny", "model": "emoji_canny", "pixel_perfect": True}
+    led = pipe("a blue heart", **call, control_units=[unit]).images[0]
+    free = pipe("a blue heart", **call).images[0]
+    met = {
+        name: edges_met(edges, canny_edges(np.asarray(image), 100, 200))
+        for name, image in [("led", led), ("free", free)]
+    }
+    # Measured: 0.7 led, 0.2 free.
+    assert met["led"] > met["free"] + 0.25, met
+    colour = np.asarray(led)[40:60, 60:80].mean((0, 1))
+    assert colour[2] > colour[0] + 40, f"the heart is not blue but {colour}"
