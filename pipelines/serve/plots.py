@@ -16,6 +16,7 @@ from typing import Any
 from ...loaders.utils import NameFromRequest
 from ..cli.axes import NO_AXIS, Axis, read_axis
 from ..cli.sheet import labelled_sheet
+from ..sampling.labels import resolve_names
 from .calls import LARGEST_SEED, Batch, Generation
 from .drawn import Drawn, joined
 from .requests import GenerationRequest, Img2ImgRequest
@@ -125,6 +126,8 @@ def _axis(args: Sequence[Any], place: int, controls: Sequence[ScriptControl]) ->
     if label in _SETTINGS:
         return Axis(label, values, [_setting_change(_SETTINGS[label], value) for value in values])
     try:
+        for value in values if label in ("Sampler", "Hires sampler") else ():
+            resolve_names(value)
         return read_axis(f"{label}={_written(values)}")
     except ValueError as error:
         raise BadRequestField(f"script_args[{place + 1}]", str(error)) from error
