@@ -283,7 +283,8 @@ def _unit_model(pipe: Any, unit: ControlUnit) -> Any:
         )
     if unit.model == "None":
         raise ValueError(f"{where}: `model` is 'None', and a unit does nothing without a network: name one.")
-    return pipe.attached.controlnet(str(unit.model), components, pipe.unet)
+    name = unit.model if isinstance(unit.model, str) else str(unit.model)  # a NameFromText stays one: it is no path
+    return pipe.attached.controlnet(name, components, pipe.unet)
 
 
 def _pools(unit: ControlUnit, model: Any) -> bool:

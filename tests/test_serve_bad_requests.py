@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import socket
 import struct
 import zlib
 from collections.abc import Iterator
@@ -143,9 +144,9 @@ def saved(kind: str, **options: Any) -> bytes:
 
 
 def text_bomb() -> bytes:
-    """A PNG whose compressed text is 200 MB."""
+    """A PNG whose compressed text is 80 MB."""
     texts = PngImagePlugin.PngInfo()
-    texts.add_text("parameters", "a" * 200_000_000, zip=True)
+    texts.add_text("parameters", "a" * 80_000_000, zip=True)
     return saved("PNG", pnginfo=texts)
 
 
@@ -153,7 +154,7 @@ HOSTILE = {
     "larger than memory": png_claiming(60_000, 60_000),
     "larger than allowed": png_claiming(5000, 5000),
     "a long strip": saved("PNG")[:8] + png_claiming(8000, 1)[8:],
-    "cut off": saved("PNG")[:60],
+    "cut off": saved("PNG")[:45],
     "a program for Ghostscript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n(/etc/passwd) run\nshowpage\n",
     "a script": b"<svg xmlns='http://www.w3.org/2000/svg'><image href='file:///etc/passwd'/></svg>",
     "nothing": b"",
@@ -176,9 +177,10 @@ def test_a_text_that_unpacks_to_more_than_memory_is_not_unpacked(http):
     assert answer.status_code in (200, 422) and len(answer.content) < 2**21
 
 
-def test_a_body_is_refused_before_it_is_read(http, monkeypatch: pytest.MonkeyPatch):
-    answer = http.post("/sdapi/v1/png-info", content=b"", headers={"Content-Length": str(2**40)})
-    assert answer.status_code == 413 and "larger than" in answer.json()["detail"]
+def test_a_body_is_refused_before_it_is_read(http):
+    with socket.create_connection((http.base_url.host, http.base_url.port), timeout=30) as raw:
+        raw.sendall(b"POST /sdapi/v1/png-info HTTP/1.1\r\nHost: x\r\nContent-Length: 1099511627776\r\n\r\n")
+        assert b" 413 " in raw.recv(65536)
 
 
 def test_a_body_without_a_length_is_cut_off(pipe):
@@ -263,15 +265,17 @@ def test_names_of_other_machines_are_not_answered_on_a_closed_server(pipe):
 def test_everything_is_behind_the_password(pipe):
     running = Server(app(pipe, auth=["ada:secret", "bob:other"]))
     try:
-        paths = httpx.get(f"{running.url}/openapi.json", auth=("bob", "other")).json()["paths"]
-        for path, methods in {
-            **paths,
-            "/docs": {"get": 1},
-            "/openapi.json": {"get": 1},
-            "/nothing": {"get": 1},
-        }.items():
-            for method in methods:
-                for header in ({}, {"Authorization": "Basic !!"}, {"Authorization": "Bearer ada:secret"}):
-                    assert httpx.request(method, running.url + path, headers=header).status_code == 401, path
+        with httpx.Client(base_url=running.url) as client:
+            paths = client.get("/openapi.json", auth=("bob", "other")).json()["paths"]
+            for path, methods in {
+                **paths,
+                "/docs": {"get": 1},
+                "/openapi.json": {"get": 1},
+                "/no": {"get": 1},
+            }.items():
+                for method in methods:
+                    assert client.request(method, path).status_code == 401, path
+            for wrong in ("Basic !!", "Bearer ada:secret", "Basic", "Basic YWRhOnNlY3JldDE=", "Basic OnNlY3JldA=="):
+                assert client.get("/docs", headers={"Authorization": wrong}).status_code == 401, wrong
     finally:
         running.stop()

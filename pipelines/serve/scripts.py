@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ...loaders.utils import NameFromRequest
+from ..detailer_settings import DETAILER_SETTINGS
 from .pictures import decode_picture
 from .requests import MAX_IMAGES, MAX_PIXELS, MAX_STEPS, GenerationRequest, Img2ImgRequest
 from .settings import BadRequestField
@@ -57,19 +58,23 @@ def _detailers(args: list[Any], where: str) -> dict[str, Any]:
 
 def _detail_pass(given: Mapping[str, Any], where: str) -> dict[str, Any]:
     """A pass whose names of files are only names: a path among them is a name that is not there."""
-    one = {_OLDER_SETTINGS.get(name, name): value for name, value in given.items()}
+    one = {_setting_name(str(name)): value for name, value in given.items()}
     for name in _FILE_SETTINGS:
-        for written in (name, name.removeprefix("ad_")):
-            if isinstance(one.get(written), str):
-                one[written] = NameFromRequest(one[written])
+        if isinstance(one.get(name), str):
+            one[name] = NameFromRequest(one[name])
     for name, most in _PASS_LIMITS.items():
-        for written in (name, name.removeprefix("ad_")):
-            if isinstance(one.get(written), (int, float)) and abs(one[written]) > most:
-                raise BadRequestField(f"{where}.{written}", f"is {one[written]}; at most {most} is drawn here")
-    sides = [one.get(name, one.get(f"ad_{name}", 512)) for name in ("inpaint_width", "inpaint_height")]
+        if isinstance(one.get(name), (int, float)) and abs(one[name]) > most:
+            raise BadRequestField(f"{where}.{name}", f"is {one[name]}; at most {most} is drawn here")
+    sides = [one.get(name, 512) for name in ("ad_inpaint_width", "ad_inpaint_height")]
     if all(isinstance(side, (int, float)) for side in sides) and sides[0] * sides[1] > MAX_PIXELS:
         raise BadRequestField(f"{where}.ad_inpaint_width", f"makes more than {MAX_PIXELS} pixels")
     return one
+
+
+def _setting_name(name: str) -> str:
+    """A setting's own name, of one written as earlier versions had it or without `ad_`."""
+    name = _OLDER_SETTINGS.get(name, name)
+    return f"ad_{name}" if f"ad_{name}" in DETAILER_SETTINGS else name
 
 
 def _control_units(args: list[Any], where: str) -> dict[str, Any]:
