@@ -88,7 +88,7 @@ def bodies(description: dict[str, Any]) -> st.SearchStrategy[tuple[str, bytes]]:
     return st.sampled_from(ROUTES).flatmap(lambda route: st.tuples(st.just(route), body_for(route)))
 
 
-@pytest.mark.parametrize("count", [100, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [150, pytest.param(1000, marks=pytest.mark.slow)])
 def test_malformed_requests_get_answers_that_say_why(http, pipe, count):
     """Never a 500 without our sentence, never none at all; afterwards the weights and the pictures are as before."""
     before = pixels_of(http.post("/sdapi/v1/txt2img", json=SMALL))[0]

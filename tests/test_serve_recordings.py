@@ -26,10 +26,8 @@ from webui_diffusers.pipelines.serve import app  # noqa: E402
 
 # One run of each kind of work is in the fast suite; all of them run with --slow.
 FAST = {
-    *("s_euler_a", "sch_dpmpp_2m_sde_karras", "batch2_nv_dpmpp_2s_a", "subseed", "eta05_euler_a", "clipskip2"),
-    *("and_weights", "ngms", "hr_latent", "hr_px_tiny_compact_x2", "hr_resize_crop", "hr_other_sampler_prompt"),
-    *("i2i_resize2", "i2i_two_images", "inp_fullres", "inp_soft_mask", "tiling_i2i", "hr_canny_b", "two_windows"),
-    *("ad_default_two", "ad_prompt_skip", "ad_skip_img2img", "sdup_lanczos"),
+    *("s_euler_a", "subseed", "hr_other_sampler_prompt", "i2i_two_images", "inp_fullres", "two_windows"),
+    *("ad_default_two", "ad_skip_img2img", "sdup_lanczos"),
 }
 
 
