@@ -74,7 +74,8 @@ def pass_guidance(
     active = [
         replace(
             one,
-            hint=one.hint.to(device),
+            hints=[hint.to(device, one.model.dtype) for hint in one.hints],
+            dtype=one.model.dtype,
             region=None if one.region is None else one.region.to(device),
         )
         for one in control.active
@@ -214,7 +215,7 @@ class UnitControls:
             active.append(
                 ActiveControl(
                     model=model,
-                    hint=hint if len(hint) == 1 else hint[list(rows)],
+                    hints=[hint if len(hint) == 1 else hint[list(rows)]],
                     scales=partial(residual_scales, unit, second_pass=second),
                     start=unit.guidance_start,
                     end=unit.guidance_end,
@@ -224,7 +225,7 @@ class UnitControls:
                     else region_tensor(unit.effective_region_mask, unit.place),
                     pooled=_pools(unit, model) and not model.config.get("global_pool_conditions", False),
                     rows=partial(unit_rows, number, len(self.units), marked=marked) if self.each else None,
-                    task=_union_task(unit, model),
+                    tasks=_union_task(unit, model),
                 )
             )
         return PassControl(active, kept, hooked=any(side % self.cell for side in size))
@@ -294,24 +295,24 @@ def _pools(unit: ControlUnit, model: Any) -> bool:
     return bool(model.config.get("global_pool_conditions", False)) or (named and not is_sdxl)
 
 
-def _union_task(unit: ControlUnit, model: Any) -> int | None:
-    """Which of its tasks a union network does for a unit; None for other networks."""
+def _union_task(unit: ControlUnit, model: Any) -> tuple[int, ...]:
+    """Which of its tasks a union network does for a unit; none for other networks."""
     if not is_union(model):
-        return None
+        return ()
     where, count, asked = f"`control_units[{unit.place}]`", model.config.num_control_type, unit.union_control_type
     if isinstance(asked, int) and 0 <= asked < count:
-        return asked
+        return (asked,)
     if asked is not None:
         if asked not in UNION_TASKS[:count]:
             raise ValueError(unknown_choice(f"{where}: `union_control_type`:", asked, UNION_TASKS[:count]))
-        return UNION_TASKS.index(asked)
+        return (UNION_TASKS.index(asked),)
     found = [task for name, task in _UNION_MODULES.items() if unit.module_name.startswith(name) and task < count]
     if not found:
         raise ValueError(
             f"{where}: the ControlNet is one for many tasks, and the module {unit.module!r} does not say which. Add "
             f"`union_control_type`: {', '.join(map(repr, UNION_TASKS[:count]))}."
         )
-    return found[0]
+    return (found[0],)
 
 
 def control_edits(overlays: Sequence[np.ndarray]) -> list[Any]:

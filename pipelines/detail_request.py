@@ -92,6 +92,7 @@ def _detail_pass(
     find = _or_told(one, "ad_model", lambda: _finder(pipe, one, first.batch_size), None)
     if find is None:
         return None
+    _or_told(one, "ad_controlnet_model", lambda: _refuse_controlnet(one), None)
     same = first.sampler, first.schedule
     sampler, schedule = _or_told(one, "ad_sampler", lambda: _detail_sampler(one, first, skips=plan.skip_img2img), same)
     steps, scale = one.separate("ad_steps"), one.separate("ad_cfg_scale")
@@ -117,9 +118,20 @@ def _or_told(one: Detailer, name: str, resolve: Callable[[], Any], otherwise: An
     except ValueError as error:
         if not isinstance(one["ad_model"], NameFromText) or isinstance(one["ad_model"], NameFromRequest):
             raise
-        what = "it does not run" if name == "ad_model" else "it is drawn with the job's own"
+        what = {"ad_model": "it does not run", "ad_controlnet_model": "it is drawn without"}.get(
+            name, "it is drawn with the job's own"
+        )
         LOGGER.warning("The detailer's pass %d, out of a text: %s: %s", one.number, what, error)
         return otherwise
+
+
+def _refuse_controlnet(one: Detailer) -> None:
+    model = one["ad_controlnet_model"]
+    if model not in ("None", "", None):
+        raise ValueError(
+            f"`detailers`, pass {one.number}: `ad_controlnet_model` is {str(model)!r}, and detailing passes draw "
+            "without ControlNets. Leave it out, or draw the part with `WebUIImg2ImgPipeline` and `control_units`."
+        )
 
 
 def _detail_sampler(one: Detailer, first: Pass, *, skips: bool) -> tuple[Sampler | None, str | None]:

@@ -216,7 +216,8 @@ class WebUIImg2ImgPipeline(WebUIMixin, StableDiffusionImg2ImgPipeline):
         Args:
             image: an image or one for each prompt or image: PIL, array (h, w, 3), tensor (3, h, w); or latents.
             strength: 0..1, how much is drawn anew: int(strength * steps) + 1 steps run, as many as asked for with the
-                option `img2img_fix_steps`. None: 0.8, and 0.3 for SDXL, as in diffusers.
+                option `img2img_fix_steps`. None: as in the diffusers pipeline for such a call: 0.8, and 0.3 for SDXL;
+                with a control image 0.8; with that or `padding_mask_crop` and a mask 1.0.
             width, height: of what is drawn, in pixels. None: the image's, cut to multiples of 8.
             resize_mode: how the image gets that size: "stretch", "crop" (cover it, cut what stands out), "fill" (fit
                 inside, fill the borders), "latent" (stretch its latents).

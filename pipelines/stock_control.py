@@ -71,14 +71,16 @@ def stock_controls(
             "There is a `control_image`, but the pipeline has no ControlNet. Load it with `controlnet=`, or give one "
             "to it: `pipe.register_modules(controlnet=load_controlnet(path))`."
         )
-    image = stock_control_image(given)
-    images = _images_by_network(image, len(networks), several=hasattr(pipe.controlnet, "nets"))
+    several = hasattr(pipe.controlnet, "nets")
+    images = _images_by_network(stock_control_image(given), len(networks), several=several)
+    tasks = _stock_tasks(given["control_mode"], networks, several=several)
+    if not several and len(tasks[0]) > 1:
+        return PassControl([_many_tasks(pipe, given, images[0], tasks[0], size, count, init)])
     names = ("controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end")
     lists = {name: _by_network(name, given[name], len(networks)) for name in names}
-    tasks = _stock_tasks(given["control_mode"], networks)
-    hints = [_stock_hint(pipe, image, size, init) for image in images]
     active = []
     for i, network in enumerate(networks):
+        hints = [_stock_hint(pipe, image, size, init) for image in _images_by_task(images[i], tasks[i])]
         start, end = lists["control_guidance_start"][i], lists["control_guidance_end"][i]
         if not 0 <= start <= end <= 1:
             raise ValueError(
@@ -91,16 +93,46 @@ def stock_controls(
         active.append(
             ActiveControl(
                 model=network,
-                hint=_hint_by_image(hints[i], count, given["num_images_per_prompt"]),
+                hints=[_hint_by_image(hint, count, given["num_images_per_prompt"]) for hint in hints],
                 scales=partial(guess_mode_scales, factor) if soft else partial(_same_scale, factor),
                 start=start,
                 end=end,
                 whole_steps=True,
                 conds_only=bool(given["guess_mode"]) or pools,
-                task=tasks[i],
+                tasks=tasks[i],
             )
         )
     return PassControl(active)
+
+
+def _many_tasks(
+    pipe: Any,
+    given: Mapping[str, Any],
+    image: Any,
+    tasks: Sequence[int],
+    size: tuple[int, int],
+    count: int,
+    init: Any,
+) -> ActiveControl:
+    """One union network at several tasks, which it weighs itself."""
+    for name in ("control_guidance_start", "control_guidance_end"):
+        default = STOCK_CONTROL_NUMBERS[name]
+        if any(value != default for value in _by_network(name, given[name], len(tasks))):
+            raise ValueError(
+                f"`{name}` is {given[name]}, and `control_mode` asks one union ControlNet for {len(tasks)} tasks, "
+                "which are for all steps here. Leave it out."
+            )
+    hints = [_stock_hint(pipe, each, size, init) for each in _images_by_task(image, tasks)]
+    scales = _by_network("controlnet_conditioning_scale", given["controlnet_conditioning_scale"], len(tasks))
+    return ActiveControl(
+        model=component_networks(pipe.controlnet)[0],
+        hints=[_hint_by_image(hint, count, given["num_images_per_prompt"]) for hint in hints],
+        scales=partial(guess_mode_scales if given["guess_mode"] else _same_scale, 1.0),
+        whole_steps=True,
+        conds_only=bool(given["guess_mode"]),
+        tasks=tasks,
+        task_scales=[float(scale) for scale in scales],
+    )
 
 
 def _same_scale(scale: float, count: int) -> list[float]:
@@ -120,6 +152,18 @@ def _images_by_network(image: Any, count: int, *, several: bool) -> list[Any]:
     return list(image)
 
 
+def _images_by_task(image: Any, tasks: Sequence[int]) -> list[Any]:
+    """The control image of each task of a union network; the one of any other network."""
+    if not tasks:
+        return [image]
+    images = list(image) if isinstance(image, (list, tuple)) else [image]
+    if len(images) != len(tasks):
+        raise ValueError(
+            f"`control_image` has {len(images)} entries for {len(tasks)} tasks in `control_mode`: list one for each."
+        )
+    return images
+
+
 def _by_network(name: str, value: Any, count: int) -> list[Any]:
     values = list(value) if isinstance(value, (list, tuple)) else [value] * count
     if len(values) != count:
@@ -127,17 +171,20 @@ def _by_network(name: str, value: Any, count: int) -> list[Any]:
     return values
 
 
-def _stock_tasks(control_mode: Any, networks: Sequence[Any]) -> list[int | None]:
-    """The task of each union network, by the argument `control_mode`."""
+def _stock_tasks(control_mode: Any, networks: Sequence[Any], *, several: bool) -> list[tuple[int, ...]]:
+    """The tasks of each union network, by the argument `control_mode`; none for other networks."""
     if not any(map(is_union, networks)):
         if control_mode is not None:
             raise ValueError("`control_mode` is for union ControlNets, and the pipeline has none: leave it out.")
-        return [None] * len(networks)
-    tasks = _by_network("control_mode", control_mode, len(networks))
-    for task, network in zip(tasks, networks, strict=True):
+        return [()] * len(networks)
+    tasks = []
+    for asked, network in zip(
+        _by_network("control_mode", control_mode, len(networks)) if several else [control_mode], networks, strict=True
+    ):
         count = network.config.num_control_type
-        if not isinstance(task, int) or not 0 <= task < count:
-            raise ValueError(f"`control_mode` is {task!r}: it is the number of a task, from 0 to {count - 1}.")
+        tasks.append(tuple(asked) if isinstance(asked, (list, tuple)) else (asked,))
+        if not tasks[-1] or not all(isinstance(task, int) and 0 <= task < count for task in tasks[-1]):
+            raise ValueError(f"`control_mode` is {asked!r}: it is the number of a task, from 0 to {count - 1}.")
     return tasks
 
 

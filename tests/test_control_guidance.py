@@ -46,7 +46,7 @@ def given(uncond=(False, True), **changes):
 
 
 def control(**changes):
-    values = {"model": Doubling(), "hint": torch.zeros(1, 3, 16, 16), "scales": lambda n: [1.0] * n}
+    values = {"model": Doubling(), "hints": [torch.zeros(1, 3, 16, 16)], "scales": lambda n: [1.0] * n}
     return ActiveControl(**{**values, **changes})
 
 
@@ -65,13 +65,13 @@ def test_a_recorded_evaluation_comes_out(run):
     (unit,) = read_units(run["units"])
     unit_control = ActiveControl(
         network,
-        image.permute(2, 0, 1)[None] / 255,
+        [image.permute(2, 0, 1)[None] / 255],
         lambda count: residual_scales(unit, count),
         uncond=0.0,
     )
     x, t, context = (recorded[f"probe.{name}"] for name in ("x", "t", "context"))
     row = ControlInput(x, t[0], context, {}, [0, 0], [False, True])
-    plain = control_residuals(ActiveControl(network, unit_control.hint, lambda count: [1.0] * count), row)
+    plain = control_residuals(ActiveControl(network, unit_control.hints, lambda count: [1.0] * count), row)
     for i, residual in enumerate([*plain.down, plain.mid]):
         assert torch.allclose(residual[:1], recorded[f"probe.residual.0.{i}"][:1], atol=1e-5)
     down, mid = ControlGuidance([unit_control], 8).residuals(row)
@@ -100,7 +100,7 @@ def test_guess_mode_leaves_rows_of_the_negative_prompt_out_of_the_network():
 
 
 def test_each_image_of_a_batch_sees_its_own_control_image():
-    one = control(hint=torch.arange(2.0)[:, None, None, None].expand(2, 3, 16, 16))
+    one = control(hints=[torch.arange(2.0)[:, None, None, None].expand(2, 3, 16, 16)])
     control_residuals(one, given((False, False, True), images=[0, 1, 0]))
     assert [float(value) for value in one.model.seen["controlnet_cond"][:, 0, 0, 0]] == [0.0, 1.0, 0.0]
 

@@ -1,16 +1,14 @@
 """The component `controlnet` and its arguments: diffusers' pictures with diffusers' arguments, and what is refused."""
 
-from inspect import signature
-
 import numpy as np
 import pytest
 import torch
 from accelerate import cpu_offload
 from diffusers import (
     ControlNetModel,
-    ControlNetUnionModel,
     DDIMScheduler,
     EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
     MultiControlNetModel,
     PNDMScheduler,
     StableDiffusionControlNetImg2ImgPipeline,
@@ -25,6 +23,7 @@ from diffusers import (
 from peft import LoraConfig
 from PIL import Image
 from recordings import GOLDEN
+from tiny_union import union_network
 from webui_diffusers.loaders.weight_files import WeightFileError
 from webui_diffusers.pipelines import WebUIImg2ImgPipeline, WebUITxt2ImgPipeline
 
@@ -148,13 +147,7 @@ def test_sdxl_is_diffusers_own(sdxl, ours, kind, more):
 
 
 def test_a_union_network_is_diffusers_own_and_does_its_task_for_units(sdxl):
-    torch.manual_seed(0)
-    sizes = {name: value for name, value in network("tiny-controlnet-xl").config.items() if name[0] != "_"}
-    sizes = {name: value for name, value in sizes.items() if name in signature(ControlNetUnionModel).parameters}
-    union = ControlNetUnionModel(**sizes, num_trans_channel=16, num_proj_channel=16, num_trans_head=2)
-    for block in (*union.controlnet_down_blocks, union.controlnet_mid_block):
-        torch.nn.init.normal_(block.weight, std=0.1)
-    pipe = WebUITxt2ImgPipeline.from_pipe(sdxl, controlnet=union)
+    pipe = WebUITxt2ImgPipeline.from_pipe(sdxl, controlnet=union_network())
     own = stock(StableDiffusionXLControlNetUnionPipeline, pipe)
     given = {**PLAIN, "control_image": CONTROL, "control_mode": 3}
     assert np.array_equal(drawn(pipe, **given), drawn(own, **given))
@@ -164,6 +157,29 @@ def test_a_union_network_is_diffusers_own_and_does_its_task_for_units(sdxl):
     assert not torch.allclose(units, latents(pipe, control_units=[{**unit, "union_control_type": 0}]), atol=1e-3)
     with pytest.raises(ValueError, match="union_control_type"):
         latents(pipe, control_units=[{"image": CONTROL}])
+
+
+def test_a_union_network_does_several_tasks_at_once_with_a_sampler_as_without(sdxl):
+    pipe = WebUITxt2ImgPipeline.from_pipe(sdxl, controlnet=union_network())
+    pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    given = {"control_image": [CONTROL, OTHER], "control_mode": [3, 1], "controlnet_conditioning_scale": [0.4, 0.9]}
+    call = {"num_inference_steps": 3, "guidance_scale": 5.0, "output_type": "latent"}
+
+    def by_hand(text):
+        return pipe(text, generator=torch.Generator().manual_seed(5), **call, **given).images
+
+    own = by_hand("a red circle")  # diffusers' own drawing
+    assert torch.allclose(by_hand("a red (circle:1.0)"), own, atol=1e-3)
+    plain, other = latents(pipe, **given), latents(pipe, **{**given, "control_mode": [3, 2]})
+    assert not torch.allclose(plain, other, atol=1e-3)
+    assert not torch.allclose(plain, latents(pipe, **{**given, "controlnet_conditioning_scale": 0.4}), atol=1e-3)
+    for wrong, message in (
+        ({"control_image": CONTROL}, "1 entries for 2 tasks"),
+        ({"control_mode": [3, 99]}, "number of a task"),
+        ({"control_guidance_end": 0.5}, "all steps"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            latents(pipe, **{**given, **wrong})
 
 
 # --- with a sampler of the webui

@@ -187,6 +187,7 @@ def test_a_job_that_fails_leaves_the_picture_of_its_pass(caplog: pytest.LogCaptu
         ([{"detections": [BOX], "ad_use_checkpoint": True, "ad_checkpoint": "other"}], "add_checkpoint"),
         ([{"detections": [BOX], "ad_use_vae": True, "ad_vae": "other.safetensors"}], "add_vae"),
         ([{"detections": [BOX], "ad_prompt": "x <lora:nothing:1>"}], "nothing"),
+        ([{"detections": [BOX], "ad_controlnet_model": "control_v11p_sd15_inpaint"}], "draw without ControlNets"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused_before_any_work(detailers: list, said: str):

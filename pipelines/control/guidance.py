@@ -35,16 +35,17 @@ class ControlResiduals(NamedTuple):
 class ActiveControl:
     """A control network in one pass.
 
-    model: ControlNetModel or ControlNetUnionModel. hint: (1 or b, c, h, w), the control image. start, end: the window
-    as shares of the steps. whole_steps: diffusers' window, which holds whole steps and ends before `end`; else the
-    extension's, which lags one step. scales: number of residuals -> a factor for each. uncond: 1, or 0 where rows of
-    the negative prompt get nothing. conds_only: the network is not run for those rows at all. region: (1, 1, h, w)
-    where it acts. pooled: only the mean over height and width of each residual counts. rows: a factor for each row by
-    whether it is of the negative prompt. task: of a union network.
+    model: ControlNetModel or ControlNetUnionModel. hints: the control image (1 or b, c, h, w); of a union network one
+    for each of `tasks`, with `task_scales` where the network itself weighs them. start, end: the window as shares of
+    the steps. whole_steps: diffusers' window, which holds whole steps and ends before `end`; else the extension's,
+    which lags one step. scales: number of residuals -> a factor for each. uncond: 1, or 0 where rows of the negative
+    prompt get nothing. conds_only: the network is not run for those rows at all. region: (1, 1, h, w) where it acts.
+    pooled: only the mean over height and width of each residual counts. rows: a factor for each row by whether it is
+    of the negative prompt. dtype: of the network, where it was looked up before: that takes a walk over its modules.
     """
 
     model: Any
-    hint: Tensor
+    hints: Sequence[Tensor]
     scales: Callable[[int], Sequence[float]]
     start: float = 0.0
     end: float = 1.0
@@ -54,7 +55,9 @@ class ActiveControl:
     region: Tensor | None = None
     pooled: bool = False
     rows: Callable[[Sequence[bool]], Sequence[float]] | None = None
-    task: int | None = None
+    tasks: Sequence[int] = ()
+    task_scales: Sequence[float] = ()
+    dtype: torch.dtype | None = None
 
 
 @dataclass(frozen=True)
@@ -183,15 +186,19 @@ def control_residuals(control: ActiveControl, given: ControlInput) -> ControlRes
     factors = [control.uncond if uncond else 1.0 for uncond in given.uncond]
     if control.rows is not None:
         factors = [factor * own for factor, own in zip(factors, control.rows(given.uncond), strict=True)]
+    by_row = None
+    if any(factor != 1.0 for factor in factors):
+        by_row = torch.tensor(factors).to(mid)[:, None, None, None]
     result = []
     for residual, scale in zip(residuals, control.scales(len(residuals)), strict=True):
         if len(rows) < len(given.images):
             whole = residual.new_zeros((len(given.images), *residual.shape[1:]))
             whole[rows] = residual
             residual = whole
-        if any(factor != 1.0 for factor in factors):
-            residual = residual * torch.tensor(factors).to(residual)[:, None, None, None]
-        residual = residual * scale
+        if by_row is not None:
+            residual = residual * by_row
+        if scale != 1.0:
+            residual = residual * scale
         if control.region is not None:
             size = residual.shape[-2:]
             residual = residual * F.interpolate(control.region, size, mode="bilinear").to(residual)
@@ -204,24 +211,22 @@ def control_residuals(control: ActiveControl, given: ControlInput) -> ControlRes
 def _run_network(control: ActiveControl, given: ControlInput, rows: list[int]) -> tuple[Sequence[Tensor], Tensor]:
     """The network's residuals for these rows, not scaled."""
     model, every = control.model, len(rows) == len(given.images)
-    dtype = model.dtype
+    dtype = control.dtype or model.dtype
     x, embeds = (given.x, given.embeds) if every else (given.x[rows], given.embeds[rows])
     added = {
         name: (value if every else value[rows]).to(dtype)
         for name, value in given.added.items()
         if name in ("text_embeds", "time_ids")
     }
-    hint, size = control.hint.to(x.device, dtype), [HINT_CELL * side for side in x.shape[-2:]]
-    if list(hint.shape[-2:]) != size:  # samplers that take steps at another size
-        hint = F.interpolate(hint, size, mode="nearest")
-    if len(hint) > 1:
-        hint = hint[[given.images[row] for row in rows]]
-    arguments: dict[str, Any] = {"controlnet_cond": hint}
-    if control.task is not None:
+    hints = [_hint_of_rows(hint.to(x.device, dtype), x, [given.images[row] for row in rows]) for hint in control.hints]
+    arguments: dict[str, Any] = {"controlnet_cond": hints[0]}
+    if control.tasks:
         kinds = torch.zeros(len(rows), model.config.num_control_type, device=x.device, dtype=dtype)
-        kinds[:, control.task] = 1
-        hint = hint.expand(len(rows), -1, -1, -1)
-        arguments = {"controlnet_cond": [hint], "control_type": kinds, "control_type_idx": [control.task]}
+        kinds[:, list(control.tasks)] = 1
+        hints = [hint.expand(len(rows), -1, -1, -1) for hint in hints]
+        arguments = {"controlnet_cond": hints, "control_type": kinds, "control_type_idx": list(control.tasks)}
+        if control.task_scales:
+            arguments["conditioning_scale"] = list(control.task_scales)
     return model(
         x.to(dtype),
         given.t.to(x.device, dtype).expand(len(rows)),
@@ -230,6 +235,14 @@ def _run_network(control: ActiveControl, given: ControlInput, rows: list[int]) -
         return_dict=False,
         **arguments,
     )
+
+
+def _hint_of_rows(hint: Tensor, x: Tensor, images: list[int]) -> Tensor:
+    """The control image (1 or b, c, h, w) of each row, at the size that belongs to x."""
+    size = [HINT_CELL * side for side in x.shape[-2:]]
+    if list(hint.shape[-2:]) != size:  # samplers that take steps at another size
+        hint = F.interpolate(hint, size, mode="nearest")
+    return hint[images] if len(hint) > 1 else hint
 
 
 def _sum(one: ControlResiduals, other: ControlResiduals) -> ControlResiduals:
