@@ -5,10 +5,13 @@
     python hub_upload.py --namespace your-org --dry-run --out dist/hub nothing leaves this machine
     python hub_upload.py --namespace your-org --only webui-txt2img --with-weights MODEL
     python hub_upload.py --space --out dist/space                      a Space of the page, to look at and send
+    python hub_upload.py --namespace your-org --community --out dist/community
+                                                                       files for diffusers' examples/community
 
 The token comes from `--token`, HF_TOKEN or `hf auth login`; the Hub from HF_ENDPOINT. A repository gets `pipeline.py`,
 the same code under a name of its own, the data files it reads, a model card, requirements.txt and LICENSE; with
-weights also what model_index.json and its components name; what else is in the model's folder is left out, and listed.
+weights also what model_index.json and its components name (and, with --endpoint, handler.py for Inference Endpoints);
+what else is in the model's folder is left out, and listed.
 It is tried in a process of its own before anything is sent, goes up in one commit, and is tagged when the Hub holds
 what was sent.
 """
@@ -39,6 +42,7 @@ from webui_diffusers.pipelines.bundle.build import (
 )
 from webui_diffusers.pipelines.bundle.sources import BUNDLE_REQUIREMENTS
 
+from hub.community import write_community
 from hub.model_files import ModelFilesError, model_files, read_index, without_paths
 from hub.sending import UploadError, hub_cause, plain_address, retried, send_folder, status_of, without_token
 from hub.space import write_space
@@ -49,6 +53,9 @@ HUB_FOLDER = Path(__file__).parent / "hub"
 _MODEL_LIBRARIES = ("diffusers", "transformers", "stable_diffusion")  # the last: of the safety checker
 _SHOWN_FILES = 20
 _TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN")
+ENDPOINTS = ("webui-txt2img", "webui-img2img")
+"""The pipelines that `hub/endpoint/handler.py` can serve."""
+
 ALWAYS_REQUIRED = ("accelerate", "diffusers", "torch", "transformers")
 
 
@@ -61,12 +68,18 @@ def available_pipelines() -> list[str]:
 # --- a repository's folder
 
 
-def build_repository(name: str, folder: Path, repo: str, *, model: Path | None = None) -> Path:
+def build_repository(name: str, folder: Path, repo: str, *, model: Path | None = None, endpoint: bool = False) -> Path:
     """Write a repository's files into `folder`, which is emptied first; the folder.
 
-    name: of a pipeline; repo: its future name on the Hub, "org/name"; model: a folder with weights that go along.
-    Raises UploadError for weights that the pipeline cannot take.
+    name: of a pipeline; repo: its future name on the Hub, "org/name"; model: a folder with weights that go along;
+    endpoint: with handler.py, by which Inference Endpoints draw. Raises UploadError for weights that the pipeline
+    cannot take, and for a pipeline that has no handler.
     """
+    if endpoint and (name not in ENDPOINTS or model is None):
+        raise UploadError(
+            f"An endpoint needs {' or '.join(ENDPOINTS)} with weights, not {name}{'' if model else ' without'}: "
+            "choose with --only, and name a model with --with-weights."
+        )
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     entry, text = PIPELINES[name], bundle(name, home=repo)
@@ -82,6 +95,8 @@ def build_repository(name: str, folder: Path, repo: str, *, model: Path | None =
     card = string.Template((HUB_FOLDER / "cards" / f"{name}.md").read_text(encoding="utf-8"))
     (folder / "README.md").write_text(card.substitute(repo=repo, version=pack_version()), encoding="utf-8")
     shutil.copyfile(Path(__file__).parent / "LICENSE", folder / "LICENSE")
+    if endpoint:
+        shutil.copyfile(HUB_FOLDER / "endpoint" / "handler.py", folder / "handler.py")
     if model is not None:
         _add_weights(name, folder, model)
     elif name == "face-restore":
@@ -290,6 +305,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if asked.space:
             print(space_lines(write_space(Path(asked.out))))
             return 0
+        if asked.community:
+            print(*write_community(Path(asked.out), asked.namespace), sep="\n")
+            return 0
         if not asked.dry_run:
             check_access(asked.namespace, asked.token or get_token())
         with tempfile.TemporaryDirectory(prefix="webui-diffusers-") as scratch:
@@ -325,7 +343,9 @@ def _built(names: Sequence[str], asked: argparse.Namespace, out: Path, scratch: 
     folders = {}
     for name in (progress := tqdm(names, desc="Build and try", unit="pipeline")):
         progress.set_postfix_str(name)
-        folders[name] = build_repository(name, out / name, f"{asked.namespace}/{name}", model=weights)
+        folders[name] = build_repository(
+            name, out / name, f"{asked.namespace}/{name}", model=weights, endpoint=asked.endpoint
+        )
         xl = name.endswith("-xl")
         if weights is None and xl not in tiny and name != "face-restore":
             tiny[xl] = save_tiny_model(scratch / f"tiny-{'xl' if xl else 'sd'}", xl=xl)
@@ -374,13 +394,21 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", help="where to build; default: a folder that is removed afterwards")
     parser.add_argument("--with-weights", metavar="MODEL", help="folder or Hub id of a model whose weights go along")
     parser.add_argument("--space", action="store_true", help="write a Space of the page to --out, and send nothing")
+    parser.add_argument(
+        "--endpoint", action="store_true", help="add handler.py for Inference Endpoints to the weights"
+    )
+    parser.add_argument(
+        "--community", action="store_true", help="write files for diffusers' examples/community to --out"
+    )
     parser.add_argument("--token", help="default: HF_TOKEN, or that of `hf auth login`")
     asked = parser.parse_args(arguments)
     if asked.dry_run and not asked.out:
         asked.out = "dist/hub"
     if asked.space:
         asked.out = asked.out or "dist/space"
-    elif not asked.namespace:
+    elif asked.community:
+        asked.out = asked.out or "dist/community"
+    if not asked.space and not asked.namespace:
         parser.error("the following arguments are required: --namespace")
     return asked
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline, logging
+from diffusers.utils import dynamic_modules_utils
 from PIL import Image
 
 
@@ -75,6 +76,12 @@ def from_pipe(job: dict) -> DiffusionPipeline:
     return DiffusionPipeline.from_pipe(plain, custom_pipeline=job["code_repo"], **TRUST)
 
 
+def community(job: dict) -> DiffusionPipeline:
+    """By a bare name, as of examples/community: diffusers takes the file from its mirror on the Hub."""
+    dynamic_modules_utils.get_diffusers_versions = lambda: []  # a list that it reads from PyPI
+    return load(job["model"], custom_pipeline=job["module"], custom_revision="main")
+
+
 def package(job: dict) -> DiffusionPipeline:
     import webui_diffusers.pipelines as pack
 
@@ -93,6 +100,7 @@ ROUTES = {
         full_at_a_tag,
         from_pipe,
         snapshot,
+        community,
     )
 }
 

@@ -105,9 +105,9 @@ class LocalHub:
         """A model repository by "owner/name"."""
         return self.repos["models", name]
 
-    def put(self, name: str, files: dict[str, bytes], message: str = "put") -> str:
-        """Commit files to a model repository, made if needed, past HTTP. The commit's name."""
-        repo = self.repos.setdefault(("models", name), LocalRepo())
+    def put(self, name: str, files: dict[str, bytes], message: str = "put", kind: str = "models") -> str:
+        """Commit files to a repository of a kind, made if needed, past HTTP. The commit's name."""
+        repo = self.repos.setdefault((kind, name), LocalRepo())
         table = {path: (content, path.endswith(LFS_SUFFIXES)) for path, content in files.items()}
         return repo.commit({**repo.commits[repo.branches["main"]], **table}, message, "main")
 

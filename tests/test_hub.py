@@ -3,6 +3,8 @@
 What concerns huggingface_hub runs in processes of its own, because it reads HF_ENDPOINT once, when imported.
 """
 
+import base64
+import io
 import json
 import os
 import re
@@ -12,12 +14,16 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from local_hub import LocalHub
+from PIL import Image
 from safetensors.torch import load, load_file, save, save_file
+from webui_diffusers.pipelines import WebUITxt2ImgPipeline
 from webui_diffusers.pipelines.bundle.build import PACK_ROOT, PIPELINES, bundle_module_name, pack_version
 
+from hub.community import write_community
 from hub.model_files import ModelFilesError, model_files
 from hub_upload import UploadError, build_repository
 
@@ -29,7 +35,7 @@ CARDS = ROOT / "hub" / "cards"
 NAMES = [n for n, e in PIPELINES.items() if (PACK_ROOT / e.file).is_file() and (CARDS / f"{n}.md").is_file()]
 DRAWING = [name for name in NAMES if name != "face-restore"]
 ROUTES = ["local_file", "local_folder", "code_repository", "code_at_a_tag", "full_repository", "full_at_a_tag"]
-ROUTES += ["from_pipe", "package"]
+ROUTES += ["from_pipe", "community", "package"]
 
 
 class Session:
@@ -117,6 +123,9 @@ def published(session: Session, tiny_sd: Path, tiny_sdxl: Path) -> Session:
         "        publish(full, f'tester/{name}', token=None, private=True, revision='v1')\n"
     )
     session.said = session.run("-c", code, json.dumps([NAMES, str(tiny_sd), str(tiny_sdxl)]))
+    files = write_community(session.home / "community", "your-org")
+    mirrored = {f"main/{file.name}": file.read_bytes() for file in files}
+    session.hub.put("diffusers/community-pipelines-mirror", mirrored, kind="datasets")
     return session
 
 
@@ -415,6 +424,83 @@ def test_all_pipelines_in_one_process(published: Session):
     drawn = json.loads(published.run("-c", code).stdout.splitlines()[-1])
     names = [name for name in DRAWING if not name.endswith("-xl")]
     assert drawn == [published.sums(name, ["package"])["package"] for name in names]
+
+
+# --- an endpoint
+
+
+# What the inference toolkit does: the file is run from its folder, its class made with the folder, called with JSON.
+AS_THE_TOOLKIT = """
+import importlib.util, json, sys
+sys.modules["webui_diffusers"] = None
+folder, requests = sys.argv[1], json.loads(sys.argv[2])
+spec = importlib.util.spec_from_file_location("handler", folder + "/handler.py")
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+handler = module.EndpointHandler(folder)
+answers = []
+for request in requests:
+    try:
+        answers.append(handler(request))
+    except ValueError as error:
+        answers.append(str(error))
+print(json.dumps(answers))
+"""
+
+OWN_TEXT = "a (red:1.3) circle\nSteps: 2, Sampler: Euler a, CFG scale: 6, Seed: 5, Size: 64x64, Model: other_model"
+
+
+def test_an_endpoint_takes_texts_and_arguments_and_opens_nothing(published: Session, tiny_sd: Path):
+    folder = published.home / "endpoint"
+    build_repository("webui-txt2img", folder, "a/b", model=tiny_sd, endpoint=True)
+    small = {"num_inference_steps": 2, "width": 64, "height": 64}
+    requests = [
+        {"inputs": OWN_TEXT},
+        {"inputs": OWN_TEXT, "parameters": {"seed": 6}},
+        {"inputs": "a circle", "parameters": {**small, "seed": 1, "num_images_per_prompt": 2}},
+        {"inputs": "a circle", "parameters": {**small, "lora_backend": "webui"}},
+        {"inputs": "a circle", "parameters": {**small, "num_inference_steps": "20"}},
+        {"inputs": "a circle", "parameters": {**small, "num_images_per_prompt": 4000}},
+        {"inputs": "a circle", "parameters": {**small, "hires_scale": 2, "hires_upscaler": str(folder / "LICENSE")}},
+        {"inputs": ["a circle"]},
+    ]
+    done = published.run("-c", AS_THE_TOOLKIT, str(folder), json.dumps(requests), PYTHONPATH="", HF_HUB_OFFLINE="1")
+    text, other, two, unknown, no_number, many, path, no_text = json.loads(done.stdout.splitlines()[-1])
+
+    pipe = WebUITxt2ImgPipeline.from_pretrained(tiny_sd, torch_dtype=torch.float32)
+    same = {"num_inference_steps": 2, "sampler": "Euler a", "guidance_scale": 6, "width": 64, "height": 64}
+    expected = pipe("a (red:1.3) circle", seed=5, **same).images[0]
+    drawn = Image.open(io.BytesIO(base64.b64decode(text["images"][0]["image"])))
+    assert np.array_equal(np.asarray(drawn), np.asarray(expected))
+    assert drawn.text["parameters"] == text["images"][0]["parameters"] and "Seed: 5" in drawn.text["parameters"]
+    assert any("other_model" in note for note in text["notes"])
+    assert "Seed: 6" in other["images"][0]["parameters"] and other["images"] != text["images"]
+    assert len(two["images"]) == 2 and "Seed: 2," in two["images"][1]["parameters"]
+    assert "'lora_backend'" in unknown and "can set" in unknown
+    assert no_number == "`num_inference_steps` is '20': give a number."
+    assert "4000 pictures" in many
+    assert "LICENSE" in path
+    assert "`inputs` is list" in no_text
+
+
+def test_only_what_can_be_served_gets_a_handler(tiny_sd: Path, tmp_path: Path):
+    with pytest.raises(UploadError, match="webui-txt2img or webui-img2img with weights, not multi-lora"):
+        build_repository("multi-lora", tmp_path / "a", "a/b", model=tiny_sd, endpoint=True)
+    with pytest.raises(UploadError, match="name a model with --with-weights"):
+        build_repository("webui-txt2img", tmp_path / "a", "a/b", endpoint=True)
+
+
+# --- diffusers' own community folder
+
+
+def test_the_community_folder_has_a_file_and_a_section_for_every_pipeline(published: Session):
+    folder = published.home / "community"
+    added = (folder / "README_additions.md").read_text()
+    for name in DRAWING:
+        module = bundle_module_name(name)
+        assert f"examples/community/{module}.py" in added and (folder / f"{module}.py").is_file()
+        assert f'"{module}"' in added, f"the example of {name} does not name it"
+    assert "$repo" not in added and added.count("### ") == len(DRAWING)
 
 
 # --- the newcomer
