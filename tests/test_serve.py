@@ -20,7 +20,7 @@ uvicorn = pytest.importorskip("uvicorn", reason="needs the extra [serve]")
 httpx = pytest.importorskip("httpx", reason="needs the extra [test]")
 webuiapi = pytest.importorskip("webuiapi", reason="needs the extra [test]")
 
-from api_server import SMALL, Server, decoded, encoded  # noqa: E402
+from api_server import SMALL, Server, decoded, encoded, info_of  # noqa: E402
 from webui_diffusers.pipelines import WebUIImg2ImgPipeline, WebUITxt2ImgPipeline  # noqa: E402
 from webui_diffusers.pipelines.cli.serve import open_door_refusal  # noqa: E402
 from webui_diffusers.pipelines.infotext.styles import PromptStyle  # noqa: E402
@@ -179,6 +179,21 @@ def test_an_infotext_fills_what_the_request_leaves_out(http):
     written = json.loads(answer["info"])["infotexts"][0]
     assert answer["images"] == []
     assert written.startswith("a star\nNegative prompt: blue\nSteps: 3, Sampler: Euler") and "Seed: 12" in written
+
+
+def test_an_infotext_says_what_fields_say_otherwise_and_what_it_cannot_say_is_told(http):
+    text = (
+        "a star\nSteps: 2, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 4, Seed: 11, Size: 64x64, "
+        "Seed resize from: 32x48, Clip skip: 2, RNG: CPU, Model hash: 0123456789, Model: elsewhere, "
+        "Denoising strength: 0.5, Hires upscale: 2, Hires steps: 3, Hires upscaler: Latent (nearest), "
+        'ControlNet 0: "Module: none, Model: tiny, Weight: 1.0", ENSD: 31337, Version: v1.10.1'
+    )
+    info = info_of(http.post("/sdapi/v1/txt2img", json={"infotext": text}))
+    written = info["infotexts"][0]
+    for part in text.split("\n")[1].split(", Model hash")[0].split(", "):
+        assert part in written, (part, written)
+    assert "Hires upscaler: Latent (nearest)" in written and "Hires steps: 3" in written
+    assert any("elsewhere 0123456789" in told for told in info["comments"])
 
 
 def test_styles_are_applied(http):

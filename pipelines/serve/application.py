@@ -8,6 +8,7 @@ opened.
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, HTTPException, Request
@@ -16,11 +17,12 @@ from starlette.concurrency import run_in_threadpool
 
 from ...loaders.utils import unknown_choice
 from ..infotext.styles import PromptStyle
-from .calls import Generation, img2img_generation, txt2img_generation, with_infotext
+from .calls import Generation, img2img_generation, txt2img_generation
 from .control_routes import control_routes
 from .documentation import add_documentation
 from .errors import JobFailed, tell_errors
 from .guards import BasicAuth, BodyLimit, ForeignPages
+from .infotext_field import with_infotext
 from .lists import list_routes
 from .requests import (
     ExtrasBatchRequest,
@@ -146,14 +148,14 @@ def _drawing_routes(worker: Worker, shelf: ModelShelf) -> APIRouter:
 
 def _plan(asked: GenerationRequest, shelf: ModelShelf) -> JobPlan:
     """What a request draws, its pictures decoded and everything checked that needs no model."""
-    asked = with_infotext(asked, type(asked))
+    read = with_infotext(asked, shelf.checkpoint_of)
 
     def make(one: GenerationRequest) -> Generation:
-        if isinstance(one, Img2ImgRequest):
-            return img2img_generation(one, shelf.settings, shelf.styles)
-        return txt2img_generation(one, shelf.settings, shelf.styles)
+        draw = img2img_generation if isinstance(one, Img2ImgRequest) else txt2img_generation
+        made = draw(one, shelf.settings, shelf.styles)
+        return replace(made, arguments={**read.arguments, **made.arguments}, comments=list(read.comments))
 
-    return plan_jobs(asked, make, shelf.upscalers())
+    return plan_jobs(read.request, make, shelf.upscalers())
 
 
 def _undone_routes() -> APIRouter:

@@ -11,10 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...loaders.utils import NameFromRequest
-from ..infotext.read import parse_infotext
 from ..infotext.styles import PromptStyle, apply_styles
-from ..infotext.tidy import tidy_infotext
-from ..infotext.to_call import call_arguments
 from ..options import WEBUI_OPTIONS
 from ..prompt.network_tags import split_network_tags
 from ..sampling.labels import AUTOMATIC_SCHEDULE, SamplerRow, find_schedule, resolve_names
@@ -171,33 +168,6 @@ def _generation(
     return made
 
 
-def with_infotext(request: GenerationRequest, kind: type) -> GenerationRequest:
-    """The request with what its `infotext` says, where the request itself says nothing."""
-    if request.infotext is None:
-        return request
-    said = call_arguments(parse_infotext(tidy_infotext(request.infotext)), img2img=kind is Img2ImgRequest)
-    names = {"num_inference_steps": "steps", "guidance_scale": "cfg_scale", "sampler": "sampler_name"}
-    names |= {"schedule": "scheduler", "strength": "denoising_strength", "hires_strength": "denoising_strength"}
-    names |= {"hires_scale": "hr_scale", "hires_upscaler": "hr_upscaler", "hires_steps": "hr_second_pass_steps"}
-    names |= {"hires_prompt": "hr_prompt", "hires_negative_prompt": "hr_negative_prompt"}
-    names |= {"hires_sampler": "hr_sampler_name", "hires_schedule": "hr_scheduler"}
-    fields: dict[str, Any] = {}
-    for argument, value in said.items():
-        name = names.get(argument, argument)
-        if name in kind.model_fields and value is not None:
-            fields[name] = value
-    if "hires_scale" in said or "hires_size" in said:
-        fields["enable_hr"] = True
-    if "hires_size" in said:
-        fields["hr_resize_x"], fields["hr_resize_y"] = said["hires_size"]
-    if said.get("webui_options"):
-        fields["override_settings"] = {**said["webui_options"], **(request.override_settings or {})}
-    if said.get("restore_faces"):
-        fields["restore_faces"] = True
-    given = {name: getattr(request, name) for name in request.model_fields_set if name != "infotext"}
-    return kind(**{**fields, **given})
-
-
 def _prompts(request: GenerationRequest, styles: Mapping[str, PromptStyle]) -> tuple[str, str]:
     """Prompt and negative prompt with the styles that are named, and without tags where they are switched off."""
     for name in request.styles or []:
@@ -234,7 +204,8 @@ def check_limits(made: Generation) -> None:
     if sum(image.width * image.height for image in call.get("image", ())) > MOST_BATCH * MAX_PIXELS:
         raise BadRequestField("init_images", f"have more than {MOST_BATCH * MAX_PIXELS} pixels together")
     if call.get("hires_size"):
-        _check_pixels("hr_resize_x", *call["hires_size"])
+        wide, high = call["hires_size"]
+        _check_pixels("hr_resize_x", wide or width * high / height, high or height * wide / width)
     elif call.get("hires_scale"):
         _check_pixels("hr_scale", width * call["hires_scale"], height * call["hires_scale"])
     if "sd_upscale" in call:

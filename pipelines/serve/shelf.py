@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from ...loaders.checkpoint.describe import describe_checkpoint
 from ...loaders.checkpoint.load import read_refiner
 from ...loaders.checkpoint.vae import load_vae
 from ...loaders.faces.load import load_face_restorer
@@ -169,7 +170,9 @@ class ModelShelf:
             known = [row["title"] for row in self.checkpoints()]
             raise BadRequestField("refiner_checkpoint", unknown_choice("checkpoint", name, known))
         if self._refiner != path:
-            refiner = read_refiner(path, torch_dtype=pipe.unet.dtype)
+            own = self._named("checkpoint", str(self._loaded))
+            base = None if own is None else describe_checkpoint(own).base
+            refiner = read_refiner(path, like=base, torch_dtype=pipe.unet.dtype)
             refiner.register_to_config(_name_or_path=path)
             pipe.register_modules(refiner=refiner.to(pipe.device))
             self._refiner = path
@@ -253,6 +256,15 @@ class ModelShelf:
         facts = model_facts(self._pipe, hashed=False)
         name = facts.get("model_name") or "model"
         return [{"title": name, "model_name": name, "hash": None, "sha256": None, "filename": name, "config": None}]
+
+    def checkpoint_of(self, fields: Mapping[str, str]) -> str | None:
+        """The title of the checkpoint that a text's fields name, by hash before name; None where it is not here."""
+        rows = self.checkpoints()
+        for asked in (fields.get("Model hash"), fields.get("Model")):
+            for row in rows if asked else ():
+                if asked in _names_of(row):
+                    return row["title"]
+        return None
 
     def names(self, kind: str) -> list[str]:
         """Names of the library's files of a kind: "vae", "controlnet", "hypernetwork", "upscaler", …"""
