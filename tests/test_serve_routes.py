@@ -1,5 +1,7 @@
 """Every route of the webui's API that there is, one by one, in the shape that its clients know; and the scripts."""
 
+import base64
+import io
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from recordings import GOLDEN
 
 
@@ -193,7 +195,13 @@ def test_a_format_is_that_of_the_pictures(http):
     assert decoded(answer.json()["images"][0]).format == "WEBP"
     told = http.post("/sdapi/v1/png-info", json={"image": answer.json()["images"][0]}).json()
     assert told["info"].startswith("a red circle\nSteps: 2") and told["parameters"]["Seed"] == "7"
-    assert told["items"] == {"parameters": told["info"]}
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_text("parameters", told["info"])
+    chunks.add_text("Software", "a painter")
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "PNG", pnginfo=chunks)
+    again = http.post("/sdapi/v1/png-info", json={"image": base64.b64encode(file.getvalue()).decode()}).json()
+    assert again == {**told, "items": {"Software": "a painter"}}
 
 
 def test_a_picture_without_a_text_says_nothing(http):

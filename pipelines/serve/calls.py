@@ -208,7 +208,7 @@ def check_limits(made: Generation) -> None:
         _check_pixels("hr_resize_x", wide or width * high / height, high or height * wide / width)
     elif call.get("hires_scale"):
         _check_pixels("hr_scale", width * call["hires_scale"], height * call["hires_scale"])
-    if "sd_upscale" in call:
+    if call.get("sd_upscale"):
         scale = call["sd_upscale"]["scale"]
         _check_pixels("script_args[3]", *(side * scale for side in call["image"][0].size))
     for name in ("num_inference_steps", "hires_steps"):

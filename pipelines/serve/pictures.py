@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from ..infotext.files import PICTURE_FORMATS, save_picture
 from .requests import MAX_PIXELS
@@ -48,7 +48,7 @@ def decode_picture(text: str, name: str) -> Image.Image:
         picture.load()
     except BadPicture:
         raise
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # a decoder may raise anything over a broken file
         raise BadPicture(name, f"is no picture that can be read ({error})") from error
     return picture
 
@@ -58,9 +58,13 @@ def decode_file(text: str, name: str) -> Iterator[Path]:
     """A base64 text as a picture file for a while, for readers that want all that the file carries."""
     data = decode_bytes(text, name)
     try:
-        kind = str(_opened(data).format).lower()
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        picture = _opened(data)
+    except Exception:  # a decoder may raise anything over a broken file
         kind = ""
+    else:
+        kind = str(picture.format).lower()
+        if picture.width * picture.height > MAX_PIXELS:
+            raise BadPicture(name, f"{picture.width}x{picture.height} is more than {MAX_PIXELS} pixels")
     if f".{kind}" not in PICTURE_FORMATS:
         raise BadPicture(name, f"is no picture of a kind that is read here ({', '.join(PICTURE_FORMATS)})")
     with tempfile.TemporaryDirectory(prefix="webui-diffusers-") as folder:
@@ -72,7 +76,7 @@ def decode_file(text: str, name: str) -> Iterator[Path]:
 def encode_picture(picture: Image.Image, infotext: str | None, kind: str = "png") -> str:
     """base64 of a picture file of `kind` that carries the text."""
     with tempfile.TemporaryDirectory(prefix="webui-diffusers-") as folder:
-        path = save_picture(picture, Path(folder, f"picture.{kind}"), infotext)
+        path = save_picture(picture, Path(folder, f"picture.{kind}"), infotext, flush=False)
         return base64.b64encode(path.read_bytes()).decode("ascii")
 
 

@@ -139,7 +139,7 @@ class ModelShelf:
         """Load what the request names besides the model: only names that are listed, never paths."""
         call = generation.arguments
         self._attach_upscaler(pipe, "hr_upscaler", call.get("hires_upscaler"), LATENT_UPSCALERS)
-        self._attach_upscaler(pipe, "script_args[2]", call.get("sd_upscale", {}).get("upscaler"))
+        self._attach_upscaler(pipe, "script_args[2]", (call.get("sd_upscale") or {}).get("upscaler"))
         faces = call.get("restore_faces")
         if faces is not None and pipe.face_restorer is None and faces not in pipe.attached.face_models:
             path = self._named("face_restorer", faces)

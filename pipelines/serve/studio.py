@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...loaders.utils import LOGGER
+from ..infotext.embedded import PARAMETERS_CHUNK, embedded_texts
 from ..infotext.files import read_infotext
 from ..infotext.read import parse_infotext
 from .calls import Batch, Generation
@@ -150,6 +151,6 @@ def upscaled_pictures(
 def picture_facts(image: str) -> dict[str, Any]:
     """The answer to png-info: the text of a picture file, its fields, and what else it carries."""
     with decode_file(image, "image") as path:
-        text = read_infotext(path)
-    fields = parse_infotext(text) if text else {}
-    return {"info": str(text), "items": {"parameters": str(text)} if text else {}, "parameters": fields}
+        text, others = read_infotext(path), embedded_texts(path)
+    others.pop(PARAMETERS_CHUNK, None)
+    return {"info": str(text), "items": others, "parameters": parse_infotext(text) if text else {}}
