@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 OUT    ?= demo/out
 GOLDENS ?= tests/golden
 
-.PHONY: demo test slow gpu lint format bench goldens clean
+.PHONY: demo test slow gpu lint docs format bench goldens clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python demo/draw.py --out $(OUT)
@@ -27,6 +27,11 @@ lint: $(VENV)/.tested
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The site of docs/, with every link checked, in build/site.
+docs: $(VENV)/.tested
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks
