@@ -198,7 +198,7 @@ def test_the_picture_is_the_pipelines_and_carries_its_text(visitor, pipe):
 
 def test_a_second_look_stands_before_the_first(visitor):
     first = visitor.drawn(TEXT)["pictures"]["value"]
-    second = visitor.drawn(TEXT, seed=8, steps=2, hires="2 times", before=first)["pictures"]["value"]
+    second = visitor.drawn(TEXT, seed=8, steps=2, hires="2×", before=first)["pictures"]["value"]
     assert [shown["caption"] for shown in second] == ["Seed 8, 2 steps, 128 × 128, hires 2×", first[0]["caption"]]
     assert visitor.file(second[1]["image"]) == visitor.file(first[0]["image"])
     selected = {"index": 1, "value": None, "selected": True}

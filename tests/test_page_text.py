@@ -149,7 +149,7 @@ def test_a_picture_of_another_family_is_refused_with_the_reason(shelf):
         (PageChanges(seed=9), {"seed": 9, "num_inference_steps": 4, "hires_scale": 2.0}),
         (PageChanges(seed=0), {"seed": 0}),
         (PageChanges(steps=6), {"seed": 7, "num_inference_steps": 6}),
-        (PageChanges(hires="1.5 times"), {"hires_scale": 1.5, "hires_upscaler": "Lanczos", "hires_strength": 0.4}),
+        (PageChanges(hires="1.5×"), {"hires_scale": 1.5, "hires_upscaler": "Lanczos", "hires_strength": 0.4}),
         (PageChanges(hires="off"), {"hires_scale": None, "hires_upscaler": None, "hires_strength": None}),
     ],
 )
@@ -164,7 +164,7 @@ def test_one_thing_is_changed_and_all_else_stays(shelf, changes, expected):
 
 def test_a_hires_pass_is_added_where_the_text_has_none(shelf):
     reading = read_page_text("a cat\nSteps: 4, Sampler: Euler, Seed: 7, Size: 64x64", (), shelf)
-    call = page_generation(reading, PageChanges(hires="2 times"), shelf.settings).arguments
+    call = page_generation(reading, PageChanges(hires="2×"), shelf.settings).arguments
     assert (call["hires_scale"], call["hires_upscaler"], call["hires_strength"]) == (2.0, "Lanczos", 0.4)
     assert final_size(call) == (128, 128)
 
@@ -173,7 +173,7 @@ def test_a_hires_pass_is_added_where_the_text_has_none(shelf):
     "field, changes",
     [
         ("Size: 8000x8000", PageChanges()),
-        ("Size: 4096x4096", PageChanges(hires="2 times")),
+        ("Size: 4096x4096", PageChanges(hires="2×")),
         ("Size: 64x64, Denoising strength: 0.5, Hires upscale: 400", PageChanges()),
         ("Size: 64x64, Denoising strength: 0.5, Hires resize: 9000x64", PageChanges()),
         ("Size: 64x64, Denoising strength: 0.5, Hires upscale: 2, Hires steps: 5000", PageChanges()),

@@ -29,7 +29,17 @@ from .page_draw import (
     page_generation,
 )
 from .page_html import NOTHING_DRAWN, NOTHING_READ, problem_html, progress_html, reading_html
-from .page_style import API_LINK, EXAMPLE, FOOT, HEAD, LOOK_AT_STATUS, PAGE_STYLE, PLACEHOLDER
+from .page_style import (
+    API_LINK,
+    BOX_LABEL,
+    EXAMPLE,
+    FOOT,
+    HEAD,
+    LOOK_AT_STATUS,
+    NAME_BOX,
+    PAGE_STYLE,
+    PLACEHOLDER,
+)
 from .page_text import MAX_PICTURE, PageReading, read_page_text, text_of_picture
 from .requests import MAX_STEPS, MAX_TEXT
 from .shelf import ModelShelf
@@ -66,6 +76,7 @@ def mount_page(made: FastAPI) -> FastAPI:
         mcp_server=False,
         theme=_theme(),
         css=PAGE_STYLE,
+        js=NAME_BOX,
     )
     blocks.has_launched = True  # without it Gradio would take any path of this machine as a picture that was sent
     mounted = made.router.routes[-1]
@@ -99,6 +110,9 @@ def _theme() -> Any:
     return gradio.themes.Soft(primary_hue="indigo", neutral_hue="slate", **fonts).set(
         body_text_color_subdued="*neutral_500",
         input_border_width="1px",
+        input_border_color="*neutral_300",
+        checkbox_border_color="*neutral_400",
+        input_border_color_dark="*neutral_600",
         input_shadow="none",
         button_secondary_border_color="*border_color_primary",
         **{f"block_title_{name}": value for name, value in plain.items()},
@@ -155,7 +169,7 @@ def page_blocks(worker: Worker, shelf: ModelShelf, has_api: bool) -> gradio.Bloc
 
 def _box() -> gradio.MultimodalTextbox:
     return gradio.MultimodalTextbox(
-        label="Parameters, or a picture",
+        label=BOX_LABEL,
         placeholder=PLACEHOLDER,
         file_types=[*PICTURE_FORMATS, ".txt"],
         sources=["upload"],
@@ -188,7 +202,7 @@ class SecondLook(NamedTuple):
 
     seed: gradio.Number
     steps: gradio.Number
-    hires: gradio.Dropdown
+    hires: gradio.Radio
     new_seed: gradio.Button
     draw: gradio.Button
 
@@ -201,9 +215,7 @@ def _second_look() -> SecondLook:
             steps = gradio.Number(
                 label="Steps", precision=0, placeholder=AS_WRITTEN, minimum=1, maximum=MAX_STEPS, min_width=80
             )
-            hires = gradio.Dropdown(
-                [HIRES_AS_WRITTEN, HIRES_OFF, *HIRES_SCALES], value=HIRES_AS_WRITTEN, label="Hires fix", min_width=130
-            )
+        hires = gradio.Radio([HIRES_AS_WRITTEN, HIRES_OFF, *HIRES_SCALES], value=HIRES_AS_WRITTEN, label="Hires fix")
         with gradio.Row():
             new_seed = gradio.Button("New seed", min_width=0, elem_id="new-seed")
             draw = gradio.Button("Draw again", variant="primary", min_width=0, elem_id="draw-again")

@@ -17,7 +17,7 @@ from .worker import Progress
 
 
 HIRES_AS_WRITTEN, HIRES_OFF = "as written", "off"
-HIRES_SCALES = {"1.5 times": 1.5, "2 times": 2.0, "4 times": 4.0}
+HIRES_SCALES = {"1.5×": 1.5, "2×": 2.0, "4×": 4.0}
 HIRES_USUAL = {"hires_upscaler": NameFromText("Lanczos"), "hires_strength": 0.4}  # where the text has no hires pass
 
 

@@ -23,6 +23,20 @@ One picture at a time, in the order of arrival. Downloads are PNGs that carry th
 </div>"""
 API_LINK = 'Programs draw here too, through <a href="docs">the API</a>.'
 
+BOX_LABEL = "Parameters, or a picture"
+
+# Gradio shows the label of this component, but gives it to nobody who cannot see.
+NAME_BOX = """
+() => {
+  const name = () => {
+    const box = document.querySelector("#box textarea");
+    if (box) box.setAttribute("aria-label", "Parameters, or a picture");
+    else setTimeout(name, 100);
+  };
+  name();
+}
+"""
+
 # On a phone the picture is below the button that draws it.
 LOOK_AT_STATUS = """
 (...values) => {
@@ -81,7 +95,7 @@ section.refusal { border-color: #dc2626; }
 .drawing progress::-moz-progress-bar { background: var(--color-accent); border-radius: 999px; }
 #changes { border: 1px solid var(--border-color-primary); border-radius: .8rem; padding: .8rem 1rem; gap: .6rem; }
 #changes h2 { font-size: .95rem; font-weight: 700; margin: 0; }
-#changes .block { padding: 0; border: 0; box-shadow: none; }
+#changes .block { padding: 0; border: 0; box-shadow: none; background: none; }
 #changes .form { gap: .6rem; background: none; border: 0; box-shadow: none; }
 #text { padding: 0; border: 0; box-shadow: none; }
 #text textarea { font-family: var(--font-mono); font-size: .8rem; }
