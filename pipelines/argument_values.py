@@ -61,6 +61,9 @@ _NUMBER_ARGUMENTS = (
     "hires_scale",
     "hires_strength",
     "strength",
+    "guidance_rescale",
+    "pag_scale",
+    "pag_adaptive_scale",
 )
 _SEED_ARGUMENTS = ("seed", "subseed")
 
@@ -75,7 +78,7 @@ def check_values(given: Mapping[str, Any]) -> None:
             _refuse_unless(_is_whole(given[name]), name, given[name], "a whole number")
     for name in _NUMBER_ARGUMENTS:
         if given.get(name) is not None:
-            _refuse_unless(_is_number(given[name]), name, given[name], "a finite number")
+            _refuse_unless(is_finite_number(given[name]), name, given[name], "a finite number")
     for name in _SEED_ARGUMENTS:
         seed = given.get(name)
         listed = list(seed) if isinstance(seed, Sequence) and not isinstance(seed, str) else [seed]
@@ -115,7 +118,8 @@ def _is_whole(value: Any) -> bool:
     return True
 
 
-def _is_number(value: Any) -> bool:
+def is_finite_number(value: Any) -> bool:
+    """Whether a value is a finite number, of Python, NumPy or torch, and no bool."""
     if isinstance(value, (str, bytes, bool)):
         return False
     try:

@@ -5,9 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from ..loaders.faces.load import load_face_detector, load_face_restorer
 from ..loaders.utils import unknown_choice
 from .argument_values import check_clip_skip
@@ -23,6 +20,7 @@ from .conditioning import SizeArguments, given_conditioning
 from .controlled import with_controls
 from .detail_request import detail_request, outer_mask
 from .drop_in import argument_or_default
+from .guidance_request import requested_guidance
 from .images.faces.nets import picture_restorer
 from .images.fit import flatten_picture
 from .images.hires import LATENT_CELL, hires_target
@@ -37,10 +35,10 @@ from .prompt.network_tags import NetworkTag, split_batch_tags
 from .prompt.prompt_2 import SecondTexts, second_texts
 from .prompt.text_encoder import PromptSettings
 from .request import DetailRequest, Enlargement, FaceRestoration, InitRequest, Pass, Request, StepArguments
-from .sampling.denoiser import Guidance
 from .sampling.discrete_schedule import NoiseTable, knows_betas, scheduler_alphas_cumprod
 from .sampling.labels import find_schedule
 from .sampling.noise import generator_seeds
+from .sampling.perturbed import self_attentions
 from .sampling.samplers import resolve_sampler
 from .script_settings import Loopback, SDUpscale
 
@@ -184,7 +182,7 @@ def _first_pass(
         height=height // cell * cell,
         cell=cell,
         asked_size=(height, width),
-        guidance=_guidance(pipe, given, options, len(prompts)),
+        guidance=requested_guidance(pipe, given, options, len(prompts)),
         seconds=seconds,
         step_arguments=step_arguments,
     )
@@ -240,6 +238,8 @@ def _with_hires(
     if artist is not None:
         table = NoiseTable(scheduler_alphas_cumprod(artist.scheduler, request.options))
         second = replace(second, table=table, encoder=_encoder(artist, given, loras))
+        if second.guidance.pag is not None:
+            self_attentions(artist.unet, second.guidance.pag.applied_layers)  # refuses names that it does not have
     return replace(request, second=second, enlargement=Enlargement(target, label, upscaler, *asked, artist))
 
 
@@ -265,41 +265,6 @@ def _with_refiner(pipe: Any, switch_at: float | None, request: Request) -> Reque
         first=replace(request.first, refines=which != "second pass"),
         second=replace(request.second, refines=which != "first pass"),
     )
-
-
-def _guidance(pipe: Any, given: Mapping[str, Any], options: Mapping[str, Any], count: int) -> Guidance:
-    scale = argument_or_default(pipe, "guidance_scale", given)
-    return Guidance(
-        guidance_scale=scale,
-        guidance_rescale=given["guidance_rescale"],
-        do_classifier_free_guidance=given["sampler"] is not None or scale > 1,
-        s_min_uncond=options["s_min_uncond"],
-        s_min_uncond_all=options["s_min_uncond_all"],
-        skip_early_cond=options["skip_early_cond"],
-        pad_cond_uncond=options["pad_cond_uncond"],
-        pad_cond_uncond_v0=options["pad_cond_uncond_v0"],
-        batch_cond_uncond=options["batch_cond_uncond"],
-        enable_quantization=options["enable_quantization"],
-        refiner_switch_at=given["refiner_switch_at"],
-        refiner_switch_by_sample_steps=options["refiner_switch_by_sample_steps"],
-        cross_attention_kwargs=given["cross_attention_kwargs"],
-        image_embeds=_ip_adapter_embeds(pipe, given, scale, count),
-    )
-
-
-def _ip_adapter_embeds(
-    pipe: Any, given: Mapping[str, Any], scale: float, count: int
-) -> tuple[list[Tensor], list[Tensor]] | None:
-    """The IP-Adapter's embeddings of `count` images, cond and uncond, one row an image; None without one."""
-    image, embeds = given["ip_adapter_image"], given["ip_adapter_image_embeds"]
-    if image is None and embeds is None:
-        return None
-    both_sides = image is not None or scale > 1  # given embeddings have both, as in diffusers
-    rows = pipe.prepare_ip_adapter_image_embeds(image, embeds, pipe._execution_device, count, both_sides)
-    if not both_sides:
-        return rows, [torch.zeros_like(cond) for cond in rows]
-    pairs = [both.chunk(2) for both in rows]
-    return [cond for _, cond in pairs], [uncond for uncond, _ in pairs]
 
 
 def _encoder(pipe: Any, given: Mapping[str, Any], loras: Sequence[LoraUse]) -> PromptEncoder | None:

@@ -69,6 +69,10 @@ _UNUSED_ARGUMENTS = {
     "invert_mask": False,
     "soft_mask": False,
     "guidance_rescale": 0.0,
+    "pag_scale": 0.0,
+    "pag_adaptive_scale": 0.0,
+    "pag_applied_layers": "mid",
+    "freeu": None,
 }
 
 

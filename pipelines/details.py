@@ -189,6 +189,8 @@ class DetailRun:
             image_embeds=rows,
             extra_channels=None,
             refiner_switch_at=None,
+            pag=None,  # of the drawing alone, as extensions of the webui are
+            freeu=None,
         )
 
     def _job_noise(self, job: DetailJob, k: int) -> NoiseRequest:

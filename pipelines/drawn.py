@@ -31,6 +31,9 @@ def request_drawn(
     arguments = {
         "num_inference_steps": first.steps,
         "guidance_scale": first.guidance.guidance_scale,
+        "guidance_rescale": first.guidance.guidance_rescale,
+        "freeu": first.guidance.freeu,
+        **_pag_arguments(first),
         "width": first.asked_size[1],
         "height": first.asked_size[0],
         "clip_skip": request.prompt_settings.CLIP_stop_at_last_layers - 1,
@@ -101,6 +104,7 @@ def stock_drawn(pipe: Any, given: Mapping[str, Any], images: Any, noise: NoiseRe
     arguments = {
         "num_inference_steps": given["num_inference_steps"] if steps is None else steps,
         "guidance_scale": given["guidance_scale"],
+        "guidance_rescale": given.get("guidance_rescale"),
         "sampler": type(pipe.scheduler).__name__,
         "width": width,
         "height": height,
@@ -124,6 +128,17 @@ def _sampler_names(prefix: str, plan: Pass, pipe: Any) -> dict[str, Any]:
     if plan.sampler is None:
         return {f"{prefix}sampler": type(pipe.scheduler).__name__}
     return {f"{prefix}sampler": plan.sampler.label, f"{prefix}schedule": schedule_read(plan.sampler, plan.schedule)}
+
+
+def _pag_arguments(plan: Pass) -> dict[str, Any]:
+    pag = plan.guidance.pag
+    if pag is None:
+        return {}
+    return {
+        "pag_scale": pag.scale,
+        "pag_adaptive_scale": pag.adaptive_scale,
+        "pag_applied_layers": pag.applied_layers,
+    }
 
 
 def _hires_arguments(request: Request, pipe: Any) -> dict[str, Any]:

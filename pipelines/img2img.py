@@ -184,6 +184,10 @@ class WebUIImg2ImgPipeline(WebUIMixin, StableDiffusionImg2ImgPipeline):
         detailers: Sequence[Any] | Mapping[str, Any] | None = None,
         sd_upscale: bool | Mapping[str, Any] | None = None,
         loopback: bool | Mapping[str, Any] | None = None,
+        pag_scale: float = 0.0,
+        pag_adaptive_scale: float = 0.0,
+        pag_applied_layers: str | list[str] = "mid",
+        freeu: Mapping[str, float] | None = None,
         webui_options: Mapping[str, Any] | None = None,
         guidance_rescale: float = 0.0,
         prompt_2: str | list[str] | None = None,
@@ -234,6 +238,7 @@ class WebUIImg2ImgPipeline(WebUIMixin, StableDiffusionImg2ImgPipeline):
             seed: image i is drawn with seed + i; see WebUITxt2ImgPipeline.
             control_image, controlnet_conditioning_scale, control_guidance_start, control_guidance_end, guess_mode,
                 control_mode, control_units: see WebUITxt2ImgPipeline. A unit without an image sees the init image.
+            pag_scale, pag_adaptive_scale, pag_applied_layers, freeu: see WebUITxt2ImgPipeline.
             webui_options: further settings under the webui's own names; see `WEBUI_OPTIONS`. Of img2img:
                 img2img_fix_steps, initial_noise_multiplier, img2img_extra_noise, img2img_color_correction,
                 img2img_background_color, overlay_inpaint, inpainting_mask_weight.

@@ -34,6 +34,7 @@ from .sampling.latent_mask import LatentMask, SoftLatentMask
 from .sampling.loops import StepFn
 from .sampling.noise import GeneratorNoise, SeededNoise
 from .sampling.odd_sizes import webui_odd_sizes
+from .sampling.perturbed import freeu_on
 from .sampling.plan import SamplingPlan, img2img_steps, plan_sampling, sample_from_latents, sample_from_noise
 from .sampling.scheduler_loop import sample_with_scheduler, scheduler_timesteps
 
@@ -235,7 +236,11 @@ def run_pass(
     if start.extra_channels is not None:
         guidance = replace(guidance, extra_channels=start.extra_channels)
     try:
-        with webui_odd_sizes(pipe.unet if plan.control.hooked else None), networks_at_device(pipe, plan.control):
+        with (
+            webui_odd_sizes(pipe.unet if plan.control.hooked else None),
+            networks_at_device(pipe, plan.control),
+            freeu_on(models[0].unet, guidance.freeu),
+        ):
             if plan.sampler is None:
                 return _scheduler_pass(pipe, request, plan, models, guidance, start, watch)
             steps, t_enc = plan.steps, None

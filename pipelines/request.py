@@ -202,5 +202,6 @@ class Request:
         passes = [one for one in (self.first, self.second) if one is not None]
         scaled = any("scale" in (one.guidance.cross_attention_kwargs or {}) for one in passes)
         hooked = any(one.control.hooked for one in passes)  # it runs the UNet another way
+        hooked = hooked or any(one.guidance.pag or one.guidance.freeu for one in passes)  # so do these
         tagged = self.details is not None and self.details.changes_models
         return self.tiling or scaled or hooked or tagged or any(one.loras for one in passes)

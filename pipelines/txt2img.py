@@ -171,6 +171,10 @@ class WebUITxt2ImgPipeline(WebUIMixin, StableDiffusionPipeline):
         control_mode: int | list[int] | None = None,
         control_units: Sequence[Mapping[str, Any]] | None = None,
         detailers: Sequence[Any] | Mapping[str, Any] | None = None,
+        pag_scale: float = 0.0,
+        pag_adaptive_scale: float = 0.0,
+        pag_applied_layers: str | list[str] = "mid",
+        freeu: Mapping[str, float] | None = None,
         webui_options: Mapping[str, Any] | None = None,
         prompt_2: str | list[str] | None = None,
         negative_prompt_2: str | list[str] | None = None,
@@ -222,6 +226,9 @@ class WebUITxt2ImgPipeline(WebUIMixin, StableDiffusionPipeline):
                 guess_mode, control_mode: of the component `controlnet`, as in diffusers' ControlNet pipelines.
             control_units: ControlNets with the meaning of the webui's extension, a dict each: {"model": name, "image":
                 image, "weight": 1.0, "control_mode": "Balanced", ...}; see `ControlUnit`.
+            pag_scale, pag_adaptive_scale, pag_applied_layers: perturbed-attention guidance, as in diffusers'
+                StableDiffusionPAGPipeline; a scale of 0 is none.
+            freeu: factors of `enable_freeu` for this call alone: {"b1": 1.1, "b2": 1.2, "s1": 0.9, "s2": 0.2}.
             webui_options: further settings under the webui's own names; see `WEBUI_OPTIONS`.
 
         Returns:

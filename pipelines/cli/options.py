@@ -93,6 +93,10 @@ CALL_OPTIONS: dict[str, CallOption] = {
         SETTINGS, "NAME=VALUE, a setting under the webui's name; may be repeated.", _MORE, "--option"
     ),
     "guidance_rescale": CallOption(number_kind(), "CFG rescale, 0 to 1.", _MORE),
+    "pag_scale": CallOption(number_kind(0), "Perturbed-attention guidance; 0: none.", _MORE),
+    "pag_adaptive_scale": CallOption(number_kind(0), "By how much it grows less with each timestep.", _MORE),
+    "pag_applied_layers": CallOption(list_kind(TEXT, "a list of names"), "Its layers, with commas; mid.", _MORE),
+    "freeu": CallOption(TABLE, "FreeU: b1=1.1,b2=1.2,s1=0.9,s2=0.2.", _MORE),
     "timesteps": CallOption(
         list_kind(whole_kind(0), "a list of whole numbers"), "With commas; for a scheduler of diffusers.", _MORE
     ),

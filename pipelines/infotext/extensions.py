@@ -2,7 +2,7 @@
 
 ADetailer model: face_yolov8n.pt, ...      ADetailer redrew 1 area (face_yolov8n.pt at 0.4) ...
 Script: X/Y/Z plot, X Type: Steps, ...     X/Y/Z grid (Steps): it is the text of a grid; ...
-FreeU Stages: [...], FreeU Version: 2      FreeU ...: call `pipe.enable_freeu(...)` before
+Kohya HRFix: True                          the U-Net worked on a shrunken picture ...
 Template: a {red|blue} kite                (nothing: it is what the prompt was made from)
 """
 
@@ -52,23 +52,6 @@ def _grid(fields: Mapping[str, str]) -> str:
         return f"the script `{script}` drew it; here it is drawn without"
     axes = ", ".join(value for label, value in fields.items() if label.endswith("Type") and value != "Nothing")
     return f"X/Y/Z grid ({axes or script}): it is the text of a grid of pictures; `webui-diffusers grid` draws it"
-
-
-def _freeu(fields: Mapping[str, str]) -> str:
-    text = " ".join(f"{label}: {value}" for label, value in fields.items()).lower()
-    found = {name: re.search(rf'"?{name}"?[ _a-z]*[:=] ?([\d.]+)', text) for name in ("s1", "s2", "b1", "b2")}
-    if not all(found.values()):
-        factors = r'"backbone_factor": ?([\d.]+), ?"skip_factor": ?([\d.]+)'
-        stages = re.findall(factors, text) or re.findall(factors, text.replace("\\", ""))
-        if len(stages) > 1:
-            (b1, s1), (b2, s2) = stages[:2]
-            return f"FreeU: call `pipe.enable_freeu(s1={s1}, s2={s2}, b1={b1}, b2={b2})` before drawing"
-        four = re.findall(r"\d+\.?\d*", next(iter(fields.values())))
-        if len(four) == 4:
-            return "FreeU: call `pipe.enable_freeu(b1={}, b2={}, s1={}, s2={})` before drawing".format(*four)
-        return "FreeU changed the U-Net's features; here `pipe.enable_freeu(s1=, s2=, b1=, b2=)` does"
-    values = ", ".join(f"{name}={match[1].rstrip('.')}" for name, match in found.items() if match)
-    return f"FreeU: call `pipe.enable_freeu({values})` before drawing"
 
 
 def _resources(fields: Mapping[str, str]) -> str:
@@ -147,11 +130,6 @@ EXTENSIONS = (
     ),
     Extension(r"postprocess.*|postprocessing.*|extras.*", _postprocessing),
     Extension(
-        r"pag.*|perturbed.attention.*",
-        _named(f"perturbed-attention guidance (PAG){{}}: {_NOT_HERE}", "PAG Scale", "pag_scale"),
-        off="pag active|pag enabled|pag_enabled",
-    ),
-    Extension(
         r"sag.*|self.attention.guidance.*",
         f"self-attention guidance (SAG): {_NOT_HERE}",
         off="sag enabled|sag_enabled|sag active",
@@ -161,7 +139,6 @@ EXTENSIONS = (
         f"smoothed energy guidance (SEG): {_NOT_HERE}",
         off="seg active|seg_enabled",
     ),
-    Extension(r"freeu.*", _freeu, off="freeu enabled|freeu_enabled|freeu"),
     Extension(
         r"dynamic thresholding.*|dynthres.*|mimic (scale|mode).*|threshold percentile|cfg (mode|scale minimum)|"
         r"scheduler value|(cfg|mimic) scheduler.*|separate feature channels|scaling startpoint|variability measure|"

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .fields import CALL_FIELDS, HIRES_FIELDS, IMG2IMG_FIELDS, INPAINT_AREAS, MASK_MODES, TextField
+from .unet_fields import unet_extra
 
 
 def call_settings(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,6 +107,9 @@ def _option_extra(arguments: Mapping[str, Any], options: Mapping[str, Any]) -> d
             extra[label] = options[name]
     if "Emphasis" in extra and not set(prompts) & set("(["):
         del extra["Emphasis"]  # the webui writes it only where some text could have a weight
+    if arguments.get("guidance_rescale"):
+        extra["CFG rescale"] = arguments["guidance_rescale"]
+    extra |= unet_extra(arguments)
     if arguments.get("refiner_switch_at") is not None:
         extra["Refiner switch at"] = arguments["refiner_switch_at"]
     return extra

@@ -28,6 +28,7 @@ from .passes_after import passes_after
 from .programs import program_line, program_of
 from .sampler_names import SAME_SAMPLER, SAME_SCHEDULE
 from .styles import PromptStyle, apply_styles
+from .unet_fields import unet_fields
 from .write import quote_field
 
 
@@ -148,13 +149,16 @@ class _CallReading:
             self._read(IMG2IMG_FIELDS)
         elif self._has_hires():
             self._read_hires()
+        unet = unet_fields(self.fields)
+        self.arguments |= unet.arguments
+        self.done |= unet.labels
         self.extension_lines, harmless = extension_notes(
             {label: value for label, value in self.fields.items() if label not in self.done}
         )
 
         self._tell_picture()
         self._tell_tags()
-        self.lines += [f"{line}." for line in self.extension_lines]
+        self.lines += [f"{line}." for line in (*self.extension_lines, *unet.lines)]
         self.done |= harmless
         self._tell_needs(model_hash)
         self._tell_rest()

@@ -15,7 +15,9 @@ from torch import Tensor
 from ..conditioning import Conditioning, cond_at_call
 from .cond_batch import CondBatch, UNetRows, joined_rows, padded_sides, stack_conds, unet_rows
 from .discrete_schedule import NoiseTable
+from .guidance_terms import combine_conds, pushed_away, rescale_guidance
 from .latent_mask import LatentMask, nearest_cells
+from .perturbed import PerturbedAttention, blind_attention, self_attentions
 
 
 KEPT_BATCHES = 8  # texts that are kept stacked
@@ -52,6 +54,8 @@ class Guidance:
     image_embeds: tuple[list[Tensor], list[Tensor]] | None = None  # IP-Adapter: positive, negative, one row an image
     batch_cond_uncond: bool = True  # False: each side in a run of its own
     extra_channels: Tensor | None = None  # (b, k, h, w) beside the latent, for inpainting UNets
+    pag: PerturbedAttention | None = None  # acts on the base model
+    freeu: Mapping[str, float] | None = None  # what the base model's UNet has during the pass: b1, b2, s1, s2
 
 
 class NoiseLevel(NamedTuple):
@@ -97,6 +101,9 @@ class GuidedDenoiser:
         self._scale = guidance.guidance_scale / guidance_divisor
         self._runs_uncond = guidance.do_classifier_free_guidance
         self._lcm = models[0].table.lcm if lcm else None
+        self._pag = guidance.pag
+        self._blinded = [] if guidance.pag is None else self_attentions(models[0].unet, guidance.pag.applied_layers)
+        self._perturbed: Tensor | None = None  # of the last call, cond's rows
         self._use_model()
 
     @property
@@ -232,7 +239,7 @@ class GuidedDenoiser:
             done = (999 - timestep) / 1000
         if done >= switch_at:
             del self.models[0]
-            self.control = None  # its networks are for the base model
+            self.control = self._pag = None  # its networks, and the layers, are the base model's
             self._use_model()
 
     def _outputs(self, x_in: Tensor, t: float, level: float) -> list[Tensor]:
@@ -255,11 +262,31 @@ class GuidedDenoiser:
             else:
                 out = self._controlled(rows.take(x), x_in.shape[1], timestep, rows)
             outputs.append(out)
+        self._perturbed = self._perturbed_output(x, x_in.shape[1], timestep, t)
         self.calls += 1
         self._t = t
         if self.control is not None:
             self.control.end_evaluation()
         return outputs
+
+    def _perturbed_output(self, x: Tensor, latent_channels: int, timestep: Tensor, t: float) -> Tensor | None:
+        """The UNet's output for cond's rows with blind self-attention, float32; None without PAG."""
+        batch = self._batch
+        if self._pag is None or self._pag.scale_at(t) == 0:
+            return None
+        if True not in batch.runs:
+            batch.runs[True] = self._unet_rows(batch, True, timestep)
+        rows = batch.runs[True][0]
+        with blind_attention(self._blinded):
+            if self.control is not None:
+                return self._controlled(rows.take(x), latent_channels, timestep, rows)
+            return self.model.unet(rows.take(x), timestep, **rows.given, return_dict=False)[0].float()
+
+    def _away(self, guided: Tensor, cond: Tensor, perturbed: Tensor | None) -> Tensor:
+        if perturbed is None:
+            return guided
+        rows = self._batch.cond
+        return pushed_away(guided, cond, perturbed, rows.images, rows.weights, self._pag.scale_at(self._t))
 
     def _controlled(self, x: Tensor, latent_channels: int, t: Tensor, rows: UNetRows) -> Tensor:
         """One UNet run under ControlNets, which see the latent's channels of x alone; -> float32."""
@@ -282,13 +309,14 @@ class GuidedDenoiser:
     ) -> tuple[Tensor, Tensor]:
         """Outputs -> guided, uncond. read: (output, x of its rows, level) -> x0, eps or as is."""
         batch, guidance, count = self._batch, self.guidance, len(self._batch.cond.images)
-        skipped = len(outputs) == 1 and len(outputs[0]) == count
+        skipped, blinded = len(outputs) == 1 and len(outputs[0]) == count, self._perturbed
+        seen = None if blinded is None else read(blinded, batch.of_images(x), level)
         if batch.is_plain and skipped:
             cond = read(outputs[0], x, level)
-            return cond, cond
+            return self._away(cond, cond, seen), cond
         if batch.is_plain and len(outputs) == 1 and guidance.guidance_rescale <= 0:
             cond, uncond = read(outputs[0].view(2, *x.shape), x, level).unbind()
-            return uncond + (cond - uncond) * (self._scale * batch.cond.weights[0]), uncond
+            return self._away(uncond + (cond - uncond) * (self._scale * batch.cond.weights[0]), cond, seen), uncond
         out, out_uncond = outputs if len(outputs) == 2 else (outputs[0][:count], outputs[0][count:])
         images, scales = (
             batch.cond.images,
@@ -297,10 +325,10 @@ class GuidedDenoiser:
         cond = read(out, batch.of_images(x), level)
         uncond = batch.first_rows(cond) if skipped else read(out_uncond, x, level)
         if guidance.guidance_rescale > 0 and not skipped:  # of the output, as in diffusers
-            raw = combine_conds(out_uncond, out, images, scales)
+            raw = self._away(combine_conds(out_uncond, out, images, scales), out, blinded)
             rescaled = rescale_guidance(raw, batch.first_rows(out), guidance.guidance_rescale)
             return read(rescaled, x, level), uncond
-        return combine_conds(uncond, cond, images, scales), uncond
+        return self._away(combine_conds(uncond, cond, images, scales), cond, seen), uncond
 
     def _skips_uncond(self, level: float) -> bool:
         """The options skip_early_cond, then s_min_uncond (NGMS). `level` is sigma, or the *timestep* in timestep
@@ -355,23 +383,3 @@ class GuidedDenoiser:
                 )
             )
         return found
-
-
-def combine_conds(uncond: Tensor, conds: Tensor, images: list[int], scales: list[float]) -> Tensor:
-    """u + sum_i s_i (c_i - u): guidance with any number of texts an image (AND), Liu et al. (2022), arXiv:2206.01714.
-
-    uncond: (b, c, h, w); conds: (rows, c, h, w), row r belongs to image images[r] and counts scales[r] times.
-    """
-    if images == list(range(len(uncond))) and len(set(scales)) == 1:
-        return uncond + (conds - uncond) * scales[0]
-    guided = uncond.clone()
-    for row, (image, scale) in enumerate(zip(images, scales, strict=True)):
-        guided[image] += (conds[row] - uncond[image]) * scale
-    return guided
-
-
-def rescale_guidance(guided: Tensor, cond: Tensor, guidance_rescale: float) -> Tensor:
-    """Give the guided estimate the conditional one's deviation: section 3.4 of arXiv:2305.08891."""
-    axes = list(range(1, guided.ndim))
-    rescaled = guided * (cond.std(dim=axes, keepdim=True) / guided.std(dim=axes, keepdim=True))
-    return guidance_rescale * rescaled + (1 - guidance_rescale) * guided
