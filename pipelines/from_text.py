@@ -3,7 +3,7 @@
 text -> fields -> what is missing, all at once -> checkpoint, VAE, networks, embeddings, upscaler, faces, refiner
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +27,29 @@ def pipeline_from_text(pipeline: Any, text: str | Mapping[str, Any], library: An
     fields = parse_infotext(tidy_infotext(text)) if isinstance(text, str) else text
     call_arguments(fields)  # refuses pictures of other families of models
     wanted = wanted_files(fields, library)
-    problems = [str(missing) for missing in missing_files(fields, library)]
+    is_sdxl = _is_sdxl(wanted, library)
+    problems = [str(missing) for missing in missing_files(fields, library, is_sdxl=is_sdxl)]
     if not any(file.kind == "checkpoint" and file.label == "`Model`" for file in wanted):
         problems.insert(0, "The text names no checkpoint (`Model`, `Model hash`): load one with from_single_file.")
     if problems:
         lines = "\n  ".join(problems)
         raise ValueError(f"{len(problems)} things that the text names are missing, and nothing was loaded:\n  {lines}")
-    found = {file: found_file(file, library) for file in wanted}
+    found = {file: found_file(file, library, is_sdxl=is_sdxl) for file in wanted}
     checkpoint = next(found[file] for file in wanted if file.kind == "checkpoint" and file.label == "`Model`")
     pipe = pipeline.from_single_file(checkpoint.path, **kwargs)
     for file, place in found.items():
         if place is not None:  # None: downloaded when it is first used
             _attach(pipe, file, place.path, checkpoint.path)
     return pipe
+
+
+def _is_sdxl(wanted: Sequence[WantedFile], library: Any) -> bool:
+    """Whether the checkpoint is an SDXL, where TAESD is asked for, of which there is one for each base."""
+    if not any(file.kind == "taesd" for file in wanted):
+        return False
+    named = next((file for file in wanted if file.kind == "checkpoint" and file.label == "`Model`"), None)
+    place = None if named is None else found_file(named, library)
+    return place is not None and describe_checkpoint(place.path).base.startswith("sdxl")
 
 
 def load_from_library(pipeline: Any, library: Any, name: str, *, like: Any = None, **kwargs: Any) -> Any:
@@ -65,7 +75,7 @@ def load_from_library(pipeline: Any, library: Any, name: str, *, like: Any = Non
 
 def _attach(pipe: Any, file: WantedFile, path: Path, checkpoint: Path) -> None:
     """Load one file and make it known to `pipe` by the name that the text has for it."""
-    if file.kind == "vae":
+    if file.kind in ("vae", "taesd"):
         pipe.register_modules(vae=load_vae(path, like=pipe.vae))
     elif file.kind == "lora":
         pipe.add_lora(path, file.name)
@@ -77,6 +87,8 @@ def _attach(pipe: Any, file: WantedFile, path: Path, checkpoint: Path) -> None:
         pipe.attached.face_models[file.name] = load_face_restorer(path)
     elif file.kind == "controlnet":
         pipe.add_controlnet(path, file.name)
+    elif file.label == "`Hires checkpoint`":
+        pipe.add_checkpoint(path, file.name)
     elif file.argument == "`refiner`":
         own = describe_checkpoint(checkpoint).base
         refiner = read_refiner(path, like=own, torch_dtype=pipe.unet.dtype)

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from test_single_file import one_file
 from webui_diffusers.loaders import WebUIFolder, load_upscaler, load_vae, read_refiner
 from webui_diffusers.loaders.checkpoint.describe import CheckpointError
+from webui_diffusers.loaders.library.missing import missing_files
 from webui_diffusers.pipelines import WebUITxt2ImgPipeline
 from webui_diffusers.pipelines.from_text import load_from_library
 from webui_diffusers.pipelines.images.vae import encode_pictures
@@ -205,7 +206,8 @@ def test_what_is_no_vae_or_a_broken_one_is_said(tmp_path: Path, stock: StableDif
         load_vae(tmp_path / "empty")
 
 
-def test_taesd_is_read_from_its_two_files(tmp_path: Path) -> None:
+def taesd_files(folder: Path) -> AutoencoderTiny:
+    """TAESD's two files, whose decoder's layers are counted from its clamp on; and the model in them."""
     torch.manual_seed(0)
     tiny = AutoencoderTiny().eval()
     for part, later in (("encoder", 0), ("decoder", 1)):
@@ -213,7 +215,12 @@ def test_taesd_is_read_from_its_two_files(tmp_path: Path) -> None:
         for key, value in getattr(tiny, part).state_dict().items():
             number, _, rest = key.removeprefix("layers.").partition(".")
             state[f"{int(number) + later}.{rest}"] = value
-        torch.save(state, tmp_path / f"taesd_{part}.pth")
+        torch.save(state, folder / f"taesd_{part}.pth")
+    return tiny
+
+
+def test_taesd_is_read_from_its_two_files(tmp_path: Path) -> None:
+    tiny = taesd_files(tmp_path)
     for part in ("encoder", "decoder"):
         loaded = load_vae(tmp_path / f"taesd_{part}.pth")
         assert isinstance(loaded, AutoencoderTiny)
@@ -242,3 +249,26 @@ def test_a_pipeline_draws_with_taesd(tmp_path: Path, tiny_sd: Path) -> None:
     assert torch.equal(torch.get_rng_state(), state)
     hires = {"hires_scale": 2, "hires_upscaler": "Lanczos", "hires_strength": 0.5}
     assert pipe("a red circle", **call, **hires, output_type="np").images.shape == (1, 128, 128, 3)
+
+
+def test_a_texts_hires_checkpoint_and_taesd_come_from_the_folder(webui: Path, stock: StableDiffusionPipeline) -> None:
+    folder = webui / "models/VAE-taesd"
+    folder.mkdir()
+    taesd_files(folder)
+    text = (
+        "a red circle\nSteps: 2, Sampler: Euler, CFG scale: 5, Seed: 7, Size: 64x64, Model: shapes, "
+        "Denoising strength: 0.6, Hires upscale: 2, Hires upscaler: Latent, Hires checkpoint: second, "
+        "VAE Decoder: TAESD, VAE Encoder: TAESD"
+    )
+    library = WebUIFolder(webui)
+    assert missing_files(parse_infotext(text), library) == []
+    pipe = WebUITxt2ImgPipeline.from_infotext(text, library, torch_dtype=torch.float32)
+    assert isinstance(pipe.vae, AutoencoderTiny)
+    call = call_arguments(parse_infotext(text))
+    assert call["hires_model"] == "second"
+    assert "Hires checkpoint: second" in pipe(**call, output_type="np").infotexts[0]
+    (folder / "taesd_decoder.pth").unlink()
+    with pytest.raises(
+        ValueError, match="1 things that the text names are missing(.|\n)*TAESD `TAESD`: not in .*VAE-taesd"
+    ):
+        WebUITxt2ImgPipeline.from_infotext(text, WebUIFolder(webui))

@@ -403,3 +403,30 @@ def test_kinds_without_folders_are_empty(tmp_path: Path) -> None:
     library = WebUIFolder(tmp_path)
     assert all(library.files(kind) == [] and library.find(kind, "x", "f" * 10) is None for kind in FILE_KINDS)
     assert "webui_diffusers.loaders.library.missing" in sys.modules
+
+
+def test_a_hypernetwork_is_refused_by_name_whether_its_file_is_there_or_not(webui: Path) -> None:
+    put(webui, "models/hypernetworks/anime_3.pt")
+    text = "x <hypernet:gone:1>\nSteps: 4, Sampler: Euler, Seed: 1, Hypernet: anime_3, Hypernet strength: 0.5"
+    library = WebUIFolder(webui)
+    there, gone = sorted(missing_files(parse_infotext(text), library), key=lambda file: file.name)
+    assert (there.kind, there.name, gone.name) == ("hypernetwork", "anime_3", "gone")
+    assert f"`{webui}/models/hypernetworks/anime_3.pt` is one, but hypernetworks are not applied here" in str(there)
+    assert "Take `<hypernet:gone:...>` out of the prompt" in str(gone)
+    assert [file.name for file in missing_files({"prompt": "a <hypernet:gone:1>"}, library)] == ["gone"]
+
+
+def test_taesd_and_the_hires_checkpoint_are_asked_for(webui: Path) -> None:
+    text = (
+        "x\nSteps: 4, Sampler: Euler, Seed: 1, Model: dream_8, Denoising strength: 0.5, Hires upscale: 2, "
+        "Hires checkpoint: late [0123456789], VAE Decoder: TAESD"
+    )
+    missing = missing_files(parse_infotext(text), WebUIFolder(webui))
+    assert [(file.kind, file.name, file.hash) for file in missing] == [
+        ("taesd", "TAESD", None),
+        ("checkpoint", "late", "0123456789"),
+    ]
+    put(webui, "models/VAE-taesd/taesdxl_decoder.pth")
+    library = WebUIFolder(webui)
+    assert [file.kind for file in missing_files(parse_infotext(text), library)] == ["taesd", "checkpoint"]
+    assert [file.kind for file in missing_files(parse_infotext(text), library, is_sdxl=True)] == ["checkpoint"]

@@ -41,7 +41,7 @@ FILE_KINDS: dict[str, FileKind] = {
     ),
     "detector": FileKind("detector_folder", ("models/adetailer",), (".onnx", ".pt")),
     "hypernetwork": FileKind("hypernetworks_folder", ("models/hypernetworks",), (".pt", ".safetensors")),
-    "taesd": FileKind("taesd_folder", ("models/VAE-taesd",), _WEIGHTS),
+    "taesd": FileKind("taesd_folder", ("models/VAE-taesd", "models/VAE-approx"), _WEIGHTS),
 }
 STYLES_FILE = "styles.csv"
 _CLOCK_TICK = 2_000_000_000  # nanoseconds; FAT counts in two seconds

@@ -34,6 +34,8 @@ class MissingFile(NamedTuple):
     note: str = ""  # what else is to be known
 
     def __str__(self) -> str:
+        if self.kind == "hypernetwork":
+            return f"Hypernetwork `{self.name}`: {self.note} Named in {self.label}."
         name = " ".join(filter(None, [f"`{self.name}`" if self.name else "", f"[{self.hash}]" if self.hash else ""]))
         where = f"not in {' or '.join(self.looked_in)}" if self.looked_in else "no folder to look in is named"
         near = f" Near: {', '.join(f'`{name}`' for name in self.near)}." if self.near else ""
@@ -41,17 +43,22 @@ class MissingFile(NamedTuple):
         return f"{KIND_TITLES[self.kind]} {name}: {where}.{near}{note} Named in {self.label}; goes to {self.argument}."
 
 
-def missing_files(fields_or_call: Mapping[str, Any], library: Any = None) -> list[MissingFile]:
+def missing_files(
+    fields_or_call: Mapping[str, Any], library: Any = None, *, is_sdxl: bool = False
+) -> list[MissingFile]:
     """What a text's fields (`parse_infotext`) or a call's arguments name and `library` does not have, all at once.
 
     library: a WebUIFolder; None has nothing. Nothing is loaded. Files that are downloaded once when they are first
-    used (the Real-ESRGAN labels, GFPGAN, CodeFormer with its extra) are not missing.
+    used (the Real-ESRGAN labels, GFPGAN, CodeFormer with its extra) are not missing. Hypernetworks always are: they
+    are not applied here. is_sdxl: which TAESD is meant, where one is.
     """
     missing = []
     for wanted in wanted_files(fields_or_call, library):
         note = _cannot_come_by_itself(wanted)
-        if note is None or found_file(wanted, library) is not None:
+        if note is None or found_file(wanted, library, is_sdxl=is_sdxl) is not None:
             continue
+        if wanted.kind == "hypernetwork":
+            note = _hypernetwork_note(wanted, library)
         folders = tuple(str(folder) for folder in library.folders(wanted.kind)) if library is not None else ()
         near = tuple(library.near(wanted.kind, wanted.name)) if library is not None and wanted.name else ()
         missing.append(
@@ -60,9 +67,13 @@ def missing_files(fields_or_call: Mapping[str, Any], library: Any = None) -> lis
     return missing
 
 
-def found_file(wanted: WantedFile, library: Any) -> Any:
-    """The library's file for a wanted one, or None."""
-    return None if library is None else library.find(wanted.kind, wanted.name or None, wanted.hash)
+def found_file(wanted: WantedFile, library: Any, *, is_sdxl: bool = False) -> Any:
+    """The library's file for a wanted one, or None. is_sdxl: which TAESD is meant. Of hypernetworks none is."""
+    if library is None or wanted.kind == "hypernetwork":
+        return None
+    if wanted.kind == "taesd":
+        return library.find("taesd", "taesdxl_decoder" if is_sdxl else "taesd_decoder")
+    return library.find(wanted.kind, wanted.name or None, wanted.hash)
 
 
 def wanted_files(fields_or_call: Mapping[str, Any], library: Any = None) -> list[WantedFile]:
@@ -74,9 +85,10 @@ def wanted_files(fields_or_call: Mapping[str, Any], library: Any = None) -> list
     wanted = _wanted_by_text(fields_or_call) if is_text else _wanted_by_call(fields_or_call)
     prompts = _texts_of(fields_or_call, ("Prompt", "Negative prompt", "Hires prompt", "Hires negative prompt"))
     prompts += _texts_of(fields_or_call, ("prompt", "negative_prompt", "hires_prompt", "hires_negative_prompt"))
-    once: dict[tuple[str, str], WantedFile] = {}
+    once: dict[tuple[str, str, str], WantedFile] = {}
     for file in (*wanted, *_named_embeddings(" ".join(prompts), library)):
-        once.setdefault((file.kind, (file.name or file.hash or "").lower()), file)
+        second = file.label if file.argument.startswith("`hires_model`") else ""  # stays beside the model of that name
+        once.setdefault((file.kind, (file.name or file.hash or "").lower(), second), file)
     return list(once.values())
 
 
@@ -86,11 +98,15 @@ def _wanted_by_text(fields: Mapping[str, Any]) -> Iterator[WantedFile]:
     if model or digest:
         yield WantedFile("checkpoint", model, digest, "the model", "`Model`")
     vae = str(fields.get("VAE") or "")
-    if vae and vae.lower() not in _NO_VAE:
+    if vae and vae.lower() not in _NO_VAE and "taesd" not in vae.lower():
         yield WantedFile("vae", vae, _digits(fields.get("VAE hash")) or hashes.get("vae"), "`load_vae`", "`VAE`")
-    name, digest = _title(str(fields.get("Refiner") or ""))
-    if name and name.lower() not in ("none", "false"):
-        yield WantedFile("checkpoint", name, digest, "`refiner`", "`Refiner`")
+    for label in ("VAE Decoder", "VAE Encoder", "VAE"):
+        if "taesd" in str(fields.get(label) or "").lower():
+            yield WantedFile("taesd", "TAESD", None, "`load_vae`", f"`{label}`")
+    for label, argument in (("Refiner", "`refiner`"), ("Hires checkpoint", "`hires_model`, `add_checkpoint`")):
+        name, digest = _title(str(fields.get(label) or ""))
+        if name and name.lower() not in ("none", "false", "use same checkpoint"):
+            yield WantedFile("checkpoint", name, digest, argument, f"`{label}`")
     loras = {**hashes, **{f"lora:{name}": digest for name, digest in _pairs(fields.get("Lora hashes"))}}
     yield from _tagged(_texts_of(fields, ("Prompt", "Hires prompt")), loras)
     for name, digest in (*_pairs(fields.get("TI hashes")), *_pairs(fields.get("Used embeddings"))):
@@ -118,6 +134,9 @@ def _wanted_by_call(call: Mapping[str, Any]) -> Iterator[WantedFile]:
             yield WantedFile("lora", name, None, "`add_lora`, `lora_folder`", "`loras`")
     yield from _by_argument("upscaler", call.get("hires_upscaler"), "`hires_upscaler`", "`hires_upscaler`")
     yield from _by_argument("face_restorer", call.get("restore_faces"), "`restore_faces`", "`restore_faces`")
+    if isinstance(call.get("hires_model"), str):
+        name, digest = _title(call["hires_model"])
+        yield WantedFile("checkpoint", name, digest, "`hires_model`, `add_checkpoint`", "`hires_model`")
     for argument, key, kind in (("control_units", "model", "controlnet"), ("detailers", "ad_model", "detector")):
         for unit in call.get(argument) or []:
             name, digest = _title(str(unit.get(key) or "None")) if isinstance(unit, Mapping) else ("None", None)
@@ -131,6 +150,8 @@ def _tagged(prompts: Iterable[str], hashes: Mapping[str, str | None]) -> Iterato
         if word in ("lora", "lyco"):
             digest = hashes.get(f"lora:{name}") or hashes.get(f"lora:{re.sub('[:,]', '', name)}")
             yield WantedFile("lora", name, digest, "`add_lora`, `lora_folder`", "the prompt")
+        elif word == "hypernet":
+            yield WantedFile("hypernetwork", name, None, "nothing", "the prompt")
 
 
 def _named_embeddings(text: str, library: Any) -> Iterator[WantedFile]:
@@ -159,6 +180,15 @@ def _cannot_come_by_itself(wanted: WantedFile) -> str | None:
             return None
         return f"It needs the package `{module}`: pip install 'webui-diffusers[{extra}]'."
     return ""
+
+
+def _hypernetwork_note(wanted: WantedFile, library: Any) -> str:
+    file = None if library is None else library.find("hypernetwork", wanted.name)
+    place = "" if file is None else f"`{file.path}` is one, but "
+    return (
+        f"{place}hypernetworks are not applied here, because no open description says how. Take `<hypernet:"
+        f"{wanted.name}:...>` out of the prompt, or draw without it."
+    )
 
 
 def _texts_of(fields: Mapping[str, Any], labels: Iterable[str]) -> list[str]:

@@ -37,6 +37,7 @@ _PART_KINDS = {
 }
 # Of loaders/detectors/library.py, which needs torch.
 SHIPPED_FACE_DETECTORS, FACE_DETECTOR_FILES = ("face", "mtcnn", "retinaface"), ("mediapipe_face", "face_yolov8")
+_VAE_LABELS = ("VAE Decoder", "VAE Encoder", "VAE")
 _PATH_ARGUMENTS = {"upscaler": "hires_upscaler", "face_restorer": "restore_faces"}
 
 
@@ -96,19 +97,21 @@ class CallFiles:
         from ...loaders.library.missing import found_file, missing_files, wanted_files
 
         call, setup = self._with_hires_model(source.arguments), self._named(setup)
-        seen: set[tuple[str, str]] = set()
+        seen: set[tuple[str, str, str]] = set()
+        is_sdxl = self._wants_sdxl_taesd(source.fields or {}, setup)
         labels: set[str] = set()
         if setup.upscaler and "hires_upscaler" not in self.own:
             call.pop("hires_upscaler", None)  # the component takes its place
         for place in filter(None, (source.fields, call)):
-            lines = {(file.kind, file.name): str(file) for file in missing_files(place, self.library)}
+            lines = {(file.kind, file.name): str(file) for file in missing_files(place, self.library, is_sdxl=is_sdxl)}
             for wanted in wanted_files(place, self.library):
                 key = wanted.kind, wanted.name
-                if key in seen or self._is_given(wanted, call, setup, usual_model):
+                if (*key, wanted.argument) in seen or self._is_given(wanted, call, setup, usual_model):
                     continue
-                seen.add(key)
-                labels.add(wanted.label.strip("`"))
-                file = self._detector(wanted) if wanted.kind == "detector" else found_file(wanted, self.library)
+                seen.add((*key, wanted.argument))
+                labels |= {wanted.label.strip("`")} if wanted.kind != "taesd" else {"VAE Decoder", "VAE Encoder"}
+                file = found_file(wanted, self.library, is_sdxl=is_sdxl)
+                file = self._detector(wanted) if wanted.kind == "detector" else file
                 if file is not None:
                     self._found[key] = file.path
                     setup = _with_found(wanted, file.path, setup)
@@ -142,6 +145,17 @@ class CallFiles:
             elif kind == "detector":
                 pipe.detector_folder = path.parent
 
+    def _wants_sdxl_taesd(self, fields: Mapping[str, Any], setup: ModelSetup) -> bool:
+        """Whether a text asks for TAESD with a model that is an SDXL."""
+        if self.library is None or not any("taesd" in str(fields.get(label)).lower() for label in _VAE_LABELS):
+            return False
+        from ...loaders.checkpoint.describe import describe_checkpoint
+
+        hashed = str(fields.get("Model hash") or "") or None
+        named = setup.model or self.library.find("checkpoint", fields.get("Model"), hashed)
+        path = Path(str(getattr(named, "path", named)))
+        return path.is_file() and describe_checkpoint(path).base.startswith("sdxl")
+
     def _detector(self, wanted: Any) -> Any:
         """The .onnx file of a detector; others run their maker's code, and are never opened."""
         files = () if self.library is None else self.library.files("detector")
@@ -171,9 +185,11 @@ class CallFiles:
         """Whether the user named the file, or the call does not use it after all."""
         if wanted.kind == "checkpoint" and wanted.label == "`Model`":
             return setup.model is not None and not usual_model
+        if wanted.argument.startswith("`hires_model`"):
+            return not call.get("hires_model") or Path(call["hires_model"]).expanduser().exists()
         if wanted.kind == "checkpoint":
             return wanted.label != "`Refiner`" or setup.refiner is not None or not call.get("refiner_switch_at")
-        if wanted.kind == "vae":
+        if wanted.kind in ("vae", "taesd"):
             return setup.vae is not None
         if wanted.kind == "lora":
             loras = call.get("loras") or {}
@@ -221,12 +237,14 @@ def _with_labels(wanted: Any, line: str) -> str:
 def without_file(call: Mapping[str, Any], kind: str, name: str) -> dict[str, Any]:
     """A call without what a missing file is for. An embedding's name stays in the prompt, as words."""
     call = dict(call)
-    if kind == "lora":
-        tag = re.compile(rf"<(lora|lyco):{re.escape(name)}(:[^<>]*)?>")
+    if kind in ("lora", "hypernetwork"):
+        words = "lora|lyco" if kind == "lora" else "hypernet"
+        tag = re.compile(rf"<({words}):{re.escape(name)}(:[^<>]*)?>")
         for argument in _PROMPTS:
             text = call.get(argument)
             if text:
                 call[argument] = tag.sub("", text) if isinstance(text, str) else [tag.sub("", one) for one in text]
+    if kind == "lora":
         loras = call.get("loras") or {}
         if isinstance(loras, Mapping):
             call["loras"] = {own: weight for own, weight in loras.items() if own != name}
@@ -235,7 +253,7 @@ def without_file(call: Mapping[str, Any], kind: str, name: str) -> dict[str, Any
     elif kind in _PATH_ARGUMENTS:
         call.pop(_PATH_ARGUMENTS[kind], None)
     elif kind == "checkpoint":
-        call.pop("refiner_switch_at", None)
+        call.pop("hires_model" if call.get("hires_model") == name else "refiner_switch_at", None)
     elif kind == "detector":
         call["detailers"] = [one for one in call.get("detailers") or () if one.get("ad_model") != name]
     elif kind == "controlnet":
@@ -254,4 +272,4 @@ def _is_tagged(call: Mapping[str, Any], name: str) -> bool:
 def _with_found(wanted: Any, path: Path, setup: ModelSetup) -> ModelSetup:
     if wanted.kind == "checkpoint":
         return replace(setup, **{"model" if wanted.label == "`Model`" else "refiner": str(path)})
-    return replace(setup, vae=str(path)) if wanted.kind == "vae" else setup
+    return replace(setup, vae=str(path)) if wanted.kind in ("vae", "taesd") else setup

@@ -83,6 +83,11 @@ def _read_restorer(text: str) -> str | None:
     return None if text in ("None", "False", "") else text
 
 
+def _read_title(text: str) -> str:
+    """The name of `name [hash]`."""
+    return re.sub(r"\s*\[[0-9a-fA-F]{6,64}\]$", "", text)
+
+
 _PIXELS, _STEPS, _SEED = _read_within(1, LARGEST_SIDE), _read_within(1, LARGEST_STEPS), _read_within(-1, LARGEST_SEED)
 _RNG = {"GPU": "gpu", "CPU": "cpu", "NV": "nv", "cuda": "gpu", "cpu": "cpu"}
 _MERGING = "token merging at {} is not done here; it changes pictures a little"
@@ -144,6 +149,7 @@ FIELDS = (
     TextField("Hires steps", "hires_steps", _read_within(0, LARGEST_STEPS), 0, part="hires"),
     TextField("Hires upscaler", "hires_upscaler", part="hires"),
     TextField("Hires CFG Scale", "hires_guidance_scale", _read_number, part="hires"),
+    TextField("Hires checkpoint", "hires_model", _read_title, "Use same checkpoint", part="hires"),
     # drawing over a picture
     TextField("Denoising strength", "strength", _read_number, part="img2img"),
     TextField("Mask mode", "invert_mask", _read_choice(MASK_MODES), False, part="img2img"),
@@ -188,12 +194,6 @@ FIELDS = (
         note="the styles {} were taken out of its prompts; pass the same `styles` to merge them again",
         idle=("[]",),
     ),
-    TextField(
-        "Hires checkpoint",
-        part="needed",
-        note="its hires pass was drawn by `{}`; both passes are drawn by one here",
-        idle=("Use same checkpoint",),
-    ),
     TextField("Token merging ratio", part="needed", note=_MERGING, idle=("0", "0.0")),
     TextField("Token merging ratio hr", part="needed", note=_MERGING, idle=("0", "0.0")),
     TextField(
@@ -221,7 +221,10 @@ FIELDS = (
         idle=("Full",),
     ),
     TextField(
-        "Hypernet", part="needed", note="it was drawn with the hypernetwork `{}`; there are none here", idle=("None",)
+        "Hypernet",
+        part="needed",
+        note="it was drawn with the hypernetwork `{}`; they are not applied here",
+        idle=("None",),
     ),
     # said by others, or of no consequence for the picture
     *(

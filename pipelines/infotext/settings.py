@@ -75,6 +75,7 @@ def _hires_extra(arguments: Mapping[str, Any]) -> dict[str, Any]:
         "Hires steps": get("hires_steps") or None,
         "Hires upscaler": get("hires_upscaler"),
         "Hires CFG Scale": get("hires_guidance_scale"),
+        **({"Hires checkpoint": get("hires_model")} if isinstance(get("hires_model"), str) else {}),
     }
 
 

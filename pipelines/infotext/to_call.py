@@ -41,7 +41,7 @@ _ASKS_FOR_HIRES = (*_ASKS_BY_PASTING, "Hires steps", "Hires prompt", "Hires nega
 _BLOCK_WEIGHT = ("lbw", "start", "stop", "step")
 _NUMBERS = re.compile(r"\s*-?[\d.,e+-]+\s*")
 _OLD_VERSIONS = ("Old prompt editing timelines", "Pad conds v0", "Downcast alphas_cumprod")
-_NAME_ARGUMENTS = ("hires_upscaler", "restore_faces")
+_NAME_ARGUMENTS = ("hires_upscaler", "hires_model", "restore_faces")
 
 
 def call_arguments(
@@ -268,6 +268,10 @@ class _CallReading:
             self.arguments["hires_scale"] = WEBUI_HIRES_SCALE
             self._tell("Denoising strength", "no size for a hires pass is given; the webui enlarges 2 times then")
         self._read(HIRES_FIELDS)
+        if name := self.arguments.get("hires_model"):
+            self._tell(
+                "Hires checkpoint", f"it drew the hires pass; make it known: `add_checkpoint(path, {str(name)!r})`"
+            )
         self.done |= _HIRES_ONLY
         self._read_sampler("Hires ")
         if self.arguments.get("hires_guidance_scale") == self.arguments.get("guidance_scale"):
@@ -318,7 +322,7 @@ class _CallReading:
             unknown += [named["lbw"]] if not re.fullmatch(r"ALL|NONE|[\d.,\s-]*", named.get("lbw", "")) else []
             unknown += [part for part in rest[1:] if "=" not in part and not _NUMBERS.fullmatch(part)]
             if kind == "hypernet" and rest and "Hypernet" not in self.fields:
-                self.lines.append(f"<{tag}>: hypernetworks are not applied here.")
+                self.lines.append(f"<{tag}>: hypernetworks are not applied here; draw without it.")
             elif kind not in ("lora", "lyco", "hypernet") and rest:
                 self.lines.append(f"<{tag}>: there is no such kind of network here.")
             elif kind != "hypernet" and unknown:
@@ -344,7 +348,7 @@ class _CallReading:
             self.done.add(label)
 
     def _tell_rest(self) -> None:
-        idle = ("", "0", "0.0", "None", "False", SAME_SAMPLER, SAME_SCHEDULE)
+        idle = ("", "0", "0.0", "None", "False", SAME_SAMPLER, SAME_SCHEDULE, "Use same checkpoint")
         rest = {label: value for label, value in self.fields.items() if label not in self.done}
         for label in [label for label in rest if label in _HIRES_ONLY]:
             if str(rest.pop(label)) not in idle:
