@@ -56,6 +56,12 @@ def http(webui: Path) -> Iterator[Any]:
     running.stop()
 
 
+@pytest.fixture(autouse=True)
+def shapes(http: Any) -> None:
+    """Every test begins with the same model in hand."""
+    assert http.post("/sdapi/v1/options", json={"sd_model_checkpoint": "shapes"}).status_code == 200
+
+
 def picture(http: Any, kind: str = "txt2img", **fields: Any) -> np.ndarray:
     return pixels_of(http.post(f"/sdapi/v1/{kind}", json={**SMALL, **fields}))[0]
 
@@ -83,7 +89,6 @@ def test_models_are_switched_by_title_name_and_whole_options(http):
 
 
 def test_a_model_is_borrowed_for_a_request_or_kept(http):
-    http.post("/sdapi/v1/options", json={"sd_model_checkpoint": "shapes"})
     own, asked = picture(http), {"override_settings": {"sd_model_checkpoint": "wilder"}}
     answer = http.post("/sdapi/v1/txt2img", json={**SMALL, **asked})
     other = pixels_of(answer)[0]
@@ -119,6 +124,7 @@ def test_a_model_that_was_let_go_comes_back(http):
     assert np.array_equal(own, picture(http))
 
 
+@pytest.mark.slow
 def test_refiner_second_model_and_upscaler_go_by_name(http):
     hires = {"enable_hr": True, "hr_scale": 2, "hr_second_pass_steps": 2, "denoising_strength": 0.7}
     plain = picture(http, **hires, hr_upscaler="2x-Tiny")
@@ -136,6 +142,7 @@ def test_refiner_second_model_and_upscaler_go_by_name(http):
     assert larger.status_code == 200
 
 
+@pytest.mark.slow
 def test_a_plot_goes_over_models(http):
     args = ["Checkpoint name", "", ["shapes", "wilder"], *["Nothing", "", []] * 2, True, True, False, False, 0]
     answer = http.post("/sdapi/v1/txt2img", json={**SMALL, "script_name": "X/Y/Z plot", "script_args": args})
