@@ -14,8 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-import torch
-from torch import Tensor
+from .lazy_torch import TorchTensor, lazy_torch
 
 
 _TENSOR_NAMES = ("torch.", "collections.", "numpy.", "_codecs.")
@@ -50,7 +49,7 @@ def content_flaw(content: object, size: int) -> str:
         name, value = waiting.pop()
         if id(value) in seen:
             continue
-        if isinstance(value, Tensor):
+        if isinstance(value, lazy_torch.Tensor):
             seen.add(id(value))
             flaw = tensor_flaw(value, size)
             if flaw:
@@ -58,7 +57,7 @@ def content_flaw(content: object, size: int) -> str:
             left -= value.numel() * value.element_size()
             if left < 0:
                 return f"its tensors share their numbers and would take more than {_SHARED_TIMES} times {size} bytes"
-        elif isinstance(value, torch.nn.ParameterDict):
+        elif isinstance(value, lazy_torch.nn.ParameterDict):
             waiting.append((name, vars(value)))
         elif isinstance(value, Mapping):
             seen.add(id(value))
@@ -69,9 +68,9 @@ def content_flaw(content: object, size: int) -> str:
     return ""
 
 
-def tensor_flaw(value: Tensor, size: int) -> str:
+def tensor_flaw(value: TorchTensor, size: int) -> str:
     """Why a tensor out of a file of `size` bytes is none of plain numbers in memory; "" where it is."""
-    if value.is_nested or value.layout != torch.strided or value.is_quantized:
+    if value.is_nested or value.layout != lazy_torch.strided or value.is_quantized:
         return "is sparse, nested or quantised, where plain numbers are expected"
     if value.is_meta or value.device.type != "cpu":
         return "has a shape and no numbers"
@@ -99,17 +98,17 @@ def inner_table(content: object) -> object:
 @contextmanager
 def unpicklable_classes(classes: list[type]) -> Iterator[None]:
     """These classes may stand in a pickle beside tensors, inside the block: torch's own allow-list."""
-    if hasattr(torch.serialization, "safe_globals"):  # torch 2.5
-        with torch.serialization.safe_globals(classes):
+    if hasattr(lazy_torch.serialization, "safe_globals"):  # torch 2.5
+        with lazy_torch.serialization.safe_globals(classes):
             yield
         return
-    before = torch.serialization.get_safe_globals()
-    torch.serialization.add_safe_globals(classes)
+    before = lazy_torch.serialization.get_safe_globals()
+    lazy_torch.serialization.add_safe_globals(classes)
     try:
         yield
     finally:
-        torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals(before)
+        lazy_torch.serialization.clear_safe_globals()
+        lazy_torch.serialization.add_safe_globals(before)
 
 
 def pickle_beyond_tensors(path: Path, error: Exception) -> str | None:
@@ -149,7 +148,7 @@ def _pickle_stream(path: Path) -> IO[bytes]:
     return archive.open(next(name for name in archive.namelist() if name.endswith("data.pkl")))
 
 
-def network_flaw(state: Mapping[str, Tensor]) -> str:
+def network_flaw(state: Mapping[str, TorchTensor]) -> str:
     """Why a network must not be built after these tensors: it would be larger than they are; "" where it may.
 
     Sizes are read off shapes and layers are counted by the numbers in keys, so a key `body.999999999.weight` would
@@ -164,7 +163,7 @@ def network_flaw(state: Mapping[str, Tensor]) -> str:
     return ""
 
 
-def check_sizes(state: Mapping[str, Tensor], build: Callable[[], object]) -> None:
+def check_sizes(state: Mapping[str, TorchTensor], build: Callable[[], object]) -> None:
     """Where the shapes of `state` allow a network much larger than it is, build that first without memory.
 
     build: makes the network and loads `state` into it; what it raises because shapes disagree is raised here. A layer
@@ -177,7 +176,7 @@ def check_sizes(state: Mapping[str, Tensor], build: Callable[[], object]) -> Non
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that loading into nothing does nothing
         try:
-            with torch.device("meta"):
+            with lazy_torch.device("meta"):
                 build()
         except (NotImplementedError, RuntimeError) as error:
             if "meta tensor" not in str(error):

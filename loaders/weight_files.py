@@ -1,25 +1,29 @@
 """Weight files, read safely: what is inside is told by content, tensors are read when asked for.
 
-.safetensors                     header at once, each tensor on request
+.safetensors                     header at once, each tensor on request, and no torch before that
 .pt .ckpt .bin .pth (pickles)    at once, through torch's allow-list reader: nothing in the file is ever run
 anything else                    WeightFileError: the file, what it means, what to do
 """
 
 import json
+import os
+import sys
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
+from .lazy_torch import TorchTensor, lazy_torch
 from .pickles import content_flaw, inner_table, packed_flaw, pickle_beyond_tensors, unpicklable_classes
+from .raw_numbers import NUMBER_FORMATS, count_not_finite, first_number
 
 
 _PICKLE_MAGIC = (b"PK\x03\x04", b"\x80")  # a zip archive of torch >= 1.6, or a bare pickle
+_RAW_BLOCK = 1 << 20  # bytes read at once; a multiple of every number's size
 _HEADER_LIMIT = 100_000_000  # bytes of a .safetensors header, as in the safetensors library
 
 
@@ -50,7 +54,7 @@ class WeightFile(ABC):
         """The keys, in the file's order."""
 
     @abstractmethod
-    def tensor(self, key: str) -> Tensor:
+    def tensor(self, key: str) -> TorchTensor:
         """The tensor, on the CPU, in the file's dtype. Raises WeightFileError for a key that is not there."""
 
     @abstractmethod
@@ -58,8 +62,16 @@ class WeightFile(ABC):
         """The tensor's shape, without reading the tensor."""
 
     @abstractmethod
-    def dtype(self, key: str) -> torch.dtype:
-        """The tensor's dtype, without reading the tensor."""
+    def dtype(self, key: str) -> Any:
+        """The tensor's dtype in torch, without reading the tensor."""
+
+    def not_finite(self, key: str) -> int | None:
+        """How many numbers of a tensor are NaN or infinite; None where only torch can tell."""
+        return None
+
+    def number(self, key: str) -> float | None:
+        """The first number of a tensor; None where only torch can tell."""
+        return None
 
     @abstractmethod
     def close(self) -> None:
@@ -133,9 +145,9 @@ def read_pickle(path: str | Path, *, mmap: bool = False) -> object:
     # torch takes a path that ends in .safetensors for such a file, and maps only what it opens by its path.
     mapped = mmap and zipfile.is_zipfile(path) and path.suffix != ".safetensors"
     try:
-        with path.open("rb") as stream, unpicklable_classes([torch.nn.ParameterDict]):
+        with path.open("rb") as stream, unpicklable_classes([lazy_torch.nn.ParameterDict]):
             source = str(path) if mapped else stream
-            content = torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
+            content = lazy_torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # the reader meets arbitrary bytes, and fails on them in as many ways
         reason = pickle_beyond_tensors(path, error)
         if reason is not None:
@@ -185,16 +197,20 @@ def _first_line(error: BaseException) -> str:
 
 
 class _LazyTensors(WeightFile):
-    """A .safetensors file: the header is read, tensors are read when asked for."""
+    """A .safetensors file: the header is read, tensors are read when asked for.
+
+    torch's reader opens it where torch is loaded, and else with the first tensor; until then its bytes are read anew
+    each time, and must be those of the file that was opened.
+    """
 
     def __init__(self, path: Path):
-        try:
-            self._handle: object = safe_open(str(path), framework="pt", device="cpu")
-        except (SafetensorError, OSError, ValueError) as error:
-            raise WeightFileError(_safetensors_flaw(path, error)) from error
+        self._stamp = _file_stamp(path)
+        handle = _opened(path, "pt" if "torch" in sys.modules else "np")
+        self._handle: object = handle if "torch" in sys.modules else None
+        self._closed = False
         header = _safetensors_header(path)
         super().__init__(path, _text_metadata(header.pop("__metadata__", None)))
-        self._entries: dict[str, Mapping[str, object]] = header
+        self._entries: dict[str, Mapping[str, Any]] = header
 
     def __reduce__(self) -> tuple:
         return _LazyTensors, (self.path,)  # a copy opens the file anew
@@ -205,28 +221,62 @@ class _LazyTensors(WeightFile):
     def __contains__(self, key: object) -> bool:
         return key in self._entries
 
-    def tensor(self, key: str) -> Tensor:
-        self._entry(key)
-        if self._handle is None:
-            raise WeightFileError(f"`{self.path}` was closed before `{key}` was read. Open it again.")
-        return _read_or_explain(self.path, key, lambda: self._handle.get_tensor(key))  # type: ignore[attr-defined]
+    def tensor(self, key: str) -> TorchTensor:
+        self._open_entry(key)
+        return _read_or_explain(self.path, key, lambda: self._reader().get_tensor(key))
+
+    def not_finite(self, key: str) -> int | None:
+        form = NUMBER_FORMATS.get(self._open_entry(key)["dtype"])
+        if self._handle is not None or form is None:
+            return None
+        return _read_or_explain(self.path, key, lambda: count_not_finite(self._blocks(key), form))
+
+    def number(self, key: str) -> float | None:
+        form = NUMBER_FORMATS.get(self._open_entry(key)["dtype"])
+        if self._handle is not None or form is None:
+            return None
+        return _read_or_explain(self.path, key, lambda: first_number(next(self._blocks(key)), form))
 
     def shape(self, key: str) -> tuple[int, ...]:
-        return tuple(self._entry(key)["shape"])  # type: ignore[arg-type]
+        return tuple(self._entry(key)["shape"])
 
-    def dtype(self, key: str) -> torch.dtype:
+    def dtype(self, key: str) -> Any:
         name = str(self._entry(key)["dtype"])
-        if name not in _SAFETENSORS_DTYPES:
+        if name not in NUMBER_FORMATS:
             raise WeightFileError(
                 f"`{self.path}`: tensor `{key}` has the number format {name}, which torch has no type for here. "
                 "Convert the file to float16 or float32."
             )
-        return _SAFETENSORS_DTYPES[name]
+        return getattr(lazy_torch, NUMBER_FORMATS[name].torch)
 
     def close(self) -> None:
-        self._handle = None
+        self._handle, self._closed = None, True
 
-    def _entry(self, key: str) -> Mapping[str, object]:
+    def _reader(self) -> Any:
+        """torch's handle of the file."""
+        if self._handle is None:
+            if _file_stamp(self.path) != self._stamp:
+                raise ValueError("another file is there by now")
+            self._handle = _opened(self.path, "pt")
+        return self._handle
+
+    def _blocks(self, key: str) -> Iterator[bytes]:
+        """A tensor's bytes."""
+        begin, end = self._entries[key]["data_offsets"]
+        with self.path.open("rb") as stream:
+            if _stamp_of(os.fstat(stream.fileno())) != self._stamp:
+                raise ValueError("another file is there by now")
+            stream.seek(8 + int.from_bytes(stream.read(8), "little") + begin)
+            for start in range(begin, end, _RAW_BLOCK):
+                yield stream.read(min(_RAW_BLOCK, end - start))
+
+    def _open_entry(self, key: str) -> Mapping[str, Any]:
+        entry = self._entry(key)
+        if self._closed:
+            raise WeightFileError(f"`{self.path}` was closed before `{key}` was read. Open it again.")
+        return entry
+
+    def _entry(self, key: str) -> Mapping[str, Any]:
         if key not in self._entries:
             raise WeightFileError(f"`{self.path}` has no tensor `{key}`. It holds {len(self._entries)} others.")
         return self._entries[key]
@@ -257,7 +307,7 @@ class _PickledTensors(WeightFile):
     def __contains__(self, key: object) -> bool:
         return key in self._tensors
 
-    def tensor(self, key: str) -> Tensor:
+    def tensor(self, key: str) -> TorchTensor:
         if key not in self._tensors:
             raise WeightFileError(f"`{self.path}` has no tensor `{key}`. It holds {len(self._tensors)} others.")
         return self._tensors[key]
@@ -265,22 +315,39 @@ class _PickledTensors(WeightFile):
     def shape(self, key: str) -> tuple[int, ...]:
         return tuple(self.tensor(key).shape)
 
-    def dtype(self, key: str) -> torch.dtype:
+    def dtype(self, key: str) -> Any:
         return self.tensor(key).dtype
 
     def close(self) -> None:
         self._tensors = {}
 
 
-def _as_tensor(value: object) -> Tensor | None:
-    if isinstance(value, Tensor):
+def _as_tensor(value: object) -> TorchTensor | None:
+    if isinstance(value, lazy_torch.Tensor):
         return value.detach()
     if isinstance(value, float | int) and not isinstance(value, bool) and abs(value) < 1e300:
-        return torch.tensor(float(value))
+        return lazy_torch.tensor(float(value))
     return None
 
 
-def _read_or_explain(path: Path, key: str, read: Callable[[], Tensor]) -> Tensor:
+def _opened(path: Path, framework: str) -> Any:
+    """safetensors' handle of a file. Raises WeightFileError for what is no whole one."""
+    try:
+        return safe_open(str(path), framework=framework, device="cpu")
+    except (SafetensorError, OSError, ValueError) as error:
+        raise WeightFileError(_safetensors_flaw(path, error)) from error
+
+
+def _file_stamp(path: Path) -> tuple[int, ...]:
+    """What tells a file from another that took its place."""
+    return _stamp_of(path.stat())
+
+
+def _stamp_of(stat: os.stat_result) -> tuple[int, ...]:
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def _read_or_explain(path: Path, key: str, read: Callable[[], Any]) -> Any:
     try:
         return read()
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
@@ -317,19 +384,3 @@ def _safetensors_flaw(path: Path, error: Exception) -> str:
 
 def _text_metadata(raw: object) -> dict[str, str]:
     return {str(key): str(value) for key, value in raw.items()} if isinstance(raw, dict) else {}
-
-
-_SAFETENSORS_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}

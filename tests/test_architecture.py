@@ -41,6 +41,8 @@ PURE = [
     or (p.parent.name == "infotext" and p.name not in ("files.py", "from_call.py"))
     or (p.parent.name == "prompt" and p.name not in ("encode.py", "text_encoder.py"))
     or p.name in ("tile_grid.py", "philox.py", "labels.py", "units.py", "layout.py", "missing.py", "webui_hashes.py")
+    or p.name in ("lazy_torch.py", "raw_numbers.py", "keys.py")
+    or p.parent.name == "families"
 ]
 PURE = [p for p in PURE if p.parent.name not in ("cli", "serve")]  # whose functions import what they run
 

@@ -477,6 +477,23 @@ def test_lora_shows_what_is_inside(golden: Path):
     assert "text encoder" in run("lora", file).stdout
 
 
+def test_lora_lists_files_without_torch_as_with_it(golden: Path):
+    names = ["kohya_lora", "loha_tucker", "lokr_both", "boft", "ia3", "glora_new", "bundle_emb", "bad_nan", "bad_inf"]
+    files = [str(golden / "lora" / f"{name}.safetensors") for name in names]
+    code = (
+        "import sys\n"
+        "from webui_diffusers.pipelines.cli.main import app\n"
+        f"code = app(['lora', '--json', *{files}], standalone_mode=False)\n"
+        "print(code, sorted({'torch', 'diffusers', 'scipy'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    *lines, last = done.stdout.splitlines()
+    assert last == "1 []", done.stderr
+    together = run("lora", "--json", *files, code=1)
+    assert lines == together.stdout.splitlines() and len(lines) == len(names) - 2
+    assert "NaN or infinite" in done.stderr and done.stderr == together.stderr
+
+
 def test_lora_shows_what_would_apply(golden: Path, tiny_sd: Path):
     found = result_of("lora", golden / "lora" / "kohya_lora.safetensors", "-m", tiny_sd)
     assert len(found["applied"]) == 108 and not found["unknown"]

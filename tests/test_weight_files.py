@@ -1,6 +1,7 @@
 """Weight files are told apart by their content, alike for every reader."""
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -31,6 +32,52 @@ def save_with_low_byte(path: Path, tensors: dict, low: int, metadata: Mapping[st
         if path.read_bytes()[0] == low:
             return path
     raise AssertionError("no header of that length")
+
+
+@pytest.fixture
+def without_torch(monkeypatch: pytest.MonkeyPatch):
+    """Opens a file as where nobody has imported torch yet."""
+
+    def open_one(path: Path):
+        with monkeypatch.context() as patched:
+            patched.delitem(sys.modules, "torch")
+            return open_weights(path)
+
+    return open_one
+
+
+WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
+
+
+@pytest.mark.parametrize("dtype", FLOATS + WHOLE)
+def test_bytes_tell_of_a_tensor_what_torch_tells(tmp_path: Path, without_torch, dtype: torch.dtype) -> None:
+    numbers = torch.randint(0, 2, (3, 700_000)).double() * 2 - 1  # more than a block of bytes
+    if dtype in FLOATS:
+        spoilt = [float("nan")] * 3 if dtype == torch.float8_e4m3fn else [float("nan"), float("inf"), -float("inf")]
+        numbers[0, 5], numbers[1, 699_999], numbers[2, 350_000] = spoilt
+    save_file({"x": numbers.to(dtype), "y": torch.ones(2, 4).to(dtype)}, tmp_path / "a.safetensors")
+    file, loaded = without_torch(tmp_path / "a.safetensors"), open_weights(tmp_path / "a.safetensors")
+    value = loaded.tensor("x")
+    assert file.not_finite("x") == (int((~value.float().isfinite()).sum()) if dtype in FLOATS else 0)
+    assert file.not_finite("y") == 0 and loaded.not_finite("x") is None
+    assert file.number("x") in (float(value[0, 0]), None if dtype in FLOATS[4:] else float(value[0, 0]))
+    assert torch.equal(file.tensor("x").double().nan_to_num(), value.double().nan_to_num())
+    assert file.dtype("x") == dtype and file.not_finite("x") is None
+
+
+def test_bytes_of_another_file_in_its_place_are_not_read(tmp_path: Path, without_torch) -> None:
+    save_file({"x": torch.ones(4)}, tmp_path / "a.safetensors")
+    file = without_torch(tmp_path / "a.safetensors")
+    assert file.number("x") == 1
+    save_file({"x": torch.full((4, 2), 3.0)}, tmp_path / "b.safetensors")
+    (tmp_path / "b.safetensors").replace(tmp_path / "a.safetensors")
+    for read in (file.number, file.not_finite, file.tensor):
+        with pytest.raises(WeightFileError, match="another file is there"):
+            read("x")
+    file.close()
+    with pytest.raises(WeightFileError, match="was closed"):
+        file.number("x")
 
 
 @pytest.mark.parametrize("low", range(0, 256, 8))

@@ -10,13 +10,14 @@ Only the header is kept. Tensors are read when a layer is applied, so what a cal
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+import numpy as np
 
+from ..lazy_torch import TorchTensor, lazy_torch
 from ..weight_files import NetworkError, WeightFile, WeightFileError
 from .adapter_config import AdapterConfig
 from .families.table import NUMBER_PARTS, layer_family
@@ -42,22 +43,32 @@ class Network:
         self._rank_stabilised = rank_stabilised(self.metadata)
         self._hash: str | None = None
 
-    def tensor(self, layer: NetworkLayer, part: str) -> Tensor:
+    def tensor(self, layer: NetworkLayer, part: str) -> TorchTensor:
         """One part of a layer, on the CPU, as the file has it. Raises NetworkError when it holds NaN or Inf."""
         key = layer.keys[part]
-        try:
-            value = self.file.tensor(key)
-        except WeightFileError as error:
-            raise NetworkError(str(error)) from error
+        value = _of_network(self.file.tensor, key)
         _check_plain(self.path, key, value)
         if not self.values_checked and part not in NUMBER_PARTS:
-            _check_finite(self.path, key, value)
+            _check_finite(self.path, key, _nonfinite_count(value))
         return value
+
+    def check_values(self) -> None:
+        """Look at every value of every layer, once: no tensor looks again. Raises NetworkError for NaN and Inf."""
+        for layer in self.layers.values():
+            for part, key in layer.keys.items():
+                count = 0 if part in NUMBER_PARTS else _of_network(self.file.not_finite, key)
+                if count is None:
+                    self.tensor(layer, part)
+                else:
+                    _check_finite(self.path, key, count)
+            self.scale(layer)
+        self.values_checked = True
 
     def value(self, layer: NetworkLayer, part: str) -> float:
         """A part that is one number. Raises NetworkError when it is NaN, or infinite in float32."""
-        number = float(self.tensor(layer, part).flatten()[0])
-        if not abs(number) <= torch.finfo(torch.float32).max:
+        number = _of_network(self.file.number, layer.keys[part])
+        number = float(self.tensor(layer, part).flatten()[0]) if number is None else number
+        if not abs(number) <= float(np.finfo(np.float32).max):
             raise NetworkError(
                 f"`{self.path}`: `{layer.keys[part]}` is NaN or infinite, and the layer's strength comes of it. "
                 "The file was written wrongly; get another copy, or export it again from its trainer."
@@ -119,25 +130,37 @@ class Network:
         return self.hash[:12]
 
     @property
-    def embeddings(self) -> dict[str, Tensor | dict[str, Tensor]]:
+    def embedding_names(self) -> list[str]:
+        """The names of bundled textual inversions, whose values are looked at."""
+        return sorted(self._embedding_keys())
+
+    @property
+    def embeddings(self) -> dict[str, TorchTensor | dict[str, TorchTensor]]:
         """Bundled textual inversions, read now: name -> vectors (v, width), or SDXL's {"clip_l": ..., "clip_g": ...}.
 
         A network brings them for as long as it is active.
         """
-        found: dict[str, dict[str, Tensor]] = defaultdict(dict)
+        return {name: _embedding_parts(self.file, keys) for name, keys in self._embedding_keys().items()}
+
+    def _embedding_keys(self) -> dict[str, dict[str, str]]:
+        """name -> what follows it -> key. Raises NetworkError for values that are no vectors of finite numbers."""
+        found: dict[str, dict[str, str]] = defaultdict(dict)
         for key in self.file.keys():
             split = embedding_name(key)
             if split and split[0]:
-                value = self.file.tensor(key)
-                _check_plain(self.path, key, value)
-                _check_finite(self.path, key, value)
-                if not value.ndim:
+                count = self.file.not_finite(key)
+                if count is None:
+                    value = self.file.tensor(key)
+                    _check_plain(self.path, key, value)
+                    count = _nonfinite_count(value)
+                _check_finite(self.path, key, count)
+                if not self.file.shape(key):
                     raise NetworkError(
                         f"`{self.path}`: `{key}` is a single number, and an embedding is a table of vectors. The file "
                         "was written wrongly; get another copy."
                     )
-                found[split[0]][split[1]] = value.float().reshape(-1, value.shape[-1])
-        return {name: _embedding_parts(parts) for name, parts in found.items()}
+                found[split[0]][split[1]] = key
+        return found
 
     def table(self) -> str:
         """The network as a table to read: a line for every component, family and set of ranks."""
@@ -179,11 +202,7 @@ def read_network(path: str | Path, *, check_values: bool | None = None) -> Netwo
     if check_values is None:
         check_values = not file.path.is_file() or file.path.stat().st_size <= CHECKED_AT_ONCE
     if check_values:
-        for layer in layers.values():
-            for part in layer.keys:
-                network.tensor(layer, part)
-            network.scale(layer)
-        network.values_checked = True
+        network.check_values()
     return network
 
 
@@ -237,9 +256,21 @@ def _configured_scale(layer: NetworkLayer, configs: Mapping[str, AdapterConfig])
     return config.scale(path, layer.rank)
 
 
-def _check_plain(path: Path, key: str, value: Tensor) -> None:
+def _of_network(read: Callable[[str], Any], key: str) -> Any:
+    """What a method of the file gives for a key, failing as a network does."""
+    try:
+        return read(key)
+    except WeightFileError as error:
+        raise NetworkError(str(error)) from error
+
+
+def _check_plain(path: Path, key: str, value: TorchTensor) -> None:
     """Raise NetworkError for what is no plain table of numbers, or claims more numbers than it stores."""
-    plain = type(value) in (Tensor, nn.Parameter) and value.layout == torch.strided and value.device.type == "cpu"
+    plain = (
+        type(value) in (lazy_torch.Tensor, lazy_torch.nn.Parameter)
+        and value.layout == lazy_torch.strided
+        and value.device.type == "cpu"
+    )
     kind = "sparse, quantised or without data" if not plain or value.is_quantized else ""
     kind = kind or ("complex" if value.is_complex() else "")
     if not kind and value.numel() * value.element_size() > value.untyped_storage().nbytes():
@@ -251,14 +282,21 @@ def _check_plain(path: Path, key: str, value: Tensor) -> None:
         )
 
 
-def _check_finite(path: Path, key: str, value: Tensor) -> None:
-    """Raise NetworkError for NaN or Inf. A sum shows both at a fraction of isfinite's cost; it may itself overflow."""
+def _nonfinite_count(value: TorchTensor) -> int:
+    """How many values are NaN or infinite. A sum shows both at a fraction of isfinite's cost; it may itself
+    overflow."""
     if not value.is_floating_point():
-        return
+        return 0
     value = value if value.element_size() > 1 else value.float()  # 8-bit numbers have no arithmetic
-    if math.isfinite(float(value.sum())) or bool(torch.isfinite(value).all()):
+    if math.isfinite(float(value.sum())) or bool(value.isfinite().all()):
+        return 0
+    return int((~value.isfinite()).sum())
+
+
+def _check_finite(path: Path, key: str, count: int) -> None:
+    """Raise NetworkError where `count` values are NaN or infinite."""
+    if not count:
         return
-    count = int((~torch.isfinite(value)).sum())
     raise NetworkError(
         f"`{path}`: tensor `{key}` holds {count} values that are NaN or infinite: the training diverged, or the "
         "file was cut to half precision without care. Every picture would be black; get another copy."
@@ -292,7 +330,8 @@ def _nothing_inside(file: WeightFile) -> str:
     )
 
 
-def _embedding_parts(parts: dict[str, Tensor]) -> Tensor | dict[str, Tensor]:
+def _embedding_parts(file: WeightFile, keys: Mapping[str, str]) -> TorchTensor | dict[str, TorchTensor]:
+    parts = {part: file.tensor(key).float().reshape(-1, file.shape(key)[-1]) for part, key in keys.items()}
     if "clip_l" in parts and "clip_g" in parts:
         return {"clip_l": parts["clip_l"], "clip_g": parts["clip_g"]}
     return next(iter(parts.values()))

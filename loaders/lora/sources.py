@@ -11,12 +11,11 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import torch
-from huggingface_hub import hf_hub_download, list_repo_files
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from torch import Tensor
+import huggingface_hub
 
+from ..lazy_torch import TorchTensor
 from ..weight_files import NetworkError, WeightFile, WeightFileError, open_weights
 from .adapter_config import AdapterConfig
 
@@ -62,7 +61,7 @@ class _JoinedWeights(WeightFile):
     def keys(self) -> list[str]:
         return list(self._places)
 
-    def tensor(self, key: str) -> Tensor:
+    def tensor(self, key: str) -> TorchTensor:
         file, inner = self._places[key]
         return file.tensor(inner)
 
@@ -70,9 +69,17 @@ class _JoinedWeights(WeightFile):
         file, inner = self._places[key]
         return file.shape(inner)
 
-    def dtype(self, key: str) -> torch.dtype:
+    def dtype(self, key: str) -> Any:
         file, inner = self._places[key]
         return file.dtype(inner)
+
+    def not_finite(self, key: str) -> int | None:
+        file, inner = self._places[key]
+        return file.not_finite(inner)
+
+    def number(self, key: str) -> float | None:
+        file, inner = self._places[key]
+        return file.number(inner)
 
     def close(self) -> None:
         for file in self._files.values():
@@ -176,14 +183,20 @@ def _local_place(path: str | Path) -> Path:
     if Path(text.split("/")[0]).is_dir() or (not inner and text.lower().endswith(NETWORK_SUFFIXES)):
         return place
     try:
-        names = [inner] if inner else list_repo_files(repo)
+        names = [inner] if inner else huggingface_hub.list_repo_files(repo)
         if not inner and "adapter_config.json" in names:
-            hf_hub_download(repo, "adapter_config.json")
+            huggingface_hub.hf_hub_download(repo, "adapter_config.json")
             names = [name for name in names if name in _PEFT_FILES]
-        return Path(hf_hub_download(repo, _only_network_file(names, repo)))
-    except (EntryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+        return Path(huggingface_hub.hf_hub_download(repo, _only_network_file(names, repo)))
+    except (*_hub_errors(), OSError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise NetworkError(
             f"`{text}` is no file here, and the Hub did not give it either ({first}). "
             "Check the spelling, the connection, or your access to the repository."
         ) from error
+
+
+def _hub_errors() -> tuple[type[Exception], ...]:
+    """Raised by the Hub's client, which takes 0.2 s to import and which most callers never need."""
+    errors = huggingface_hub.errors
+    return errors.EntryNotFoundError, errors.LocalEntryNotFoundError, errors.HfHubHTTPError, errors.HFValidationError

@@ -56,7 +56,7 @@ def _network_facts(network: Any, layers: Any, semantics: str) -> dict[str, Any]:
         "ranks": network.ranks,
         "trigger_words": network.trigger_words,
         "unknown_keys": network.unknown_keys,
-        "embeddings": sorted(network.embeddings),
+        "embeddings": network.embedding_names,
         "table": network.table(),
     }
     if layers is not None:

@@ -2,13 +2,11 @@
 
 import math
 
-import torch
-from torch import Tensor
-
+from ...lazy_torch import TorchTensor, lazy_torch
 from .family import LayerStrength, Shape
 
 
-def dora_weight(dora: Tensor, delta: Tensor, weight: Tensor, how: LayerStrength) -> Tensor:
+def dora_weight(dora: TorchTensor, delta: TorchTensor, weight: TorchTensor, how: LayerStrength) -> TorchTensor:
     """V = W + s dW on the length that `dora_scale` d says, blended with W by the strength m.
 
     webui 1.10: W + m (V d / n - W), n always over the input axis, so that a file with d per output channel, today's
@@ -24,7 +22,7 @@ def dora_weight(dora: Tensor, delta: Tensor, weight: Tensor, how: LayerStrength)
     whole = weight + s * delta
     if not how.reference:
         return weight + m * (whole * wanted / _axis_norm(whole, 1) - weight)
-    return whole * (m * (wanted / (_axis_norm(whole, int(on_input)) + torch.finfo(whole.dtype).eps) - 1) + 1)
+    return whole * (m * (wanted / (_axis_norm(whole, int(on_input)) + lazy_torch.finfo(whole.dtype).eps) - 1) + 1)
 
 
 def dora_on_input(dora: Shape, weight: Shape) -> bool:
@@ -33,5 +31,5 @@ def dora_on_input(dora: Shape, weight: Shape) -> bool:
     return count == weight[1] if len(dora) > 1 and dora[0] == 1 else count != weight[0]
 
 
-def _axis_norm(weight: Tensor, axis: int) -> Tensor:
-    return torch.linalg.vector_norm(weight, dim=[d for d in range(weight.ndim) if d != axis], keepdim=True)
+def _axis_norm(weight: TorchTensor, axis: int) -> TorchTensor:
+    return lazy_torch.linalg.vector_norm(weight, dim=[d for d in range(weight.ndim) if d != axis], keepdim=True)

@@ -4,13 +4,12 @@ import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
+from ...lazy_torch import TorchTensor, lazy_torch
 
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]  # part -> shape
-Parts = Mapping[str, Tensor]  # part -> value, float32
+Parts = Mapping[str, TorchTensor]  # part -> value, float32
 
 
 class LayerStrength(NamedTuple):
@@ -64,11 +63,11 @@ class Family:
         """Why the webui fails on a layer that means something; empty where it does not fail."""
         return ""
 
-    def delta(self, parts: Parts, weight: Tensor, how: LayerStrength) -> Tensor:
+    def delta(self, parts: Parts, weight: TorchTensor, how: LayerStrength) -> TorchTensor:
         """dW without strength and scale, reshapeable to `weight`."""
         raise NotImplementedError
 
-    def changed(self, parts: Parts, weight: Tensor, how: LayerStrength) -> Tensor | None:
+    def changed(self, parts: Parts, weight: TorchTensor, how: LayerStrength) -> TorchTensor | None:
         """W' where the family's library blends by the strength otherwise than W + m s dW; else None."""
         return None
 
@@ -76,19 +75,19 @@ class Family:
         """The rank of `pair`; None where the change is no product of two thin factors."""
         return None
 
-    def pair(self, parts: Parts, weight: Shape, how: LayerStrength) -> tuple[Tensor, Tensor]:
+    def pair(self, parts: Parts, weight: Shape, how: LayerStrength) -> tuple[TorchTensor, TorchTensor]:
         """U (out, r) and D (r, in * kh * kw) with dW = U D, for families with a pair_rank."""
         raise NotImplementedError
 
 
-def tucker_product(core: Tensor, a: Tensor, b: Tensor) -> Tensor:
+def tucker_product(core: TorchTensor, a: TorchTensor, b: TorchTensor) -> TorchTensor:
     """T[o, i, k, l] = sum_pq core[p, q, k, l] a[p, o] b[q, i]."""
-    return torch.einsum("pq..., po, qi -> oi...", core, a, b)
+    return lazy_torch.einsum("pq..., po, qi -> oi...", core, a, b)
 
 
-def thin_pair(matrix: Tensor) -> tuple[Tensor, Tensor]:
+def thin_pair(matrix: TorchTensor) -> tuple[TorchTensor, TorchTensor]:
     """A matrix as a product of itself and an identity, on the side that makes the inner size the smaller."""
     rows, columns = matrix.shape
     if rows <= columns:
-        return torch.eye(rows).to(matrix), matrix
-    return matrix, torch.eye(columns).to(matrix)
+        return lazy_torch.eye(rows).to(matrix), matrix
+    return matrix, lazy_torch.eye(columns).to(matrix)

@@ -2,9 +2,7 @@
 
 import math
 
-import torch
-from torch import Tensor
-
+from ...lazy_torch import TorchTensor, lazy_torch
 from .family import Family, LayerStrength, Parts, Shapes
 
 
@@ -17,5 +15,5 @@ class FullFamily(Family):
         shape = shapes.get("diff")
         return None if shape is None else ((shape or (1,))[0], math.prod(shape[1:]))
 
-    def delta(self, parts: Parts, weight: Tensor, how: LayerStrength) -> Tensor:
-        return parts["diff"] if "diff" in parts else torch.zeros_like(weight)
+    def delta(self, parts: Parts, weight: TorchTensor, how: LayerStrength) -> TorchTensor:
+        return parts["diff"] if "diff" in parts else lazy_torch.zeros_like(weight)

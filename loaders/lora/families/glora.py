@@ -3,9 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 
-import torch
-from torch import Tensor
-
+from ...lazy_torch import TorchTensor, lazy_torch
 from .family import Family, LayerStrength, Parts, Shape, Shapes
 
 
@@ -46,15 +44,15 @@ class GloraFamily(Family):
             return "the webui reads the first GLoRA layout only, and this is today's"
         return ""
 
-    def delta(self, parts: Parts, weight: Tensor, how: LayerStrength) -> Tensor:
+    def delta(self, parts: Parts, weight: TorchTensor, how: LayerStrength) -> TorchTensor:
         """The first generation as W a2 a1 + b2 b1; today's with 1 and 2 changing places."""
         a1, a2, b1, b2 = (parts[f"{name}.weight"] for name in ("a1", "a2", "b1", "b2"))
         if glora_is_new({name: tuple(part.shape) for name, part in parts.items()}, tuple(weight.shape)):
             a1, a2, b1, b2 = a2, a1, b2, b1
         inner = a2.flatten(1) @ a1.flatten(1)
-        turned = torch.einsum("oi..., ij -> oj...", weight, inner)
+        turned = lazy_torch.einsum("oi..., ij -> oj...", weight, inner)
         if "bm.weight" in parts:
-            low = torch.einsum("mn..., om, ni -> oi...", parts["bm.weight"], b2.flatten(1), b1.flatten(1))
+            low = lazy_torch.einsum("mn..., om, ni -> oi...", parts["bm.weight"], b2.flatten(1), b1.flatten(1))
         else:
             low = b2.flatten(1) @ b1.flatten(1)
         return low.reshape(weight.shape) + turned

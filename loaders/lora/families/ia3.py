@@ -3,8 +3,7 @@
 import math
 from collections.abc import Mapping
 
-from torch import Tensor
-
+from ...lazy_torch import TorchTensor
 from .family import Family, LayerStrength, Parts, Shape, Shapes
 
 
@@ -26,7 +25,7 @@ class Ia3Family(Family):
             return "the webui cannot scale the outputs of a convolution (IA3)"
         return ""
 
-    def delta(self, parts: Parts, weight: Tensor, how: LayerStrength) -> Tensor:
+    def delta(self, parts: Parts, weight: TorchTensor, how: LayerStrength) -> TorchTensor:
         axis = 1 if bool(parts["on_input"].flatten()[0] != 0) else 0
         ones = [1] * (weight.ndim - 2)
         return weight * parts["weight"].reshape(*((1, -1) if axis else (-1, 1)), *ones)

@@ -2,9 +2,7 @@
 
 import math
 
-import torch
-from torch import Tensor
-
+from ...lazy_torch import TorchTensor, lazy_torch
 from .family import Family, LayerStrength, Parts, Shape, Shapes, tucker_product
 
 
@@ -38,7 +36,7 @@ class LohaFamily(Family):
             return f"`hada_t1` {shapes['hada_t1']} joins neither `hada_w1_a` nor `hada_w1_b`"
         return ""
 
-    def delta(self, parts: Parts, weight: Tensor, how: LayerStrength) -> Tensor:
+    def delta(self, parts: Parts, weight: TorchTensor, how: LayerStrength) -> TorchTensor:
         halves = []
         for half in ("1", "2"):
             a, b = parts[f"hada_w{half}_a"], parts[f"hada_w{half}_b"]
@@ -50,15 +48,15 @@ class LohaFamily(Family):
         axis = 0 if "hada_t1" in shapes else 1
         return shapes["hada_w1_a"][axis] * shapes["hada_w2_a"][axis]
 
-    def pair(self, parts: Parts, weight: Shape, how: LayerStrength) -> tuple[Tensor, Tensor]:
+    def pair(self, parts: Parts, weight: Shape, how: LayerStrength) -> tuple[TorchTensor, TorchTensor]:
         """U[o, pq] = a1[o, p] a2[o, q], D[pq, i] = b1[p, i] b2[q, i]."""
         ups, downs = [], []
         for half in ("1", "2"):
             a, b, core = parts[f"hada_w{half}_a"], parts[f"hada_w{half}_b"], parts.get(f"hada_t{half}")
             ups.append(a if core is None else a.T)
-            downs.append(b.flatten(1) if core is None else torch.einsum("pq..., qi -> pi...", core, b).flatten(1))
-        up = torch.einsum("op, oq -> opq", *ups).flatten(1)
-        return up, torch.einsum("pi, qi -> pqi", *downs).flatten(0, 1)
+            downs.append(b.flatten(1) if core is None else lazy_torch.einsum("pq..., qi -> pi...", core, b).flatten(1))
+        up = lazy_torch.einsum("op, oq -> opq", *ups).flatten(1)
+        return up, lazy_torch.einsum("pi, qi -> pqi", *downs).flatten(0, 1)
 
 
 _HALF = ("w{}_a", "w{}_b", "t{}")

@@ -3,9 +3,7 @@
 import math
 from collections.abc import Callable
 
-import torch
-from torch import Tensor
-
+from ...lazy_torch import TorchTensor, lazy_torch
 from .family import Family, LayerStrength, Parts, Shape, Shapes, thin_pair, tucker_product
 
 
@@ -49,7 +47,7 @@ class LokrFamily(Family):
                 return f"`lokr_t2` {core} joins neither `lokr_w2_a` {a} nor `lokr_w2_b` {b}"
         return ""
 
-    def delta(self, parts: Parts, weight: Tensor, how: LayerStrength) -> Tensor:
+    def delta(self, parts: Parts, weight: TorchTensor, how: LayerStrength) -> TorchTensor:
         w1 = parts["lokr_w1"] if "lokr_w1" in parts else parts["lokr_w1_a"] @ parts["lokr_w1_b"]
         if "lokr_w2" in parts:
             w2 = parts["lokr_w2"]
@@ -57,7 +55,7 @@ class LokrFamily(Family):
             w2 = tucker_product(parts["lokr_t2"], parts["lokr_w2_a"], parts["lokr_w2_b"])
         else:
             w2 = parts["lokr_w2_a"] @ parts["lokr_w2_b"].flatten(1)
-        return torch.kron(w1.reshape(*w1.shape, *[1] * (w2.ndim - 2)), w2.contiguous())
+        return lazy_torch.kron(w1.reshape(*w1.shape, *[1] * (w2.ndim - 2)), w2.contiguous())
 
     def pair_rank(self, shapes: Shapes) -> int | None:
         w1 = min(shapes["lokr_w1"]) if "lokr_w1" in shapes else shapes["lokr_w1_b"][0]
@@ -67,7 +65,7 @@ class LokrFamily(Family):
             w2 = shapes["lokr_w2_a"][0 if "lokr_t2" in shapes else 1]
         return w1 * w2
 
-    def pair(self, parts: Parts, weight: Shape, how: LayerStrength) -> tuple[Tensor, Tensor]:
+    def pair(self, parts: Parts, weight: Shape, how: LayerStrength) -> tuple[TorchTensor, TorchTensor]:
         """U = u1 (x) u2, D = d1 (x) d2, where w1 = u1 d1 and w2 = u2 d2."""
         if "lokr_w1" in parts:
             up1, down1 = thin_pair(parts["lokr_w1"])
@@ -78,11 +76,11 @@ class LokrFamily(Family):
             up2, down2 = thin_pair(parts["lokr_w2"].flatten(1))
         elif "lokr_t2" in parts:
             up2 = parts["lokr_w2_a"].T
-            down2 = torch.einsum("pq..., qi -> pi...", parts["lokr_t2"], parts["lokr_w2_b"]).flatten(1)
+            down2 = lazy_torch.einsum("pq..., qi -> pi...", parts["lokr_t2"], parts["lokr_w2_b"]).flatten(1)
         else:
             up2, down2 = parts["lokr_w2_a"], parts["lokr_w2_b"].flatten(1)
-        up = torch.einsum("ap, bq -> abpq", up1, up2).flatten(2).flatten(0, 1)
-        down = torch.einsum("pc, qdkl -> pqcdkl", down1, down2.reshape(len(down2), -1, *kernel))
+        up = lazy_torch.einsum("ap, bq -> abpq", up1, up2).flatten(2).flatten(0, 1)
+        down = lazy_torch.einsum("pc, qdkl -> pqcdkl", down1, down2.reshape(len(down2), -1, *kernel))
         return up, down.flatten(2).flatten(0, 1)
 
 

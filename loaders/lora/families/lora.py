@@ -2,9 +2,7 @@
 
 import math
 
-import torch
-from torch import Tensor
-
+from ...lazy_torch import TorchTensor, lazy_torch
 from .family import Family, LayerStrength, Parts, Shape, Shapes
 
 
@@ -29,18 +27,18 @@ class LoraFamily(Family):
             return f"`lora_mid` {mid} joins neither `lora_up` nor `lora_down`"
         return ""
 
-    def delta(self, parts: Parts, weight: Tensor, how: LayerStrength) -> Tensor:
+    def delta(self, parts: Parts, weight: TorchTensor, how: LayerStrength) -> TorchTensor:
         up, down = low_rank_factors(parts, how)
         return up @ down
 
     def pair_rank(self, shapes: Shapes) -> int | None:
         return math.prod(shapes["lora_up.weight"][1:])
 
-    def pair(self, parts: Parts, weight: Shape, how: LayerStrength) -> tuple[Tensor, Tensor]:
+    def pair(self, parts: Parts, weight: Shape, how: LayerStrength) -> tuple[TorchTensor, TorchTensor]:
         return low_rank_factors(parts, how)
 
 
-def low_rank_factors(parts: Parts, how: LayerStrength) -> tuple[Tensor, Tensor]:
+def low_rank_factors(parts: Parts, how: LayerStrength) -> tuple[TorchTensor, TorchTensor]:
     """U (out, r) and D (r, in * kh * kw) with dW = U D. A `lora_mid` is folded into D.
 
     dyn keeps the first components; on a layer with `lora_mid` it has no effect.
@@ -48,5 +46,5 @@ def low_rank_factors(parts: Parts, how: LayerStrength) -> tuple[Tensor, Tensor]:
     up, down, mid = parts["lora_up.weight"], parts["lora_down.weight"], parts.get("lora_mid.weight")
     up, down = up.reshape(up.shape[0], -1), down.reshape(down.shape[0], -1)
     if mid is not None:
-        return up, torch.einsum("nj..., ji -> ni...", mid, down).flatten(1)
+        return up, lazy_torch.einsum("nj..., ji -> ni...", mid, down).flatten(1)
     return (up, down) if how.dyn is None else (up[:, : how.dyn], down[: how.dyn])

@@ -2,8 +2,7 @@
 
 import math
 
-from torch import Tensor
-
+from ...lazy_torch import TorchTensor
 from .family import Family, LayerStrength, Parts, Shapes
 
 
@@ -17,5 +16,5 @@ class NormFamily(Family):
         shape = shapes["w_norm"]
         return (shape or (1,))[0], math.prod(shape[1:])
 
-    def delta(self, parts: Parts, weight: Tensor, how: LayerStrength) -> Tensor:
+    def delta(self, parts: Parts, weight: TorchTensor, how: LayerStrength) -> TorchTensor:
         return parts["w_norm"]

@@ -2,9 +2,7 @@
 
 from collections.abc import Mapping
 
-import torch
-from torch import Tensor
-
+from ...lazy_torch import TorchTensor, lazy_torch
 from .family import Family, LayerStrength, Parts, Shape, Shapes
 
 
@@ -29,10 +27,10 @@ class OftFamily(Family):
             return f"{blocks[0]} butterfly stages of blocks of {blocks[-1]} do not go into {weight[0]} outputs"
         return ""
 
-    def delta(self, parts: Parts, weight: Tensor, how: LayerStrength) -> Tensor:
+    def delta(self, parts: Parts, weight: TorchTensor, how: LayerStrength) -> TorchTensor:
         return _oft_weight(parts, weight, how, inside=1.0) - weight
 
-    def changed(self, parts: Parts, weight: Tensor, how: LayerStrength) -> Tensor | None:
+    def changed(self, parts: Parts, weight: TorchTensor, how: LayerStrength) -> TorchTensor | None:
         return _oft_weight(parts, weight, how, inside=how.strength) if how.reference else None
 
 
@@ -40,21 +38,21 @@ def _oft_shape(shapes: Shapes) -> Shape:
     return shapes["oft_blocks"] if "oft_blocks" in shapes else shapes["oft_diag"]
 
 
-def _oft_weight(parts: Parts, weight: Tensor, how: LayerStrength, inside: float) -> Tensor:
+def _oft_weight(parts: Parts, weight: TorchTensor, how: LayerStrength, inside: float) -> TorchTensor:
     """rescale * rotated W, with every rotation R taken as I + inside (R - I).
 
     The webui rotates fully and blends the result with W by the strength; LyCORIS blends the rotation.
     """
     rotation = _rotations(parts, weight.shape[0], how.alpha)
     if inside != 1.0:
-        rotation = torch.lerp(torch.eye(rotation.shape[-1]).to(rotation), rotation, inside)
+        rotation = lazy_torch.lerp(lazy_torch.eye(rotation.shape[-1]).to(rotation), rotation, inside)
     turned = _butterfly(rotation, weight) if rotation.ndim == 4 else _turn_blocks(rotation, weight)
     if "rescale" in parts:
         turned = turned * parts["rescale"].reshape(-1, *[1] * (weight.ndim - 1))
     return turned
 
 
-def _rotations(parts: Parts, out: int, alpha: float) -> Tensor:
+def _rotations(parts: Parts, out: int, alpha: float) -> TorchTensor:
     """R = (I + Q)(I - Q)^-1 with Q = B - B^T, |Q| over all blocks held under alpha * out (0: free).
 
     LyCORIS cuts |Q| at the constraint; kohya and the webui write min(|Q|, c) + 1e-8 over |Q| + 1e-8: equal to 1e-8.
@@ -63,27 +61,27 @@ def _rotations(parts: Parts, out: int, alpha: float) -> Tensor:
         return parts["oft_diag"]
     blocks = parts["oft_blocks"]
     skew = blocks - blocks.transpose(-1, -2)
-    most = torch.finfo(torch.float32).max
+    most = lazy_torch.finfo(lazy_torch.float32).max
     limit = max(min(alpha * out, most), -most)
     if limit != 0:
         norm = skew.norm()
         skew = skew * ((norm.clamp(max=limit) + 1e-8) / (norm + 1e-8))
-    eye = torch.eye(blocks.shape[-1]).to(blocks)
-    return (eye + skew) @ torch.linalg.inv(eye - skew)
+    eye = lazy_torch.eye(blocks.shape[-1]).to(blocks)
+    return (eye + skew) @ lazy_torch.linalg.inv(eye - skew)
 
 
-def _turn_blocks(rotation: Tensor, weight: Tensor) -> Tensor:
+def _turn_blocks(rotation: TorchTensor, weight: TorchTensor) -> TorchTensor:
     """W'_k = R_k^T W_k for rows in blocks. rotation: (k, n, n); weight: (k * n, ...)."""
     rows = weight.unflatten(0, (rotation.shape[0], rotation.shape[1]))
-    return torch.einsum("knm, kn... -> km...", rotation, rows).flatten(0, 1)
+    return lazy_torch.einsum("knm, kn... -> km...", rotation, rows).flatten(0, 1)
 
 
-def _butterfly(rotation: Tensor, weight: Tensor) -> Tensor:
+def _butterfly(rotation: TorchTensor, weight: TorchTensor) -> TorchTensor:
     """BOFT: stage i mixes rows 2^i * b/2 apart, by R and not its transpose. rotation: (stages, blocks, b, b)."""
     size = rotation.shape[-1]
     for stage, turn in enumerate(rotation):
         reach = 2**stage * (size // 2)
         rows = weight.unflatten(0, (-1, 2, reach)).transpose(1, 2).flatten(0, 2).unflatten(0, (-1, size))
-        rows = torch.einsum("bij, bj... -> bi...", turn, rows)
+        rows = lazy_torch.einsum("bij, bj... -> bi...", turn, rows)
         weight = rows.flatten(0, 1).unflatten(0, (-1, reach, 2)).transpose(1, 2).flatten(0, 2)
     return weight

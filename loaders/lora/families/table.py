@@ -3,9 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping
 
-import torch
-from torch import Tensor
-
+from ...lazy_torch import TorchTensor, lazy_torch
 from .dora import dora_weight
 from .family import Family, LayerStrength, Parts, Shape, Shapes
 from .full import FullFamily
@@ -95,7 +93,7 @@ def shapes_misfit(family: Family, shapes: Shapes, weight: Shape, switches: Mappi
     return flaw
 
 
-def changed_weight(family: str, parts: Parts, weight: Tensor, how: LayerStrength) -> Tensor:
+def changed_weight(family: str, parts: Parts, weight: TorchTensor, how: LayerStrength) -> TorchTensor:
     """W with one layer of a network applied. weight: float32, (out, in[, kh, kw]) or (out,); a new tensor returns.
 
     parts: float32, checked by shapes_misfit. W' = W + m s dW, but for DoRA and for OFT by its library's rule.
@@ -109,7 +107,7 @@ def changed_weight(family: str, parts: Parts, weight: Tensor, how: LayerStrength
     return weight + (how.strength * how.scale) * delta
 
 
-def weight_delta(family: str, parts: Parts, weight: Tensor, how: LayerStrength) -> Tensor:
+def weight_delta(family: str, parts: Parts, weight: TorchTensor, how: LayerStrength) -> TorchTensor:
     """dW of the family, shaped like `weight`, without strength and scale.
 
     A change of 4 input channels on a convolution with 9 (an inpainting UNet's first) leaves the other 5 alone.
@@ -117,7 +115,7 @@ def weight_delta(family: str, parts: Parts, weight: Tensor, how: LayerStrength) 
     delta = FAMILIES[family].delta(parts, weight, how)
     if delta.numel() != weight.numel():
         narrow = delta.reshape(weight.shape[0], 4, *weight.shape[2:])
-        delta = torch.zeros_like(weight)
+        delta = lazy_torch.zeros_like(weight)
         delta[:, :4] = narrow
     delta = delta.reshape(weight.shape)
     return delta + parts["bias"].reshape(weight.shape) if "bias" in parts else delta
