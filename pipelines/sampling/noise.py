@@ -30,6 +30,15 @@ def noise_stream(seed: int, source: str, device: torch.device) -> Callable[[tupl
     return lambda shape: normal_numbers(shape, generator, home, device)
 
 
+def seeded_draw(shape: Sequence[int], source: str, device: torch.device) -> Callable[[int], Tensor]:
+    """The first draw of `noise_stream`, as a function of the seed, for many seeds: one generator serves them all."""
+    if source not in NOISE_SOURCES or source == "nv" or (source == "gpu" and device.type != "cuda"):
+        return lambda seed: noise_stream(seed, source, device)(shape)
+    home = device if source == "gpu" else torch.device("cpu")
+    generator = torch.Generator(home)
+    return lambda seed: normal_numbers(shape, generator.manual_seed(seed), home, device)
+
+
 def normal_numbers(
     shape: Sequence[int], generator: torch.Generator | None, home: torch.device, device: torch.device
 ) -> Tensor:
