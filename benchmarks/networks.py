@@ -40,6 +40,7 @@ from transformers.utils import logging as transformers_logging
 from webui_diffusers.loaders import NetworkMerger, read_network
 from webui_diffusers.loaders.checkpoint.configs import model_config_folder
 from webui_diffusers.loaders.lora.peft_mix import AdapterMixer
+from webui_diffusers.loaders.memory import give_back_memory
 
 
 RANK, ALPHA = 32, 16.0
@@ -235,6 +236,7 @@ def memory_taken(side: str, folder: Path, count: int) -> dict[str, float]:
             parameter.copy_(parameter.clone())  # into memory of its own, where it was mapped from the file
     unet_forward(pipe.unet)
     gc.collect()
+    give_back_memory()  # what loading freed is not counted for either side
     before = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     ready, _, off = (our_side if side == "here" else diffusers_side)(pipe, files, files)

@@ -5,7 +5,6 @@
 anything else                    WeightFileError: the file, what it means, what to do
 """
 
-import json
 import os
 import sys
 import zipfile
@@ -17,12 +16,15 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from .file_flaws import error_line, is_text, safetensors_flaw, safetensors_header, what_file_it_is
 from .lazy_torch import TorchTensor, lazy_torch
+from .memory import forget_mapped_pages
 from .pickles import content_flaw, inner_table, packed_flaw, pickle_beyond_tensors, unpicklable_classes
 from .raw_numbers import NUMBER_FORMATS, count_not_finite, first_number
 
 
 _PICKLE_MAGIC = (b"PK\x03\x04", b"\x80")  # a zip archive of torch >= 1.6, or a bare pickle
+_WORTH_FORGETTING = 1 << 20  # bytes of a file
 _RAW_BLOCK = 1 << 20  # bytes read at once; a multiple of every number's size
 _HEADER_LIMIT = 100_000_000  # bytes of a .safetensors header, as in the safetensors library
 
@@ -73,6 +75,11 @@ class WeightFile(ABC):
         """The first number of a tensor; None where only torch can tell."""
         return None
 
+    def forget_pages(self) -> None:
+        """Let what was read take no memory, where the system can do that. It is read anew when it is asked for;
+        whoever has written to a tensor of the file loses that."""
+        return None
+
     @abstractmethod
     def close(self) -> None:
         """Let the file go. Reading on afterwards raises WeightFileError."""
@@ -121,10 +128,10 @@ def weight_file_kind(path: str | Path) -> str:
         return "safetensors"  # whatever the first byte: it is the low byte of a length
     if head.startswith(_PICKLE_MAGIC):
         return "pickle"
-    named = path.suffix.lower() == ".safetensors" and not _is_text(head)
+    named = path.suffix.lower() == ".safetensors" and not is_text(head)
     if (head[8:9] == b"{" or named) and not head.startswith(b"GGUF"):
         return "safetensors"  # a damaged one; opening it says how
-    raise WeightFileError(f"`{path}` is not a weight file: {_what_it_is(head)}")
+    raise WeightFileError(f"`{path}` is not a weight file: {what_file_it_is(head)}")
 
 
 def read_pickle(path: str | Path, *, mmap: bool = False) -> object:
@@ -157,7 +164,7 @@ def read_pickle(path: str | Path, *, mmap: bool = False) -> object:
                 "where you trust its maker."
             ) from error
         raise WeightFileError(
-            f"`{path}` is truncated or damaged ({_first_line(error)}): a pickle begins in it, but cannot be read to "
+            f"`{path}` is truncated or damaged ({error_line(error)}): a pickle begins in it, but cannot be read to "
             "its end. Fetch it again."
         ) from error
     flaw = content_flaw(content, path.stat().st_size)
@@ -175,27 +182,6 @@ def _existing_file(path: str | Path) -> Path:
     return path
 
 
-def _is_text(head: bytes) -> bool:
-    return all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head)
-
-
-def _what_it_is(head: bytes) -> str:
-    start = head.lstrip().lower()
-    if start.startswith((b"<!doctype", b"<html")):
-        return "it is a web page, saved by a download that needed a login. Download it while logged in."
-    if start.startswith(b"version https://git-lfs"):
-        return "it is the pointer that git keeps in place of a large file. Run `git lfs pull`, or download the file."
-    if start.startswith(b"gguf"):
-        return "it is a GGUF file, which diffusers' pipelines of this kind do not use. Get the .safetensors version."
-    if _is_text(head):
-        return f"it is text, beginning with {head[:24].decode('ascii')!r}. Download the file itself."
-    return f"it begins with {head[:8].hex(' ')}, as no format known here does. Get the .safetensors version."
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
-
-
 class _LazyTensors(WeightFile):
     """A .safetensors file: the header is read, tensors are read when asked for.
 
@@ -204,11 +190,11 @@ class _LazyTensors(WeightFile):
     """
 
     def __init__(self, path: Path):
-        self._stamp = _file_stamp(path)
-        handle = _opened(path, "pt" if "torch" in sys.modules else "np")
+        self._stamp = _weights_stamp(path)
+        handle = _safetensors_handle(path, "pt" if "torch" in sys.modules else "np")
         self._handle: object = handle if "torch" in sys.modules else None
         self._closed = False
-        header = _safetensors_header(path)
+        header = safetensors_header(path)
         super().__init__(path, _text_metadata(header.pop("__metadata__", None)))
         self._entries: dict[str, Mapping[str, Any]] = header
 
@@ -249,15 +235,27 @@ class _LazyTensors(WeightFile):
             )
         return getattr(lazy_torch, NUMBER_FORMATS[name].torch)
 
+    def forget_pages(self) -> None:
+        ends = sorted((entry["data_offsets"], key) for key, entry in self._entries.items() if 0 not in entry["shape"])
+        size = self._stamp[2]
+        if self._handle is None or size < _WORTH_FORGETTING or len(ends) < 2:
+            return
+        data_start = size - ends[-1][0][1]
+        places = {
+            self._reader().get_tensor(key).data_ptr() - data_start - begin for (begin, _), key in (ends[0], ends[-1])
+        }
+        if len(places) == 1:  # the file is mapped in one piece
+            forget_mapped_pages(places.pop(), size)
+
     def close(self) -> None:
         self._handle, self._closed = None, True
 
     def _reader(self) -> Any:
         """torch's handle of the file."""
         if self._handle is None:
-            if _file_stamp(self.path) != self._stamp:
+            if _weights_stamp(self.path) != self._stamp:
                 raise ValueError("another file is there by now")
-            self._handle = _opened(self.path, "pt")
+            self._handle = _safetensors_handle(self.path, "pt")
         return self._handle
 
     def _blocks(self, key: str) -> Iterator[bytes]:
@@ -330,15 +328,15 @@ def _as_tensor(value: object) -> TorchTensor | None:
     return None
 
 
-def _opened(path: Path, framework: str) -> Any:
+def _safetensors_handle(path: Path, framework: str) -> Any:
     """safetensors' handle of a file. Raises WeightFileError for what is no whole one."""
     try:
         return safe_open(str(path), framework=framework, device="cpu")
     except (SafetensorError, OSError, ValueError) as error:
-        raise WeightFileError(_safetensors_flaw(path, error)) from error
+        raise WeightFileError(safetensors_flaw(path, error)) from error
 
 
-def _file_stamp(path: Path) -> tuple[int, ...]:
+def _weights_stamp(path: Path) -> tuple[int, ...]:
     """What tells a file from another that took its place."""
     return _stamp_of(path.stat())
 
@@ -352,34 +350,9 @@ def _read_or_explain(path: Path, key: str, read: Callable[[], Any]) -> Any:
         return read()
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise WeightFileError(
-            f"`{path}`: tensor `{key}` cannot be read ({_first_line(error)}): the file is damaged, or was changed "
+            f"`{path}`: tensor `{key}` cannot be read ({error_line(error)}): the file is damaged, or was changed "
             "while it was open. Fetch it again."
         ) from error
-
-
-def _safetensors_header(path: Path) -> dict:
-    """The header of a file that `safe_open` has accepted: eight bytes of length, then JSON.
-
-    Read here for the order of its keys, which older versions of safetensors do not tell.
-    """
-    with path.open("rb") as stream:
-        return json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-
-
-def _safetensors_flaw(path: Path, error: Exception) -> str:
-    """Why the library refuses a file, in three facts."""
-    size = path.stat().st_size
-    with path.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-    if size < 8 or not 2 <= length <= size - 8:
-        return (
-            f"`{path}` is truncated, or no .safetensors file: its first eight bytes promise a header of {length} "
-            f"bytes, and {max(size - 8, 0)} follow. Fetch it again."
-        )
-    return (
-        f"`{path}` is truncated or damaged ({_first_line(error)}): its table of contents is not one, or does not fit "
-        "its content. Fetch it again."
-    )
 
 
 def _text_metadata(raw: object) -> dict[str, str]:

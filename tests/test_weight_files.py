@@ -66,6 +66,26 @@ def test_bytes_tell_of_a_tensor_what_torch_tells(tmp_path: Path, without_torch, 
     assert file.dtype("x") == dtype and file.not_finite("x") is None
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux gives a mapping's pages back")
+def test_what_was_read_of_a_file_takes_no_memory_when_it_is_forgotten(tmp_path: Path) -> None:
+    def mapped() -> int:
+        """KiB of the file in memory."""
+        maps = Path("/proc/self/smaps").read_text().split("VmFlags")
+        sizes = [each.split("\nRss:")[1].split()[0] for each in maps if "forgotten.safetensors" in each]
+        return sum(map(int, sizes))
+
+    path = tmp_path / "forgotten.safetensors"
+    save_file({"x": torch.full((1 << 20,), 2.0), "empty": torch.zeros(0), "y": torch.ones(1 << 20)}, path)
+    file = open_weights(path)
+    kept = file.tensor("x")
+    assert kept.sum() == 2 << 20 and file.tensor("y").sum() == 1 << 20
+    before = mapped()
+    path.unlink()
+    file.forget_pages()
+    assert mapped() < before // 8
+    assert kept.sum() == 2 << 20 and file.tensor("y").sum() == 1 << 20  # and is read again from the file that it was
+
+
 def test_bytes_of_another_file_in_its_place_are_not_read(tmp_path: Path, without_torch) -> None:
     save_file({"x": torch.ones(4)}, tmp_path / "a.safetensors")
     file = without_torch(tmp_path / "a.safetensors")

@@ -14,10 +14,11 @@ from functools import partial
 import torch
 from torch import nn
 
+from ..memory import give_back_memory
 from ..model_lock import models_in_use
 from ..utils import LOGGER
 from ..weight_files import NetworkError
-from .originals import CheckpointFiles, give_back_memory, kept_original
+from .originals import CheckpointFiles, kept_original
 from .plan import MergeStep, ModuleKey, NetworkReport, network_uses, plan_networks
 from .targets import PipeLayers
 from .touched import TouchedModule, writable_weight
@@ -119,19 +120,21 @@ class NetworkMerger:
             raise
         self.reports = reports
         if changed:
+            for network in {id(step.network): step.network for steps in plan.values() for step in steps}.values():
+                network.file.forget_pages()
             give_back_memory()
         return reports
 
     def restore(self) -> None:
         """Put every original back, bit for bit. An interrupt is held until that is done."""
         try:
-            held = self.bytes_held
+            changed = bool(self._touched)
             self._put_all_back()
         except KeyboardInterrupt:
             self.restore()
             raise
         self.reports, self._files = [], None
-        if held:
+        if changed:
             give_back_memory()
 
     def __reduce__(self) -> tuple:

@@ -8,10 +8,8 @@ A file is held open, so that deleting it, or putting another in its place, takes
 over in place is noticed by its stamp: before merging, the weight is copied instead; after, an error is all there is.
 """
 
-import ctypes
 import json
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -161,14 +159,6 @@ def kept_original(
     component, path = module
     found = files.original(component, f"{path}.{name}", value) if files is not None else None
     return found if found is not None else KeptOriginal(value, device)
-
-
-def give_back_memory() -> None:
-    """Return what was freed to the system, where the C library has to be told so (glibc)."""
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
 
 
 def _narrowest(value: Tensor) -> Tensor:

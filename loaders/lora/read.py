@@ -203,6 +203,7 @@ def read_network(path: str | Path, *, check_values: bool | None = None) -> Netwo
         check_values = not file.path.is_file() or file.path.stat().st_size <= CHECKED_AT_ONCE
     if check_values:
         network.check_values()
+        file.forget_pages()
     return network
 
 

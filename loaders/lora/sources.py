@@ -81,6 +81,10 @@ class _JoinedWeights(WeightFile):
         file, inner = self._places[key]
         return file.number(inner)
 
+    def forget_pages(self) -> None:
+        for file in self._files.values():
+            file.forget_pages()
+
     def close(self) -> None:
         for file in self._files.values():
             file.close()
