@@ -3,14 +3,20 @@
     python benchmarks/loop.py                 ratios of CPU time and numbers of aten operations, a step
     python benchmarks/loop.py --side 256 --repeats 9 --sampler "Euler a"
 
+The last rows are what alternating texts take more a step than one text, and a Brownian path's share of DPM++ 2M SDE.
+
 Both sides draw with prompt embeddings, guidance and noise of torch's CPU generator; the cost of a step is what a call
 of 40 steps takes more than one of 10, divided by 30. CPU time of the thread, turn by turn, the median ratio counts.
 """
 
 import argparse
+import importlib
+import importlib.util
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,7 +32,10 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from webui_diffusers.loaders.checkpoint.configs import model_config_folder
 from webui_diffusers.pipelines import WebUITxt2ImgPipeline
+from webui_diffusers.pipelines.sampling.brownian import BrownianPath
 
 
 FEW, MANY = 10, 40
@@ -73,6 +82,9 @@ def main() -> None:
     print(f"{'sampler':18} {'CPU time':>22} {'ours, µs':>9} {'operations':>12}")
     for sampler in [arguments.sampler] if arguments.sampler else RIVALS:
         print(loop_row(sampler, ours, theirs, arguments), flush=True)
+    if not arguments.sampler:
+        for line in (alternation_row(arguments), *brownian_rows(arguments)):
+            print(line, flush=True)
 
 
 def idle_pipeline(cls: type) -> StableDiffusionPipeline:
@@ -127,6 +139,62 @@ def loop_row(sampler: str, ours: Any, theirs: Any, arguments: argparse.Namespace
     span = f"{statistics.median(ratios):.2f} [{min(ratios):.2f} .. {max(ratios):.2f}]"
     cost = statistics.median(mine for mine, _ in pairs) * 1e6
     return f"{sampler:18} {span:>22} {cost:9.0f} {counts[0]:5.0f} / {counts[1]:.0f}"
+
+
+def alternation_row(arguments: argparse.Namespace) -> str:
+    """What a step of a text that changes with every step takes more than one of a text that stays, milliseconds."""
+    pipe = idle_pipeline(WebUITxt2ImgPipeline)
+    folder = model_config_folder("sd1")
+    layers = {"hidden_size": WIDTH, "intermediate_size": WIDTH, "num_attention_heads": 2, "num_hidden_layers": 2}
+    encoder = CLIPTextModel(CLIPTextConfig(projection_dim=WIDTH, **layers)).eval()
+    pipe.register_modules(text_encoder=encoder, tokenizer=CLIPTokenizer.from_pretrained(Path(folder) / "tokenizer"))
+    job = {"height": arguments.side, "width": arguments.side, "output_type": "latent", "sampler": "Euler", "seed": 1}
+
+    def call(steps: int, prompt: str) -> None:
+        pipe(prompt, negative_prompt="dark", num_inference_steps=steps, noise_source="cpu", **job)
+
+    taken = []
+    for _ in range(arguments.repeats + 1):
+        pair = [seconds_a_step(partial(call, prompt=text)) for text in ("a [fox|cat|hen] in snow", "a fox in snow")]
+        taken.append((pair[0] - pair[1]) * 1000)
+    more = taken[1:]
+    return f"alternating texts, more a step: {statistics.median(more):.3f} ms [{min(more):.3f} .. {max(more):.3f}]"
+
+
+def brownian_rows(arguments: argparse.Namespace) -> list[str]:
+    """A step's increment of a Brownian path, its normal numbers alone, and torchsde's tree where it is installed."""
+    shape, times = (4, arguments.side // 8, arguments.side // 8), (torch.linspace(1.467, 0.604, MANY) ** 7).tolist()
+    generator, draws = torch.Generator(), []
+
+    def draw(seed: int) -> torch.Tensor:
+        draws.append(seed)
+        return torch.randn(shape, generator=generator.manual_seed(seed))
+
+    def walk(path: Callable[[float, float], torch.Tensor]) -> None:
+        for i in range(len(times) - 1):
+            path(times[i + 1], times[i])
+
+    walks = {"here": lambda: walk(BrownianPath(times[-1], times[0], 1, draw))}
+    if importlib.util.find_spec("torchsde"):
+        tree = importlib.import_module("torchsde").BrownianTree
+        walks["torchsde"] = lambda: walk(tree(times[-1], torch.zeros(shape), times[0], entropy=1))
+    walks["here"]()
+    seeds = draws[:]
+    walks["draws"] = lambda: [draw(seed) for seed in seeds]
+    taken = {
+        name: min(cpu_seconds(each) for _ in range(arguments.repeats)) / (MANY - 1) for name, each in walks.items()
+    }
+    more = f"; torchsde's tree {taken['torchsde'] * 1e6:.0f} µs" if "torchsde" in taken else ""
+    return [
+        f"Brownian path, a step: {taken['here'] * 1e6:.0f} µs, of which its {len(seeds) / (MANY - 1):.1f} draws of "
+        f"{taken['draws'] / len(seeds) * (MANY - 1) * 1e6:.0f} µs are {taken['draws'] / taken['here']:.0%}{more}"
+    ]
+
+
+def cpu_seconds(work: Callable[[], object]) -> float:
+    begun = time.thread_time()
+    work()
+    return time.thread_time() - begun
 
 
 def seconds_a_step(call: Callable[[int], None]) -> float:

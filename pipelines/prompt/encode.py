@@ -21,7 +21,15 @@ from .composition import split_and
 from .network_tags import split_network_tags
 from .prompt_2 import SecondTexts, TextPair, merge_schedules, paired_sides, second_texts
 from .schedule import parse_schedule
-from .text_encoder import ClipEncoder, PromptSettings, RowCache, weigh_tokens, weight_norms, weight_versions
+from .text_encoder import (
+    WITHOUT_SHARED_MEAN,
+    ClipEncoder,
+    PromptSettings,
+    RowCache,
+    weigh_tokens,
+    weight_norms,
+    weight_versions,
+)
 
 
 CHUNK_LENGTH = 77
@@ -176,7 +184,8 @@ class PromptEncoder:
         used: list[str] = []
         for group in groups if self.embeddings else ():
             for encoder in self.encoders:
-                chunks = [c for pair in group for c in self.chunks(encoder, _text_for(encoder, pair), settings)]
+                texts = dict.fromkeys(_text_for(encoder, pair) for pair in group)
+                chunks = [chunk for text in texts for chunk in self.chunks(encoder, text, settings)]
                 used[:0] = dict.fromkeys(fix.name for chunk in chunks for fix in chunk.fixes)
         return tuple(used)
 
@@ -191,12 +200,16 @@ class PromptEncoder:
         """Cut all texts without encoding them. Raises ValueError for a weight that is no number and for negative
         prompts of different length in one batch, which the webui cannot draw either."""
         texts, _, opposed = paired_sides(prompts, negatives, seconds, True)
+
+        def variants_of(text: str) -> list[str]:
+            return [variant for _, variant in parse_schedule(text, steps, legacy=settings.use_old_scheduling)]
+
         lengths = {}
         for pair in dict.fromkeys([*texts, *opposed]):
             cut = [
-                len(self.chunks(encoder, variant, settings))
+                len(chunks)
                 for encoder in (self.encoders if seconds else self.encoders[:1])
-                for _, variant in parse_schedule(_text_for(encoder, pair), steps, legacy=settings.use_old_scheduling)
+                for chunks in self._cut_texts(encoder, [variants_of(_text_for(encoder, pair))], settings).values()
             ]
             lengths[pair] = max(cut)
         different = {pair.first: lengths[pair] for pair in opposed}
@@ -223,20 +236,30 @@ class PromptEncoder:
 
     @torch.no_grad()
     def encode(self, groups: Sequence[Sequence[str | TextPair]], settings: PromptSettings) -> list[list[EncodedText]]:
-        """Texts by groups; those of one group share their length and, with emphasis "Original", their mean."""
+        """Texts by groups; those of one group share their length and, with emphasis "Original", their mean. A text
+        that stands several times in a group, as in alternation, is worked out once."""
+        cut = [self._cut_texts(encoder, groups, settings) for encoder in self.encoders]
+        rows = [_rows_of_group(self.encoders, group, cut, settings.emphasis) for group in groups]
         chunked = [
-            [[self.chunks(e, _text_for(e, text), settings) for text in group] for group in groups]
-            for e in self.encoders
+            [[known[_text_for(e, pair)] for pair in group] for group in rows] for e, known in zip(self.encoders, cut)
         ]
         lengths = [max(len(chunks) for side in chunked for chunks in side[i]) for i in range(len(groups))]
         sides = [self._encode_side(e, side, lengths, settings) for e, side in zip(self.encoders, chunked, strict=True)]
-        return [
-            [
-                EncodedText(torch.cat([side[i][j].embeds for side in sides], dim=-1), sides[-1][i][j].pooled)
-                for j in range(len(group))
-            ]
-            for i, group in enumerate(groups)
+        found = [
+            {
+                pair: EncodedText(torch.cat([side[i][j].embeds for side in sides], dim=-1), sides[-1][i][j].pooled)
+                for pair, j in {pair: j for j, pair in enumerate(group)}.items()
+            }
+            for i, group in enumerate(rows)
         ]
+        return [[found[i][pair] for pair in group] for i, group in enumerate(groups)]
+
+    def _cut_texts(
+        self, encoder: ClipEncoder, groups: Sequence[Sequence[str | TextPair]], settings: PromptSettings
+    ) -> dict[str, list[PromptChunk]]:
+        """The chunks of every text that one encoder reads."""
+        texts = dict.fromkeys(_text_for(encoder, pair) for group in groups for pair in group)
+        return {text: self.chunks(encoder, text, settings) for text in texts}
 
     def chunks(self, encoder: ClipEncoder, text: str, settings: PromptSettings) -> list[PromptChunk]:
         """One text as frames of 77 tokens with their weights."""
@@ -335,6 +358,21 @@ def _multi_vector_words(pipe: Any) -> Callable[[str], str] | None:
 def _text_for(encoder: ClipEncoder, text: str | TextPair) -> str:
     """What an encoder reads of a pair: SDXL's second one the second."""
     return text if isinstance(text, str) else text.second if encoder.part == "clip_g" else text.first
+
+
+def _rows_of_group(
+    encoders: Sequence[ClipEncoder],
+    group: Sequence[str | TextPair],
+    cut: Sequence[Mapping[str, list[PromptChunk]]],
+    emphasis: str,
+) -> list[str | TextPair]:
+    """The texts of a group to work out: each once, or all where weights make their common mean count. cut: each
+    encoder's chunks."""
+    texts = list(dict.fromkeys(group))
+    if emphasis in WITHOUT_SHARED_MEAN or len(texts) == len(group):
+        return texts
+    chunks = (chunk for e, known in zip(encoders, cut) for text in texts for chunk in known[_text_for(e, text)])
+    return list(group) if any(weight != 1 for chunk in chunks for weight in chunk.weights) else texts
 
 
 def _row_key(row: PromptChunk) -> tuple:

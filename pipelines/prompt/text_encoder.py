@@ -147,6 +147,9 @@ class ClipEncoder:
             handle.remove()
 
 
+WITHOUT_SHARED_MEAN = ("None", "Ignore", "No norm")  # emphases under which a text's encoding depends on no other text
+
+
 def weigh_tokens(z: Tensor, weights: Tensor, emphasis: str) -> Tensor:
     """Emphasis: z (b, 77, dim) by the tokens' weights (b, 77).
 

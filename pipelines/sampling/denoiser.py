@@ -349,7 +349,7 @@ class GuidedDenoiser:
             for piece in pieces
         ]
         against = [(i, 1.0, cond_at_call(schedule, self.calls)) for i, schedule in enumerate(conditioning.negative)]
-        key = tuple(id(entry) for _, _, entry in chosen + against)
+        key = tuple(id(entry.embeds) for _, _, entry in chosen + against)
         if key not in self._batches:
             cond, uncond = stack_conds(chosen), stack_conds(against) if against else None
             if uncond is not None and cond.embeds.shape[1] != uncond.embeds.shape[1]:
