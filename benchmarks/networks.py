@@ -12,6 +12,8 @@ means less than diffusers.
     (b) switch   from files 1..n to files 2..n+1, the last of which is not loaded yet
     (c) off      back to none
     (d) forward  the UNet with them on, over the bare UNet
+    unfused      ready, off and forward as PEFT adapters beside the weights; diffusers without fuse_lora
+    hotswap      from one file of the UNet to another: diffusers' hotswap against a switch here
     (e) peak     the memory of (a) above what the models take, which were read from a folder in float16 into float32;
         held     ... while they are on; and after (c). Each side in a process of its own
         after off
@@ -56,7 +58,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--worker", nargs=2, metavar=("SIDE", "FOLDER"), help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments, _ = parser.parse_known_args()
     torch.set_num_threads(arguments.threads)
     warnings.simplefilter("ignore")
     logging.set_verbosity_error()
@@ -77,6 +79,10 @@ def main() -> None:
         for count in arguments.files if not arguments.memory else ():
             for line in time_rows(pipe, bare, files, count, arguments.repeats):
                 print(line, flush=True)
+        if not arguments.memory:
+            print(hotswap_row(pipe, Path(folder), arguments.repeats), flush=True)
+            for path in Path(folder).glob("unet*.safetensors"):
+                path.unlink()
         for name in ("unet", "text_encoder"):
             getattr(pipe, name).half().save_pretrained(Path(folder) / "model" / name)
         del pipe, bare
@@ -109,11 +115,12 @@ def random_pipeline() -> StableDiffusionPipeline:
     return StableDiffusionPipeline(None, text, None, unet, PNDMScheduler(), None, None, requires_safety_checker=False)
 
 
-def write_network(pipe: StableDiffusionPipeline, path: Path, seed: int) -> Path:
-    """A Kohya file over all attention, feed-forward and projection layers."""
+def write_network(pipe: StableDiffusionPipeline, path: Path, seed: int, text: bool = True) -> Path:
+    """A Kohya file over all attention, feed-forward and projection layers. text: also of the text encoder."""
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
-    for prefix, model, targets in (("lora_unet", pipe.unet, TARGETS), ("lora_te", pipe.text_encoder, TEXT_TARGETS)):
+    models = [("lora_unet", pipe.unet, TARGETS), ("lora_te", pipe.text_encoder, TEXT_TARGETS)]
+    for prefix, model, targets in models if text else models[:1]:
         for name, module in model.named_modules():
             if isinstance(module, nn.Linear | nn.Conv2d) and name.endswith(targets):
                 if model is pipe.text_encoder and not name.startswith("text_model."):
@@ -134,12 +141,13 @@ def time_rows(
 ) -> list[str]:
     """(a) to (d) for `count` files at once, both sides taking turns. bare: a UNet that nothing is put on."""
     first, second = files[:count], files[1 : count + 1]
-    runs: dict[str, list[dict[str, float]]] = {"diffusers": [], "here": [], "adapters": []}
+    runs: dict[str, list[dict[str, float]]] = {"diffusers": [], "here": [], "adapters": [], "unfused": []}
     for _ in range(repeats):
         for side, steps in (
             ("diffusers", diffusers_side(pipe, first, second)),
             ("here", our_side(pipe, first, second)),
             ("adapters", adapter_side(pipe, first)),
+            ("unfused", unfused_side(pipe, first)),
         ):
             runs[side].append(sequence(pipe.unet, bare, *steps))
     best = {side: {key: min(run[key] for run in each) for key in each[0]} for side, each in runs.items()}
@@ -154,12 +162,28 @@ def time_rows(
         f"{'(d) forward':12}{count:>6}{theirs['forward']:>11.2f}x{ours['forward']:>9.2f}x"
         f"{ours['forward'] / theirs['forward']:>8.2f}"
     )
-    adapters = best["adapters"]
+    ours, theirs = best["adapters"], best["unfused"]
+    shares = [f"{key} {ours[key] / theirs[key]:.2f}" for key in ("ready", "off", "forward")]
     rows.append(
-        f"{'    as adapters, not merged:':<30}ready {adapters['ready']:.2f} s, off {adapters['off']:.2f} s, "
-        f"forward {adapters['forward']:.2f}x"
+        f"{'    unfused':12}{count:>6}   {', '.join(shares)}  (forward {ours['forward']:.2f} of the bare UNet)"
     )
     return rows
+
+
+def hotswap_row(pipe: StableDiffusionPipeline, folder: Path, repeats: int) -> str:
+    """From one file of the UNet to another, which is not loaded yet."""
+    files = [write_network(pipe, folder / f"unet{i}.safetensors", i, text=False) for i in range(repeats + 1)]
+    merger = NetworkMerger(pipe)
+    merger.switch([(read_network(files[0]), 1.0, 1.0)])
+    mine = [seconds(lambda path=path: merger.switch([(read_network(path), 1.0, 1.0)])) for path in files[1:]]
+    merger.restore()
+    theirs = []
+    pipe.load_lora_weights(folder, weight_name=files[0].name, adapter_name="swapped")
+    for path in files[1:]:
+        given = {"weight_name": path.name, "adapter_name": "swapped", "hotswap": True}
+        theirs.append(seconds(lambda given=given: pipe.load_lora_weights(folder, **given)))
+    pipe.unload_lora_weights()
+    return row("hotswap", 1, min(theirs), min(mine), "s")
 
 
 def diffusers_side(pipe: StableDiffusionPipeline, first: list[Path], second: list[Path]) -> tuple[Work, Work, Work]:
@@ -203,6 +227,17 @@ def adapter_side(pipe: StableDiffusionPipeline, first: list[Path]) -> tuple[Work
     """As PEFT adapters beside the weights, which MultiLoraPipeline uses by default."""
     mixer = AdapterMixer(pipe)
     return lambda: mixer.switch([(read_network(path), 1.0, 1.0) for path in first]), lambda: None, mixer.restore
+
+
+def unfused_side(pipe: StableDiffusionPipeline, first: list[Path]) -> tuple[Work, Work, Work]:
+    """diffusers' adapters, not fused."""
+
+    def ready() -> None:
+        for path in first:
+            pipe.load_lora_weights(path.parent, weight_name=path.name, adapter_name=path.stem)
+        pipe.set_adapters([path.stem for path in first])
+
+    return ready, lambda: None, pipe.unload_lora_weights
 
 
 def sequence(unet: nn.Module, bare: nn.Module, ready: Work, switch: Work, off: Work) -> dict[str, float]:

@@ -30,6 +30,7 @@ from diffusers import (
     DiffusionPipeline,
     EulerDiscreteScheduler,
     StableDiffusionControlNetPipeline,
+    StableDiffusionImg2ImgPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLControlNetPipeline,
     StableDiffusionXLPipeline,
@@ -56,7 +57,7 @@ def main() -> None:
     parser.add_argument("--lpw", type=Path, help="diffusers' examples/community/lpw_stable_diffusion.py")
     parser.add_argument("--base", choices=BASES, help="one model only")
     parser.add_argument("--worker", choices=["ours", "diffusers"], help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments, _ = parser.parse_known_args()
     torch.set_num_threads(arguments.threads)
     if arguments.worker:
         print(json.dumps(peak_memory(arguments.worker, arguments)))
@@ -64,6 +65,7 @@ def main() -> None:
     tables = [import_rows]
     for base in [arguments.base] if arguments.base else BASES:
         tables += [partial(rows, arguments, base) for rows in (memory_rows, drawing_rows, control_rows)]
+        tables += [partial(hires_rows, arguments)] if base == "sd1" else []
     for table in (*tables, partial(encoding_rows, arguments)):
         for line in table():
             print(line, flush=True)
@@ -156,6 +158,35 @@ def control_pair(ours: DiffusionPipeline, base: str, arguments: argparse.Namespa
         return lambda: call_of(name, lambda **job: pipe(**job, **{argument: image}), arguments)()
 
     return drawn("ours", ours, "control_image"), drawn("diffusers", theirs, "image")
+
+
+def hires_rows(arguments: argparse.Namespace) -> list[str]:
+    """A hires pass of twice the side over the latents, against diffusers' two pipelines one after the other."""
+    ours = random_pipeline(WebUITxt2ImgPipeline)
+    first, second = StableDiffusionPipeline.from_pipe(ours), StableDiffusionImg2ImgPipeline.from_pipe(ours)
+    for pipe in (first, second):
+        pipe.set_progress_bar_config(disable=True)
+    hires = {"hires_scale": 2, "hires_upscaler": "Latent", "hires_strength": 0.5, "hires_steps": 2 * arguments.steps}
+    draw = call_of("diffusers", first, arguments)
+    evaluations: list[int] = []
+    ours.unet.register_forward_hook(lambda *_: evaluations.append(1))
+
+    def mine() -> None:
+        call_of("ours", lambda **job: ours(**job, **hires), arguments)()
+
+    def theirs() -> None:
+        latents = torch.nn.functional.interpolate(draw().images, scale_factor=2, mode="bilinear")
+        given = {"image": latents, "strength": 0.5, "num_inference_steps": 2 * count, "output_type": "latent"}
+        second(WORDS, negative_prompt="blurry", guidance_scale=7.0, **given)
+
+    mine()
+    count = len(evaluations) - arguments.steps
+    evaluations.clear()
+    theirs()
+    if len(evaluations) != arguments.steps + count:
+        raise AssertionError(f"{len(evaluations)} evaluations for {arguments.steps + count}")
+    size = f"{arguments.steps} steps of {arguments.side}x{arguments.side}, {count} of twice the side"
+    return [f"{ratio_row('sd1: hires over latents, wall time', mine, theirs, arguments.repeats)}  ({size})"]
 
 
 def encoding_rows(arguments: argparse.Namespace) -> list[str]:

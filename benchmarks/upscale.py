@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--upscaler", default=LABEL, help="label or file, for the memory table only")
     parser.add_argument("--photo", type=Path, default=PHOTO)
     parser.add_argument("--worker", choices=["ours", "realesrgan"], help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments, _ = parser.parse_known_args()
     if arguments.worker:
         print(json.dumps(measured(arguments.worker, arguments.side, arguments.tile, arguments.upscaler)))
         return
