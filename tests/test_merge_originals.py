@@ -160,6 +160,32 @@ def write_over(folder):
             stream.write(bytes(file.stat().st_size - header))
 
 
+@pytest.mark.slow
+def test_a_thousand_switches_come_back_to_the_last_bit_whatever_becomes_of_the_file(tiny_sd, networks, tmp_path):
+    """Read again from the file; it is replaced and deleted while networks are on, then they are copies."""
+    shutil.copytree(tiny_sd, tmp_path / "model")
+    pipe, choose = load(tmp_path / "model"), random.Random(3)
+    before, merger = state(pipe), NetworkMerger(pipe)
+    file = next((tmp_path / "model" / "unet").glob("*.safetensors"))
+    held = set()
+    for turn in range(1000):
+        chosen = choose.sample(networks, choose.randint(1, 3))
+        merger.switch(
+            [(network, choose.choice((0.5, 1)), choose.choice((-0.7, 1))) for network in chosen], "reference"
+        )
+        held.add(merger.bytes_held)
+        if turn == 300:
+            assert held == {0}
+            save_file({key: value + 1 for key, value in load_file(file).items()}, tmp_path / "other.safetensors")
+            (tmp_path / "other.safetensors").replace(file)
+        if turn == 600:
+            file.unlink()
+        if turn % 100 == 99:
+            merger.restore()
+            assert_same(pipe, before)
+    assert max(held) > 0  # the other file's numbers were not taken for the model's
+
+
 def test_a_file_that_was_written_over_before_merging_is_not_relied_on(tiny_sd, networks, tmp_path):
     shutil.copytree(tiny_sd, tmp_path / "model")
     pipe = load(tmp_path / "model")
