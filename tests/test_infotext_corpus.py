@@ -31,7 +31,7 @@ WHOLE = f"{PROMPT}\nNegative prompt: {NEGATIVE}\n{FIELDS}"
 
 
 def test_the_corpus_has_all_its_rows():
-    assert len(CORPUS) >= 370 and len({row["text"] for row in CORPUS}) == len(CORPUS)
+    assert len(CORPUS) >= 400 and len({row["text"] for row in CORPUS}) == len(CORPUS)
 
 
 @pytest.mark.parametrize("row", CORPUS, ids=[f"{number}-{row['kind']}" for number, row in enumerate(CORPUS)])

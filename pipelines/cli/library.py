@@ -37,6 +37,7 @@ _PART_KINDS = {
 }
 # Of loaders/detectors/library.py, which needs torch.
 SHIPPED_FACE_DETECTORS, FACE_DETECTOR_FILES = ("face", "mtcnn", "retinaface"), ("mediapipe_face", "face_yolov8")
+_FIELDS_OF_KIND = {"taesd": {"VAE Decoder", "VAE Encoder"}, "hypernetwork": {"Hypernet", "<hypernet"}}
 _VAE_LABELS = ("VAE Decoder", "VAE Encoder", "VAE")
 _PATH_ARGUMENTS = {"upscaler": "hires_upscaler", "face_restorer": "restore_faces"}
 
@@ -109,7 +110,7 @@ class CallFiles:
                 if (*key, wanted.argument) in seen or self._is_given(wanted, call, setup, usual_model):
                     continue
                 seen.add((*key, wanted.argument))
-                labels |= {wanted.label.strip("`")} if wanted.kind != "taesd" else {"VAE Decoder", "VAE Encoder"}
+                labels |= _FIELDS_OF_KIND.get(wanted.kind, {wanted.label.strip("`")})
                 file = found_file(wanted, self.library, is_sdxl=is_sdxl)
                 file = self._detector(wanted) if wanted.kind == "detector" else file
                 if file is not None:

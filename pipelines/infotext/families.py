@@ -58,7 +58,7 @@ def other_family(fields: Mapping[str, Any]) -> str | None:
     if by_base := _base_family(fields):
         return by_base
     model = str(fields.get("Model") or fields.get("Checkpoint") or fields.get("Unet") or _resource_model(fields))
-    if not _SD_NAMES.search(re.sub(r"(?i)schnell|turbo|hyper|lightning", "", model)) and (
+    if not _SD_NAMES.search(re.sub(r"(?i)schnell|turbo|hyper|lightning|t5xxl", "", model)) and (
         found := _first_match(_MODEL_NAMES, [model])
     ):
         return found

@@ -117,7 +117,7 @@ def tidy_infotext(text: str) -> PictureText:
     prompt, negative, above = _prompts(head)
     tail_fields, behind, more_notes = _read_tail(fields, tail)
     line = _plain_spaces(", ".join(part for part in (tail_fields, above) if part))
-    for sign in "|;":
+    for sign in ("|", ";", " / "):
         if line.count(sign) > max(line.count(","), 1):
             line = ", ".join(part.strip() for part in line.split(sign))
     if line.count(",") + 1 < len(_CORE_LABELS.findall(line)):
@@ -250,8 +250,12 @@ def _prompts(head: str) -> tuple[str, str, str]:
         if not any(sides[side]) and side == 0 and _HEADINGS.fullmatch(line):
             continue
         if re.fullmatch(r"(?i)negative prompt", line):
+            if sides[0] and sides[0][-1].lower() == "copy":  # a button of the page
+                sides[0].pop()
             side, template = 1, False
             continue
+        if side == 1 and not any(sides[0]) and _PROMPT_LABEL.match(line):
+            side, line = 0, _PROMPT_LABEL.sub("", line, count=1)
         if not any(sides[0]) and side == 0:
             line = _PROMPT_LABEL.sub("", line, count=1) if _PROMPT_LABEL.match(line) else line
         if negative := _negative_mark(line, side):
@@ -277,6 +281,8 @@ def _negative_mark(line: str, side: int) -> re.Match[str] | None:
 
 
 def _is_around(line: str) -> bool:
+    if _NEGATIVE.match(line.strip()):
+        return False
     return not line.strip() or len(line) < 60 or bool(_LABEL_AT_START.match(line) or _HEADINGS.fullmatch(line))
 
 

@@ -67,6 +67,7 @@ def _without_markdown(text: str) -> str:
         text = _BULLET.sub("", text)
     if re.search(r"(?i)\*\*(steps|negative prompt|prompt|seed)", text):
         text = re.sub(r"\*\*([\w /.-]+?)(:?)\*\*(:?)", r"\1\2\3", text)
+    text = re.sub(r"(?m)^.*Steps:.*$", lambda line: re.sub(r"\*\*([^*]+)\*\*", r"\1", line[0]), text)
     text = re.sub(rf"(?mi)^((?:negative |positive )?prompt|{_SETTINGS_HEADING})\s*:\s*`([^`]+)`\s*$", r"\1: \2", text)
     text = re.sub(rf"(?mi)^(?:{_SETTINGS_HEADING})\s*:\s*(?=steps\s*:)", "", text)
     if re.search(r"(?mi)^\|\s*steps\s*\|", text):
