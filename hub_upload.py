@@ -4,6 +4,7 @@
     python hub_upload.py --namespace your-org --only webui-txt2img     one (may be repeated)
     python hub_upload.py --namespace your-org --dry-run --out dist/hub nothing leaves this machine
     python hub_upload.py --namespace your-org --only webui-txt2img --with-weights MODEL
+    python hub_upload.py --namespace your-org --only webui-blocks-xl   blocks for Modular Diffusers
     python hub_upload.py --space --out dist/space                      a Space of the page, to look at and send
     python hub_upload.py --namespace your-org --community --out dist/community
                                                                        files for diffusers' examples/community
@@ -12,6 +13,7 @@ The token comes from `--token`, HF_TOKEN or `hf auth login`; the Hub from HF_END
 the same code under a name of its own, the data files it reads, a model card, requirements.txt and LICENSE; with
 weights also what model_index.json and its components name (and, with --endpoint, handler.py for Inference Endpoints);
 what else is in the model's folder is left out, and listed.
+One of blocks has `block.py` instead, with the two files by which diffusers finds it.
 It is tried in a process of its own before anything is sent, goes up in one commit, and is tagged when the Hub holds
 what was sent.
 """
@@ -33,6 +35,7 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.utils import tqdm
 from webui_diffusers.loaders.data_files import PACKAGE_FILES, package_file
 from webui_diffusers.pipelines.bundle.build import (
+    BLOCKS,
     PACK_ROOT,
     PIPELINES,
     bundle,
@@ -42,6 +45,7 @@ from webui_diffusers.pipelines.bundle.build import (
 )
 from webui_diffusers.pipelines.bundle.sources import BUNDLE_REQUIREMENTS
 
+from hub.block_files import SD15, SDXL, block_lines, write_block_index
 from hub.community import write_community
 from hub.model_files import ModelFilesError, model_files, read_index, without_paths
 from hub.sending import UploadError, hub_cause, plain_address, retried, send_folder, status_of, without_token
@@ -57,11 +61,12 @@ ENDPOINTS = ("webui-txt2img", "webui-img2img")
 """The pipelines that `hub/endpoint/handler.py` can serve."""
 
 ALWAYS_REQUIRED = ("accelerate", "diffusers", "torch", "transformers")
+ENTRIES = {**PIPELINES, **BLOCKS}
 
 
 def available_pipelines() -> list[str]:
-    """The names of the pipelines that can be put on the Hub."""
-    known = [name for name, entry in PIPELINES.items() if (PACK_ROOT / entry.file).is_file()]
+    """The names of the pipelines and sets of blocks that can be put on the Hub."""
+    known = [name for name, entry in ENTRIES.items() if (PACK_ROOT / entry.file).is_file()]
     return [name for name in known if (HUB_FOLDER / "cards" / f"{name}.md").is_file()]
 
 
@@ -82,8 +87,8 @@ def build_repository(name: str, folder: Path, repo: str, *, model: Path | None =
         )
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    entry, text = PIPELINES[name], bundle(name, home=repo)
-    for file in ("pipeline.py", f"{bundle_module_name(name)}.py"):
+    entry, text = ENTRIES[name], bundle(name, home=repo)
+    for file in ("block.py" if name in BLOCKS else "pipeline.py", f"{bundle_module_name(name)}.py"):
         (folder / file).write_text(text, encoding="utf-8", newline="\n")
     sources = bundle_sources(entry.file)
     read_by = {source.name for source in sources}
@@ -97,6 +102,8 @@ def build_repository(name: str, folder: Path, repo: str, *, model: Path | None =
     shutil.copyfile(Path(__file__).parent / "LICENSE", folder / "LICENSE")
     if endpoint:
         shutil.copyfile(HUB_FOLDER / "endpoint" / "handler.py", folder / "handler.py")
+    if name in BLOCKS:
+        write_block_index(entry, folder)
     if model is not None:
         _add_weights(name, folder, model)
     elif name == "face-restore":
@@ -125,8 +132,9 @@ def _add_weights(name: str, folder: Path, model: Path) -> None:
     missing = [part for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler") if part not in parts]
     is_xl = "text_encoder_2" in parts
     wrong_size = {"multi-lora": is_xl, "multi-lora-xl": not is_xl}.get(name, False)
-    if missing or wrong_size or name == "face-restore":
+    if missing or wrong_size or name == "face-restore" or name in BLOCKS:
         why = f"it lacks {', '.join(missing)}" if missing else "it is made for another kind of model"
+        why = "blocks are published as code alone" if name in BLOCKS else why
         raise UploadError(
             f"The weights of `{model}` ({index.get('_class_name')}) cannot go with {name}: {why}. Choose the "
             "pipelines that they fit with --only."
@@ -199,7 +207,7 @@ def try_repository(name: str, folder: Path, model: Path | None) -> str:
 
     model: with whose weights; None where the folder has its own. Raises UploadError with what that process said.
     """
-    class_name = PIPELINES[name].class_name
+    class_name = ENTRIES[name].class_name
     command = [sys.executable, str(HUB_FOLDER / "try_folder.py"), str(folder), class_name]
     with tempfile.TemporaryDirectory() as modules:
         known = {key: value for key, value in os.environ.items() if key not in _TOKEN_VARIABLES}
@@ -364,9 +372,11 @@ def _model_folder(model: str, token: str | None) -> Path:
 
 def lines_to_paste(name: str, place: str, with_weights: bool) -> str:
     """The lines that load the pipeline."""
-    model = place if with_weights else "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    if name in BLOCKS:
+        return block_lines(name, place)
+    model = place if with_weights else SD15
     if name.endswith("-xl") and not with_weights:
-        model = "stabilityai/stable-diffusion-xl-base-1.0"
+        model = SDXL
     options = ["trust_remote_code=True"] if with_weights else [f'custom_pipeline="{place}"', "trust_remote_code=True"]
     if name == "face-restore":
         model, options = place, ['face_restorer="GFPGAN"', "trust_remote_code=True"]

@@ -17,6 +17,8 @@ def draw_once(folder: str, class_name: str, model: str | None) -> np.ndarray:
     """(h, w, 3) in [0, 1]. model: whose weights; None: the folder's own."""
     if class_name == "FaceRestorePipeline":
         return _restore_once(folder)
+    if class_name.endswith("Blocks"):
+        return _run_blocks_once(folder, class_name, str(model))
     custom: dict[str, Any] = {} if model is None else {"custom_pipeline": folder}
     pipe = DiffusionPipeline.from_pretrained(model or folder, trust_remote_code=True, **custom)
     if type(pipe).__name__ != class_name:
@@ -24,6 +26,18 @@ def draw_once(folder: str, class_name: str, model: str | None) -> np.ndarray:
     pipe.set_progress_bar_config(disable=True)
     more = {"image": Image.new("RGB", (64, 64), "red"), "strength": 1.0} if "Img2Img" in class_name else {}
     return pipe("a red circle", num_inference_steps=2, output_type="np", **more).images[0]
+
+
+def _run_blocks_once(folder: str, class_name: str, model: str) -> np.ndarray:
+    from diffusers import ModularPipelineBlocks
+
+    blocks = ModularPipelineBlocks.from_pretrained(folder, trust_remote_code=True)
+    if type(blocks).__name__ != class_name:
+        raise TypeError(f"`{folder}` gave {type(blocks).__name__}, not {class_name}")
+    pipe = blocks.init_pipeline(model)
+    pipe.load_components()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe(prompt="a red circle", num_inference_steps=2, output_type="np", output="images")[0]
 
 
 def _restore_once(folder: str) -> np.ndarray:

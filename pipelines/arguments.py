@@ -26,14 +26,8 @@ from .images.fit import flatten_picture
 from .images.hires import LATENT_CELL, hires_target
 from .images.init_image import batch_rows, given_images, given_mask, init_arguments, prepare_init
 from .img2img_scripts import img2img_script
-from .infotext.from_call import network_tags_text
-from .loras import LoraUse, lora_uses
 from .options import HIRES_REFINER_PASSES, webui_settings
 from .other_models import hires_pipe
-from .prompt.encode import PromptEncoder
-from .prompt.network_tags import NetworkTag, split_batch_tags
-from .prompt.prompt_2 import SecondTexts, second_texts
-from .prompt.text_encoder import PromptSettings
 from .request import DetailRequest, Enlargement, FaceRestoration, InitRequest, Pass, Request, StepArguments
 from .sampling.discrete_schedule import NoiseTable, knows_betas, scheduler_alphas_cumprod
 from .sampling.labels import find_schedule
@@ -41,6 +35,7 @@ from .sampling.noise import generator_seeds
 from .sampling.perturbed import self_attentions
 from .sampling.samplers import resolve_sampler
 from .script_settings import Loopback, SDUpscale
+from .texts import pass_texts, prompt_encoder, prompt_settings
 
 
 # Arguments of diffusers' img2img call that only its own drawing reads.
@@ -128,7 +123,7 @@ def _one_pass(
         first=_first_pass(pipe, given, prompts, negatives, size, options, table),
         noise=noise,
         options=options,
-        prompt_settings=_prompt_settings(options, given["clip_skip"]),
+        prompt_settings=prompt_settings(options, given["clip_skip"]),
         sizes=SizeArguments(
             original_size=given["original_size"],
             crops_coords_top_left=given["crops_coords_top_left"],
@@ -165,15 +160,13 @@ def _first_pass(
             'Name a sampler (sampler="Euler", say), or set the scheduler up instead.'
         )
     chosen = (None, None) if given["sampler"] is None else resolve_sampler(given["sampler"], given["schedule"])
-    texts, tags = split_batch_tags(prompts)
-    seconds, more_tags = _second_texts(given, len(prompts), is_sdxl=pipe.is_sdxl)
-    loras = lora_uses(pipe.networks, tags + [tag for tag in more_tags if tag not in tags], given["loras"])
+    texts = pass_texts(pipe, given, prompts)
     return Pass(
-        prompts=texts,
+        prompts=texts.prompts,
         negatives=negatives,
-        written=[text + network_tags_text(given["loras"] or ()) for text in prompts],
-        loras=loras,
-        encoder=_encoder(pipe, given, loras),
+        written=texts.written,
+        loras=texts.loras,
+        encoder=prompt_encoder(pipe, given, texts.loras),
         sampler=chosen[0],
         schedule=chosen[1],
         table=table,
@@ -183,7 +176,7 @@ def _first_pass(
         cell=cell,
         asked_size=(height, width),
         guidance=requested_guidance(pipe, given, options, len(prompts)),
-        seconds=seconds,
+        seconds=texts.seconds,
         step_arguments=step_arguments,
     )
 
@@ -192,17 +185,14 @@ def _with_hires(
     pipe: Any, given: Mapping[str, Any], request: Request, prompts: list[str], negatives: list[str]
 ) -> Request:
     """The request with its second pass, and what comes before it. prompts: the first pass's, with their tags."""
-    first, count = request.first, len(prompts)
+    first = request.first
     if first.cell != LATENT_CELL:
         raise ValueError(
             f"`hires_scale`, `hires_size`: the VAE has {first.cell} pixels a latent cell, and hires fix is "
             f"the webui's, for {LATENT_CELL}. Leave them out."
         )
     target = hires_target(first.asked_size[1], first.asked_size[0], given["hires_scale"], given["hires_size"])
-    texts = _texts_or("hires_prompt", given["hires_prompt"], prompts)
-    plain, tags = split_batch_tags(texts)
-    _, more_tags = _second_texts(given, count, is_sdxl=pipe.is_sdxl)
-    loras = lora_uses(pipe.networks, tags + [tag for tag in more_tags if tag not in tags], given["loras"])
+    texts = pass_texts(pipe, given, _texts_or("hires_prompt", given["hires_prompt"], prompts))
     sampler, schedule = first.sampler, first.schedule
     if given["hires_sampler"] is not None:
         sampler, schedule = resolve_sampler(given["hires_sampler"], given["hires_schedule"] or first.schedule)
@@ -214,11 +204,11 @@ def _with_hires(
     scale = first.guidance.guidance_scale if scale is None else float(scale)
     second = replace(
         first,
-        prompts=plain,
+        prompts=texts.prompts,
         negatives=_texts_or("hires_negative_prompt", given["hires_negative_prompt"], negatives),
-        written=[text + network_tags_text(given["loras"] or ()) for text in texts],
-        loras=loras,
-        encoder=first.encoder if loras == first.loras else _encoder(pipe, given, loras),
+        written=texts.written,
+        loras=texts.loras,
+        encoder=first.encoder if texts.loras == first.loras else prompt_encoder(pipe, given, texts.loras),
         sampler=sampler,
         schedule=schedule,
         steps=given["hires_steps"] or first.steps,
@@ -237,7 +227,7 @@ def _with_hires(
     artist = hires_pipe(pipe, given["hires_model"])
     if artist is not None:
         table = NoiseTable(scheduler_alphas_cumprod(artist.scheduler, request.options))
-        second = replace(second, table=table, encoder=_encoder(artist, given, loras))
+        second = replace(second, table=table, encoder=prompt_encoder(artist, given, texts.loras))
         if second.guidance.pag is not None:
             self_attentions(artist.unet, second.guidance.pag.applied_layers)  # refuses names that it does not have
     return replace(request, second=second, enlargement=Enlargement(target, label, upscaler, *asked, artist))
@@ -267,14 +257,6 @@ def _with_refiner(pipe: Any, switch_at: float | None, request: Request) -> Reque
     )
 
 
-def _encoder(pipe: Any, given: Mapping[str, Any], loras: Sequence[LoraUse]) -> PromptEncoder | None:
-    """None where there are no text encoders, and embeddings stand for the prompts."""
-    has_encoder = pipe.text_encoder is not None or pipe.text_encoder_2 is not None
-    if not has_encoder and given["prompt_embeds"] is not None:
-        return None
-    return pipe.attached.encoder(pipe, [lora.network for lora in loras])
-
-
 def _face_restoration(
     pipe: Any, name: str | None, fidelity: float | None, options: Mapping[str, Any]
 ) -> FaceRestoration | None:
@@ -295,36 +277,6 @@ def _face_restoration(
     weight = options["code_former_weight"] if fidelity is None else fidelity
     restore = picture_restorer(restorer.to(device), detector.to(device), pipe.face_parser, fidelity=weight)
     return FaceRestoration(name, restore)
-
-
-def _prompt_settings(options: Mapping[str, Any], clip_skip: int | None) -> PromptSettings:
-    """The options that prompts are read with; `clip_skip` counts skipped layers and wins over the option."""
-    return PromptSettings(
-        emphasis=options["emphasis"],
-        comma_padding_backtrack=options["comma_padding_backtrack"],
-        CLIP_stop_at_last_layers=options["CLIP_stop_at_last_layers"] if clip_skip is None else clip_skip + 1,
-        sdxl_clip_l_skip=options["sdxl_clip_l_skip"],
-        use_old_scheduling=options["use_old_scheduling"],
-        enable_prompt_comments=options["enable_prompt_comments"],
-    )
-
-
-def _second_texts(
-    given: Mapping[str, Any], count: int, *, is_sdxl: bool
-) -> tuple[SecondTexts | None, list[NetworkTag]]:
-    """`prompt_2` and `negative_prompt_2`, one an image, without network tags; and the tags of the first."""
-
-    def each_image(texts: str | Sequence[str] | None) -> str | list[str] | None:
-        if texts is None or isinstance(texts, str):
-            return texts
-        repeats = count // len(texts) if texts and count % len(texts) == 0 else 1
-        return [text for text in texts for _ in range(repeats)]
-
-    pair = second_texts(each_image(given["prompt_2"]), each_image(given["negative_prompt_2"]), count, is_sdxl)
-    if pair is None or pair[0] is None:
-        return pair, []
-    texts, tags = split_batch_tags(pair[0])
-    return (texts, pair[1]), tags
 
 
 def _texts_or(argument: str, given: str | Sequence[str] | None, default: list[str]) -> list[str]:

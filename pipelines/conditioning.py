@@ -31,6 +31,15 @@ class Conditioning:
     empty: Tensor | None = None  # (77, dim): the encoding of "", for the option pad_cond_uncond
     embeddings: tuple[str, ...] = ()  # names of the textual inversions in use, as "TI hashes" lists them
 
+    def __len__(self) -> int:
+        """How many images."""
+        return len(self.positive)
+
+    def repeated(self, each: int) -> "Conditioning":
+        """The same for `each` images instead of one."""
+        positive = [pieces for pieces in self.positive for _ in range(each)]
+        return replace(self, positive=positive, negative=[schedule for schedule in self.negative for _ in range(each)])
+
 
 def entry_at(schedule: Sequence[tuple], evaluation: int) -> int:
     """Index of the entry that model evaluation number `evaluation` reads. schedule: (last step, ...) in rising order.
@@ -54,10 +63,14 @@ def given_conditioning(given: Mapping[str, Any], *, is_sdxl: bool = False) -> Co
     """Conditioning from the arguments `prompt_embeds` (b, tokens, dim), `pooled_prompt_embeds` (b, dim) and their
     negative ones, each row repeated for its `num_images_per_prompt` images.
 
-    uncond is empty where it is to be encoded from `negative_prompt`. Raises ValueError for tensors that do not go
+    `prompt_embeds` may be a Conditioning, which holds both sides. uncond is empty where it is to be encoded from
+    `negative_prompt`. Raises ValueError for tensors that do not go
     together, and on SDXL for missing pooled ones.
     """
-    embeds, pooled = given["prompt_embeds"], given["pooled_prompt_embeds"]
+    embeds = given["prompt_embeds"]
+    if isinstance(embeds, Conditioning):
+        return embeds.repeated(given["num_images_per_prompt"])
+    pooled = given["pooled_prompt_embeds"]
     negative, negative_pooled = given["negative_prompt_embeds"], given["negative_pooled_prompt_embeds"]
     for argument, one, other in (("pooled", embeds, pooled), ("negative_pooled", negative, negative_pooled)):
         if is_sdxl and one is not None and other is None:
@@ -89,12 +102,15 @@ def completed_conditioning(
     width: keep the last `width` channels, those of SDXL's second encoder, which its refiner reads alone.
     """
 
-    def cut(schedule: Sequence[TimedCond]) -> list[TimedCond]:
-        return [entry._replace(embeds=entry.embeds[:, -(width or 0) :]) for entry in schedule]
+    def cut(schedule: Sequence[TimedCond]) -> Sequence[TimedCond]:
+        if width is None:  # the same tensors: by them a denoiser knows what it has stacked
+            return schedule
+        return [entry._replace(embeds=entry.embeds[:, -width:]) for entry in schedule]
 
     positive = [[WeightedCond(piece.weight, cut(piece.schedule)) for piece in pieces] for pieces in given.positive]
     if given.negative:
-        return replace(given, positive=positive, negative=[cut(schedule) for schedule in given.negative])
+        empty = given.empty if given.empty is None or width is None else given.empty[:, -width:]
+        return replace(given, positive=positive, negative=[cut(schedule) for schedule in given.negative], empty=empty)
     if encode is not None:
         return replace(given, positive=positive, negative=encode().negative)
     nothing = [

@@ -182,7 +182,9 @@ def _other_arguments(pipe: Any, given: Mapping[str, Any], known: Mapping[str, Pa
 
 def argument_or_default(pipe: Any, name: str, given: Mapping[str, Any]) -> Any:
     """The argument `name` of a call, by default that of the diffusers pipeline it is for: they differ in some."""
-    return stock_value(signature(stock_pipeline(pipe, given).__call__).parameters[name], given[name])
+    if given[name] is not None:
+        return given[name]
+    return signature(stock_pipeline(pipe, given).__call__).parameters[name].default
 
 
 def stock_value(parameter: Parameter, value: Any) -> Any:

@@ -30,6 +30,7 @@ from .loras import ActiveLoras
 from .prompt.encode import PromptEncoder
 from .request import NoiseRequest, Pass, Request
 from .sampling.denoiser import DenoiserModel, Guidance, GuidedDenoiser
+from .sampling.guider_denoiser import guided_denoiser
 from .sampling.latent_mask import LatentMask, SoftLatentMask
 from .sampling.loops import StepFn
 from .sampling.noise import GeneratorNoise, SeededNoise
@@ -284,9 +285,10 @@ def _sampler_denoiser(
         start.noise.global_generator(),
         tries=3 if plan.sampler.label == "DPM adaptive" else None,
     )
-    return GuidedDenoiser(
+    return guided_denoiser(
         models,
         guidance,
+        steps=schedule.step_count,
         total_calls=schedule.calls,
         lcm=plan.sampler.lcm,
         guidance_divisor=plan.sampler.guidance_divisor,
@@ -328,7 +330,7 @@ def _scheduler_pass(
     else:
         x = scheduler.add_noise(start.init, noise, timesteps[:1])
     control = pass_guidance(pipe, plan.control, len(timesteps), start.noise.global_generator())
-    denoiser = GuidedDenoiser(models, guidance, total_calls=len(timesteps), control=control)
+    denoiser = guided_denoiser(models, guidance, steps=len(timesteps), total_calls=len(timesteps), control=control)
     generators = _step_generators(start.noise)
     with watch.steps(denoiser, len(timesteps)) as on_step:
         after = on_step if start.mask is None else _masked_steps(on_step, start.mask, scheduler, noise, timesteps)

@@ -64,6 +64,11 @@ class StepArguments:
         return steps if given is None else len(given)
 
 
+def prompt_evaluations(steps: int, sampler: Sampler | None) -> int:
+    """Model evaluations that prompt editing counts with: twice the steps for two-evaluation samplers."""
+    return steps * (2 if sampler is not None and sampler.second_order else 1)
+
+
 @dataclass(frozen=True)
 class Pass:
     """One pass over the latents of a batch."""
@@ -94,7 +99,7 @@ class Pass:
     @property
     def prompt_steps(self) -> int:
         """Model evaluations that prompt editing counts with: twice the steps for two-evaluation samplers."""
-        return self.steps * (2 if self.sampler is not None and self.sampler.second_order else 1)
+        return prompt_evaluations(self.steps, self.sampler)
 
     @property
     def cells(self) -> tuple[int, int]:

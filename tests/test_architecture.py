@@ -18,9 +18,18 @@ ROOT = Path(__file__).parent.parent
 SOURCES = sorted(p for folder in ("pipelines", "loaders") for p in (ROOT / folder).rglob("*.py"))
 ENTRIES = {
     ROOT / "pipelines" / f"{n}.py"
-    for n in ("txt2img", "img2img", "multi_lora", "multi_lora_xl", "face_restore", "detailer")
-}
-FOLDERS = {"prompt", "sampling", "images", "control", "infotext", "cli", "serve", "bundle", "loaders"}
+    for n in (
+        "txt2img",
+        "img2img",
+        "multi_lora",
+        "multi_lora_xl",
+        "face_restore",
+        "detailer",
+        "blocks/xl",
+        "blocks/sd",
+    )
+} | {ROOT / "pipelines" / "blocks" / "xl.py", ROOT / "pipelines" / "blocks" / "sd.py"}
+FOLDERS = {"prompt", "sampling", "images", "control", "infotext", "cli", "serve", "blocks", "bundle", "loaders"}
 LEAVES = (
     "loaders/utils",
     "loaders/data_files",
@@ -100,14 +109,14 @@ def _arrows() -> set[tuple[str, str]]:
     found = set()
     for path in SOURCES:
         here = _folder(path)
-        if path.name == "__init__.py" or here in ("cli", "serve"):  # these stand above all
+        if path.name == "__init__.py" or here in ("cli", "serve", "blocks"):  # these stand above all
             continue
         for node, target in _imports(path):
             assert not target.startswith("!"), f"{_name(path)}:{node.lineno} imports a module of ours, not a name"
             top = target.split("/")
             there = "loaders" if top[0] == "loaders" else top[1] if len(top) > 2 else ""
             upward = here != "" and there != here and target not in LEAVES
-            into_top = here == "" and there in ("cli", "serve")
+            into_top = here == "" and there in ("cli", "serve", "blocks")
             if upward or into_top:
                 found.add((_name(path), target))
     return found

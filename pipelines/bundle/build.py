@@ -44,6 +44,13 @@ PIPELINES = {
 }
 
 
+# The same for sets of blocks for Modular Diffusers: the class of the whole set.
+BLOCKS = {
+    "webui-blocks-xl": PipelineEntry("pipelines/blocks/xl.py", "WebUIXLBlocks"),
+    "webui-blocks-sd": PipelineEntry("pipelines/blocks/sd.py", "WebUISDBlocks"),
+}
+
+
 def pipeline_file(name: str) -> Path:
     """The self-contained file of a pipeline in `PIPELINES`, for `custom_pipeline=`.
 
@@ -72,18 +79,19 @@ def pipeline_file(name: str) -> Path:
 def bundle(entry: str, *, home: str = "", root: Path = PACK_ROOT) -> str:
     """The text of one file that does what `entry` does, without the pack.
 
-    entry: a name in `PIPELINES`, or a source file below `root` such as "loaders/upscaler.py". home: the Hub repository
-    that it will be published in; data files that one file cannot hold are looked for there. Raises BundleError naming
-    file and line for what cannot be inlined.
+    entry: a name in `PIPELINES` or `BLOCKS`, or a source file below `root` such as "loaders/upscaler.py". home: the
+    Hub repository that it will be published in; data files that one file cannot hold are looked for there. Raises
+    BundleError naming file and line for what cannot be inlined.
     """
-    name, file = (entry, _pipeline_entry(entry).file) if entry in PIPELINES else (Path(entry).stem, entry)
+    known = {**PIPELINES, **BLOCKS}.get(entry)
+    name, file = (Path(entry).stem, entry) if known is None else (entry, known.file)
     sources = bundle_sources(file, root)
     _refuse_clashes(sources)
     pipeline = _pipeline_class(sources)
-    if entry in PIPELINES and pipeline != PIPELINES[entry].class_name:
-        raise BundleError(
-            f"{file}: defines no `{PIPELINES[entry].class_name}`, which the table of pipelines says it does."
-        )
+    if entry in BLOCKS and not pipeline and BLOCKS[entry].class_name in sources[-1].defined:
+        pipeline = BLOCKS[entry].class_name
+    if known is not None and pipeline != known.class_name:
+        raise BundleError(f"{file}: defines no `{known.class_name}`, which the table of entries says it does.")
     body = "\n\n\n".join([_import_lines(sources), *map(_section, sources)]) + "\n"
     digest = hashlib.sha256("\n".join((name, home, body)).encode()).hexdigest()[:12]
     return _head(name, pipeline, digest, home, sources, root) + body

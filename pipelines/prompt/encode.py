@@ -116,18 +116,22 @@ class PromptEncoder:
         read = PromptSettings(**settings)
         self._weights.clear()  # read anew in every call
         conditioning = self.conditioning(prompts, negatives, 1000, settings=read, seconds=seconds)
-        for text, pieces, negative in zip(prompts, conditioning.positive, conditioning.negative, strict=True):
-            if len(pieces) > 1 or pieces[0].weight != 1 or len(pieces[0].schedule) > 1 or len(negative) > 1:
+        for text, whole in zip(prompts, single_encodings(conditioning), strict=True):
+            if not whole:
                 raise ValueError(
                     f"`prompt`: {text!r} needs more than one encoding: it has an edit ([a:b:0.5]), an alternation "
                     "([a|b]), AND, or a weight at its end (:2). Draw it with WebUITxt2ImgPipeline, or take that out."
                 )
+        return self.stacked(conditioning, read)
+
+    def stacked(self, conditioning: Conditioning, settings: PromptSettings) -> dict[str, Tensor]:
+        """What `__call__` gives, of a conditioning in which every prompt has one encoding (`single_encodings`)."""
         positive = [pieces[0].schedule[0] for pieces in conditioning.positive]
         negative = [schedule[0] for schedule in conditioning.negative]
         lengths = [len(entry.embeds) for entry in positive + negative]
         length, empty = max(lengths), None
         if min(lengths) < length:
-            empty = self.encode([[""]], read)[0][0].embeds
+            empty = self.encode([[""]], settings)[0][0].embeds
         embeds = {
             "prompt_embeds": torch.stack([_fill(entry.embeds, empty, length) for entry in positive]),
             "negative_prompt_embeds": torch.stack([_fill(e.embeds, empty, length) for e in negative]),
@@ -329,6 +333,14 @@ class PromptEncoder:
         """Which vectors an embedding's name stood for; tensors changed in place count as new."""
         vectors = [v for fix in row.fixes for v in self.embeddings[fix.name].values()]
         return tuple((v.data_ptr(), v._version, tuple(v.shape)) for v in vectors)
+
+
+def single_encodings(conditioning: Conditioning) -> list[bool]:
+    """Whether each prompt, with its negative one, is a single encoding: no edits, no AND, no weight at its end."""
+    return [
+        len(pieces) == 1 and pieces[0].weight == 1 and len(pieces[0].schedule) == 1 and len(negative) == 1
+        for pieces, negative in zip(conditioning.positive, conditioning.negative, strict=True)
+    ]
 
 
 def as_negatives(negative_prompt: str | Sequence[str] | None, count: int) -> list[str]:

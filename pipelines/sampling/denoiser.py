@@ -56,6 +56,7 @@ class Guidance:
     extra_channels: Tensor | None = None  # (b, k, h, w) beside the latent, for inpainting UNets
     pag: PerturbedAttention | None = None  # acts on the base model
     freeu: Mapping[str, float] | None = None  # what the base model's UNet has during the pass: b1, b2, s1, s2
+    guider: Any = None  # a guider of diffusers that guides instead; see guider_denoiser.py
 
 
 class NoiseLevel(NamedTuple):
@@ -252,10 +253,7 @@ class GuidedDenoiser:
         timestep = x_in.new_full((), t, dtype=self._dtype)  # the webui rounds it to the model's dtype too
         if skipped not in batch.runs:
             batch.runs[skipped] = self._unet_rows(batch, skipped, timestep)
-        channels, outputs = self.guidance.extra_channels, []
-        x = x_in.to(self._dtype)
-        if channels is not None:
-            x = torch.cat([x, nearest_cells(channels.to(x), x.shape[-2:])], dim=1)
+        x, outputs = self._unet_input(x_in), []
         for rows in batch.runs[skipped]:
             if self.control is None:  # no call of ours between: the frames to the UNet are few
                 out = self.model.unet(rows.take(x), timestep, **rows.given, return_dict=False)[0].float()
@@ -287,6 +285,11 @@ class GuidedDenoiser:
             return guided
         rows = self._batch.cond
         return pushed_away(guided, cond, perturbed, rows.images, rows.weights, self._pag.scale_at(self._t))
+
+    def _unet_input(self, x_in: Tensor) -> Tensor:
+        """The latents in the UNet's dtype, with its other channels beside them."""
+        channels, x = self.guidance.extra_channels, x_in.to(self._dtype)
+        return x if channels is None else torch.cat([x, nearest_cells(channels.to(x), x.shape[-2:])], dim=1)
 
     def _controlled(self, x: Tensor, latent_channels: int, t: Tensor, rows: UNetRows) -> Tensor:
         """One UNet run under ControlNets, which see the latent's channels of x alone; -> float32."""
