@@ -56,7 +56,8 @@ class Visitor:
             for line in stream.iter_lines():
                 if line.startswith("data:"):
                     message = json.loads(line[5:])
-                    yield message
+                    if message.get("event_id") in (None, joined.json()["event_id"]):
+                        yield message
                     if message["msg"] == "close_stream":
                         return
 

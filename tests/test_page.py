@@ -239,6 +239,16 @@ def test_page_and_api_take_turns_in_one_queue(visitor, server, busy):
     assert "Waiting: 2 pictures are drawn before yours." in statuses[0]
 
 
+def test_a_visitor_waits_for_one_picture_at_a_time(visitor, server, busy):
+    first = visitor.draw(TEXT)
+    next(first)
+    assert Visitor(server.url, visitor.name).join("draw_1", [{"text": TEXT, "files": []}, None, *[None] * 4])
+    time.sleep(0.5)
+    assert server.app.state.worker.waiting == 1
+    busy.set()
+    assert list(first)[-1]["text"]
+
+
 def test_a_full_queue_says_so(visitor, server, busy):
     for _ in range(2):
         server.app.state.worker.submit(Job("other", lambda _: None))

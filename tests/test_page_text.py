@@ -203,6 +203,11 @@ def test_a_text_hidden_in_pixels_is_read(tmp_path):
     assert text_of_picture(tmp_path / "x.png") == HIDDEN
 
 
+def test_a_file_of_text_is_read(tmp_path):
+    (tmp_path / "x.txt").write_text(TEXT, encoding="utf-8")
+    assert text_of_picture(tmp_path / "x.txt") == TEXT
+
+
 def test_a_file_without_a_text_says_so_and_not_where_it_lies(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
     (tmp_path / "no.png").write_bytes(b"no picture")

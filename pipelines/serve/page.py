@@ -259,6 +259,10 @@ class Page:
         request: gradio.Request,
     ) -> AsyncIterator[dict[Any, Any] | tuple[Any, ...]]:
         """Draw in the worker's queue, showing how far it is; the new picture goes before the earlier ones."""
+        visitor = str(request.session_hash)
+        if visitor in self._jobs:  # one at a time for everybody
+            yield _shown()
+            return
         _, reading, _ = await self._reading(box, sent)
         try:
             changes = PageChanges(seed, steps, hires or HIRES_AS_WRITTEN)
@@ -269,7 +273,6 @@ class Page:
             wait = " Try again in a moment." if isinstance(error, QueueFull) else ""
             yield _shown(status=problem_html(f"{error}{wait}"))
             return
-        visitor = str(request.session_hash)
         self._jobs[visitor] = job
         try:
             async for shown in self._watched(job):

@@ -60,9 +60,8 @@ def text_of_picture(path: str | Path) -> PictureText:
     if path.stat().st_size > MAX_PICTURE:
         raise ValueError(f"This file is larger than {MAX_PICTURE >> 20} MiB. Paste its text instead.")
     try:
-        with Image.open(path) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                raise ValueError(f"This picture has more than {MAX_PIXELS} pixels. Paste its text instead.")
+        if path.suffix.lower() != ".txt":
+            _check_pixels(path)
         found = read_infotext(path)
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError("This file is no picture that can be read. Give a PNG, JPEG, WebP or AVIF.") from error
@@ -74,6 +73,12 @@ def text_of_picture(path: str | Path) -> PictureText:
         )
         raise ValueError(f"This picture holds no parameters{why} Paste its text if you have it.")
     return found
+
+
+def _check_pixels(path: Path) -> None:
+    with Image.open(path) as picture:
+        if picture.width * picture.height > MAX_PIXELS:
+            raise ValueError(f"This picture has more than {MAX_PIXELS} pixels. Paste its text instead.")
 
 
 def read_page_text(text: str, notes: tuple[str, ...], shelf: ModelShelf) -> PageReading:
