@@ -8,9 +8,6 @@ import numpy as np
 import torch
 from diffusers import (
     AutoencoderKL,
-    ControlNetModel,
-    ControlNetUnionModel,
-    MultiControlNetModel,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionXLImg2ImgPipeline,
     UNet2DConditionModel,
@@ -46,6 +43,7 @@ from webui_diffusers.pipelines.images.seamless import seamless_tiling
 from webui_diffusers.pipelines.infotext.from_call import drawn_infotexts
 from webui_diffusers.pipelines.loras import networks_on
 from webui_diffusers.pipelines.passes import StepWatch
+from webui_diffusers.pipelines.stock_control import ControlNets
 
 
 # Arguments of img2img's call that a detailing pass has no use for, at their defaults.
@@ -119,7 +117,7 @@ class DetailerPipeline(WebUIMixin, StableDiffusionImg2ImgPipeline):
         face_restorer: ModelMixin = None,
         face_detector: ModelMixin = None,
         face_parser: ModelMixin = None,
-        controlnet: ControlNetModel | MultiControlNetModel | ControlNetUnionModel = None,
+        controlnet: ControlNets = None,
         requires_safety_checker: bool = True,
         force_zeros_for_empty_prompt: bool = True,
         requires_aesthetics_score: bool = False,

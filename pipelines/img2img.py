@@ -10,9 +10,6 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
-    ControlNetModel,
-    ControlNetUnionModel,
-    MultiControlNetModel,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionXLImg2ImgPipeline,
     UNet2DConditionModel,
@@ -46,6 +43,7 @@ from webui_diffusers.pipelines.loras import networks_on
 from webui_diffusers.pipelines.options import webui_settings
 from webui_diffusers.pipelines.output import WebUIPipelineOutput, decoded_pixels, output_images
 from webui_diffusers.pipelines.passes import StepWatch, redraw
+from webui_diffusers.pipelines.stock_control import ControlNets
 
 
 class WebUIImg2ImgPipeline(WebUIMixin, StableDiffusionImg2ImgPipeline):
@@ -79,7 +77,7 @@ class WebUIImg2ImgPipeline(WebUIMixin, StableDiffusionImg2ImgPipeline):
         face_restorer: ModelMixin = None,
         face_detector: ModelMixin = None,
         face_parser: ModelMixin = None,
-        controlnet: ControlNetModel | MultiControlNetModel | ControlNetUnionModel = None,
+        controlnet: ControlNets = None,
         requires_safety_checker: bool = True,
         force_zeros_for_empty_prompt: bool = True,
         requires_aesthetics_score: bool = False,

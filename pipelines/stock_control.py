@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from diffusers import ControlNetUnionModel, MultiControlNetModel
+from diffusers import ControlNetModel, ControlNetUnionModel, MultiControlNetModel
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.models.controlnets.multicontrolnet_union import MultiControlNetUnionModel
 from torch import Tensor
@@ -15,6 +15,17 @@ from .control.weights import guess_mode_scales
 from .images.init_image import pictures_to_start_from
 
 
+# What the component `controlnet` may be given as.
+ControlNets = (
+    ControlNetModel
+    | ControlNetUnionModel
+    | MultiControlNetModel
+    | MultiControlNetUnionModel
+    | list[ControlNetModel]
+    | tuple[ControlNetModel]
+    | list[ControlNetUnionModel]
+    | tuple[ControlNetUnionModel]
+)
 # diffusers' numbers for ControlNets, with their defaults; None where kinds of pipelines differ.
 STOCK_CONTROL_NUMBERS = {
     "controlnet_conditioning_scale": None,

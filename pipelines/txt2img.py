@@ -14,9 +14,6 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
-    ControlNetModel,
-    ControlNetUnionModel,
-    MultiControlNetModel,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -47,6 +44,7 @@ from webui_diffusers.pipelines.infotext.from_call import drawn_infotexts
 from webui_diffusers.pipelines.loras import networks_on
 from webui_diffusers.pipelines.output import WebUIPipelineOutput, decoded_pixels, output_images
 from webui_diffusers.pipelines.passes import StepWatch, noise_start, pass_models, run_pass
+from webui_diffusers.pipelines.stock_control import ControlNets
 
 
 class WebUITxt2ImgPipeline(WebUIMixin, StableDiffusionPipeline):
@@ -78,7 +76,7 @@ class WebUITxt2ImgPipeline(WebUIMixin, StableDiffusionPipeline):
         face_restorer: ModelMixin = None,
         face_detector: ModelMixin = None,
         face_parser: ModelMixin = None,
-        controlnet: ControlNetModel | MultiControlNetModel | ControlNetUnionModel = None,
+        controlnet: ControlNets = None,
         requires_safety_checker: bool = True,
         force_zeros_for_empty_prompt: bool = True,
     ):

@@ -246,3 +246,8 @@ def test_names_and_folders_go_with_from_pipe(sd, tmp_path):
     assert other.controlnet_folder == tmp_path
     assert torch.isfinite(latents(other, image=OTHER, strength=0.5, control_units=[{**UNIT, "model": "mine"}])).all()
     sd.controlnet_folder = None
+
+
+def test_a_list_of_networks_is_a_kind_that_the_pipeline_expects(caplog):
+    pipe = loaded([network(), network("tiny-controlnet-2")])
+    assert isinstance(pipe.controlnet, MultiControlNetModel) and "Expected types" not in caplog.text
