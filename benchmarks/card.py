@@ -82,13 +82,14 @@ def base_rows(base: str, arguments: argparse.Namespace) -> Iterator[str]:
     theirs.set_progress_bar_config(disable=True)
     pair = call_of("ours", ours, settings), call_of("diffusers", theirs, settings)
     size = f"{arguments.steps} steps of {settings.side}x{settings.side}"
-    row = ratio_row(f"{base}: plain prompt", *map(done, pair), arguments.repeats)
+    row = ratio_row(f"{base}: plain prompt", *map(done, pair), arguments.repeats, time.perf_counter)
     yield f"{row}  ({size}, {seconds(pair[0]):.2f} s)"
     peaks = [peak_above(draw) for draw in pair]
     yield f"{f'{base}: plain prompt, memory above the models':45} {peaks[0] / peaks[1]:5.2f}  ({peaks[0]:.0f} MiB)"
     yield from network_rows(base, theirs, arguments)
     pair = control_pair(ours, base, settings)
-    yield f"{ratio_row(f'{base}: under a ControlNet', *map(done, pair), arguments.repeats)}  ({size})"
+    row = ratio_row(f"{base}: under a ControlNet", *map(done, pair), arguments.repeats, time.perf_counter)
+    yield f"{row}  ({size})"
 
 
 def network_rows(base: str, pipe: Any, arguments: argparse.Namespace) -> Iterator[str]:
