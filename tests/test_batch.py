@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -287,6 +288,43 @@ def test_the_cost_of_a_job_does_not_grow_with_their_number(tmp_path: Path):
 # 3. Many processes, and kill -9
 
 
+def test_a_process_that_begins_while_another_finishes_a_job_takes_no_picture_for_the_users(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    jobs = jobs_of(*({"seed": seed} for seed in range(5)))
+    listdir = os.listdir
+
+    def listdir_while_another_works(folder: Path) -> list[str]:
+        found = listdir(folder)
+        others = JobFolder(tmp_path)
+        if left := [job for job in jobs if not others.is_done(job)]:
+            others.keep(left[0], drawn(left[0]))
+        return found
+
+    folder = JobFolder(tmp_path)
+    monkeypatch.setattr(os, "listdir", listdir_while_another_works)
+    folder.check_names(jobs)
+    assert len(run_jobs(jobs, folder, drawn).results) == 5 and len(pixels(tmp_path)) == 5
+
+
+def test_a_picture_that_is_being_drawn_again_is_named_by_who_draws_it(tmp_path: Path):
+    (job,) = jobs_of({"seed": 1})
+    run_jobs([job], JobFolder(tmp_path), drawn)
+    (named,) = tmp_path.glob("*.png")
+    named.unlink()
+    drawing, other = JobFolder(tmp_path), JobFolder(tmp_path)
+    drawing.check_names([job])
+    with ThreadPoolExecutor() as pool, drawing.claimed(job):
+        drawing._wait(job, 0, drawn(job)[0][0], "new")
+        ended = pool.submit(other.finish_names, [job])
+        time.sleep(0.2)
+        assert not named.exists()
+        drawing.keep(job, drawn(job))
+        assert named.exists()
+    ended.result(10)
+    assert drawing.is_done(job) and not list((tmp_path / ".jobs").glob("*.png"))
+
+
 def test_processes_that_are_killed_lose_nothing_and_draw_nothing_twice(tmp_path: Path):
     def start() -> subprocess.Popen:
         return subprocess.Popen([sys.executable, "-c", WORKER, str(tmp_path)], stderr=subprocess.PIPE)
@@ -306,10 +344,7 @@ def test_processes_that_are_killed_lose_nothing_and_draw_nothing_twice(tmp_path:
     finished = {json.loads(path.read_text())["line"] for path in records(tmp_path)}
     assert 14 <= len(finished) < 40
     third, fourth = start(), start()
-    ends = [(process.wait(60), process.stderr.read()) for process in (third, fourth)]
-    if any(code for code, _ in ends):  # one that stumbled over another's remains is followed by the next run
-        fifth = start()
-        assert (fifth.wait(60), fifth.stderr.read()) == (0, b""), ends
+    assert (third.wait(60), fourth.wait(60)) == (0, 0), (third.stderr.read(), fourth.stderr.read())
     assert len(pixels(tmp_path)) == 40 and not list((tmp_path / ".jobs").glob("*.png"))
     assert all(path.stat().st_mtime_ns == moment for path, moment in before.items())
     twice = {line for line, times in started(tmp_path).items() if times > 1}

@@ -50,20 +50,34 @@ class JobFolder:
         """Nothing is held between jobs; here for callers that close what they opened."""
 
     def check_names(self, jobs: Sequence[Job]) -> None:
-        """Choose the file names of all jobs' pictures. Raises ValueError where a name that was given is not free."""
-        self._left = {}
+        """Choose the file names of all jobs' pictures. Raises ValueError where a name that was given is not free.
+
+        Other processes may be at work in the folder: a name is refused when it is so at a second look as well.
+        """
+        refused = ""
+        while True:
+            state = self._look_around()
+            try:
+                self._names, self._made, self._broken = choose_names(jobs, state), state.made, state.broken
+                return
+            except ValueError as error:
+                if str(error) == refused:
+                    raise
+                refused = str(error)
+
+    def _look_around(self) -> FolderState:
+        """What is in the folder. Pictures get their names after their records: seen first, each has a record."""
+        there = {plain_file_name(name) for name in os.listdir(self.out)}
         keys = set()
+        self._left = {}
         for name in os.listdir(self.records):
             key, _, ending = name.lstrip(".").partition(".")
             if ending == "json":
                 keys.add(key)
             elif len(key) == _KEY_LENGTH and ending != "failed":
                 self._left.setdefault(key, []).append(name)
-        records = {key: record for key in keys if (record := self._read_record(key)) is not None}
-        self._broken = keys - set(records)
-        there = {plain_file_name(name) for name in os.listdir(self.out)}
-        state = FolderState(self.extension, there, records, self._broken)
-        self._names, self._made = choose_names(jobs, state), state.made
+        records = {key: record for key in sorted(keys) if (record := self._read_record(key)) is not None}
+        return FolderState(self.extension, there, records, keys - set(records))
 
     def is_done(self, job: Job) -> bool:
         """Whether a job's pictures are there, or only wait for their names."""
@@ -71,11 +85,11 @@ class JobFolder:
         return record is not None and self._is_whole(record)
 
     @contextlib.contextmanager
-    def claimed(self, job: Job) -> Iterator[bool]:
-        """Whether the job is this process's for the length of the block."""
+    def claimed(self, job: Job, *, wait: bool = False) -> Iterator[bool]:
+        """Whether the job is this process's for the length of the block. wait: until no other has it."""
         lock = FileLock(self.records / "locks" / f"{job.key[:2]}.lock", thread_local=False)
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=-1 if wait else 0)
         except Timeout:
             yield False
             return
@@ -135,8 +149,9 @@ class JobFolder:
             name.partition(".")[0] for name in os.listdir(self.records) if not name.endswith((".json", ".part"))
         }
         for job in jobs:
-            if job.key in waiting and (record := self._read_record(job.key)) is not None:
-                self._name_files(record)
+            if job.key in waiting and self._read_record(job.key) is not None:
+                with self.claimed(job, wait=True):  # whoever is at work on the job names its pictures first
+                    self._name_files(self.record(job))
 
     def record(self, job: Job) -> dict[str, Any]:
         """The record of a finished job."""
@@ -157,7 +172,7 @@ class JobFolder:
 
     def _name_files(self, record: dict[str, Any]) -> None:
         """Give waiting pictures their names, never over a file that is there: then the record gets a free name."""
-        for file in record["files"]:
+        for file in record.get("files", ()):
             waiting = self.records / file["waiting"]
             for name in _free_names(file["path"]):
                 try:
