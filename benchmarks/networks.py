@@ -263,8 +263,8 @@ def unet_forward(unet: nn.Module) -> None:
 def memory_taken(side: str, folder: Path, count: int) -> dict[str, float]:
     """MiB above the models' own: the peak until the files draw, what is held then, and what is left after off."""
     files = sorted(folder.glob("*.safetensors"))[:count]
-    unet = UNet2DConditionModel.from_pretrained(folder / "model" / "unet", torch_dtype=torch.float32)
-    text = CLIPTextModel.from_pretrained(folder / "model" / "text_encoder", torch_dtype=torch.float32)
+    unet = UNet2DConditionModel.from_pretrained(folder / "model" / "unet", dtype=torch.float32)
+    text = CLIPTextModel.from_pretrained(folder / "model" / "text_encoder", dtype=torch.float32)
     pipe = StableDiffusionPipeline(None, text, None, unet, PNDMScheduler(), None, None, requires_safety_checker=False)
     with torch.no_grad():
         for parameter in (*unet.parameters(), *text.parameters()):

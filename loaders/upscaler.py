@@ -63,12 +63,14 @@ class ImageUpscaler(ModelMixin, ConfigMixin):
         pretrained_model_name_or_path: str | Path,
         *,
         subfolder: str | None = None,
+        dtype: torch.dtype | None = None,
         torch_dtype: torch.dtype | None = None,
         variant: str | None = None,
         **hub: object,
     ) -> "ImageUpscaler":
         """What `save_pretrained` wrote, in a local folder or on the Hub.
 
+        torch_dtype: what diffusers calls `dtype` where it loads a whole pipeline.
         hub: cache_dir, token, revision, local_files_only, force_download; arguments of diffusers that only concern how
         large models are placed are accepted and not needed. Raises WeightFileError for a folder without the weights.
         """
@@ -95,7 +97,8 @@ class ImageUpscaler(ModelMixin, ConfigMixin):
             )
         state = {key.removeprefix("network."): value for key, value in read_upscaler_state(found[1]).items()}
         upscaler = cls.from_state(state, backend=config.get("backend", "spandrel"), source=config.get("source", ""))
-        return upscaler if torch_dtype is None else upscaler.to(torch_dtype)
+        wanted = dtype or torch_dtype
+        return upscaler if wanted is None else upscaler.to(wanted)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Pixels (b, 3, h, w) in [0, 1], any float dtype, to (b, 3, h * scale, w * scale) in [0, 1]."""
@@ -162,7 +165,7 @@ def load_upscaler(
     backend: str = "spandrel",
     weight_name: str | None = None,
     folders: tuple[str | Path, ...] = (),
-    torch_dtype: torch.dtype | None = None,
+    dtype: torch.dtype | None = None,
     progress: bool = True,
     **hub: object,
 ) -> ImageUpscaler:
@@ -187,9 +190,9 @@ def load_upscaler(
         path = _upscaler_path(source, weight_name, hub)
         label = path.name
         if path.is_dir():
-            return ImageUpscaler.from_pretrained(path, torch_dtype=torch_dtype)
+            return ImageUpscaler.from_pretrained(path, dtype=dtype)
     upscaler = ImageUpscaler.from_state(read_upscaler_state(path), backend=backend, source=label)
-    return upscaler if torch_dtype is None else upscaler.to(torch_dtype)
+    return upscaler if dtype is None else upscaler.to(dtype)
 
 
 def _label_file(label: str, folders: tuple[str | Path, ...], local_files_only: bool, progress: bool) -> Path:

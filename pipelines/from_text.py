@@ -64,8 +64,8 @@ def load_from_library(pipeline: Any, library: Any, name: str, *, like: Any = Non
         near = library.near("checkpoint", name)
         hint = f" Did you mean {', '.join(map(repr, near))}?" if near else ""
         raise ValueError(f"No checkpoint is called {name!r}.{hint}")
-    if like is not None:
-        kwargs = {"torch_dtype": like.unet.dtype, **kwargs}
+    if like is not None and "torch_dtype" not in kwargs:
+        kwargs = {"dtype": like.unet.dtype, **kwargs}
     pipe = pipeline.from_single_file(place.path, **kwargs)
     if like is not None:
         pipe.attached = like.attached
@@ -91,6 +91,6 @@ def _attach(pipe: Any, file: WantedFile, path: Path, checkpoint: Path) -> None:
         pipe.add_checkpoint(path, file.name)
     elif file.argument == "`refiner`":
         own = describe_checkpoint(checkpoint).base
-        refiner = read_refiner(path, like=own, torch_dtype=pipe.unet.dtype)
+        refiner = read_refiner(path, like=own, dtype=pipe.unet.dtype)
         refiner.register_to_config(_name_or_path=str(path))
         pipe.register_modules(refiner=refiner)

@@ -16,7 +16,7 @@ from diffusers.utils import dynamic_modules_utils
 from PIL import Image
 
 
-COMMON = {"torch_dtype": torch.float32}
+COMMON = {"dtype": torch.float32}
 TRUST = {"trust_remote_code": True}
 
 

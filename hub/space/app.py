@@ -20,7 +20,7 @@ LORAS = Path(__file__).parent / "loras"
 def main() -> None:
     """Load the model and answer until the process is ended."""
     on_gpu = torch.cuda.is_available()
-    pipe = WebUITxt2ImgPipeline.from_pretrained(MODEL, torch_dtype=torch.float16 if on_gpu else torch.float32)
+    pipe = WebUITxt2ImgPipeline.from_pretrained(MODEL, dtype=torch.float16 if on_gpu else torch.float32)
     pipe.to("cuda" if on_gpu else "cpu")
     if LORAS.is_dir():
         pipe.lora_folder = LORAS

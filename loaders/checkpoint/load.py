@@ -19,7 +19,7 @@ from diffusers import AutoencoderKL, EDMDPMSolverMultistepScheduler, EDMEulerSch
 from huggingface_hub import hf_hub_download
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedModel
 
-from ..utils import LOGGER
+from ..utils import LOGGER, diffusers_arguments
 from ..weight_files import WeightFileError, weight_file_kind
 from .configs import MODEL_BASES, model_config_folder
 from .describe import (
@@ -54,7 +54,7 @@ def load_single_file(load: Callable[..., _Pipe], path: str | Path, kwargs: Mappi
     """
     local = local_checkpoint(path, kwargs)
     with lightning_checkpoints(), _explained_holes(local), _rightly_named(local) as place:
-        pipe = load(str(place), **single_file_arguments(local, kwargs))
+        pipe = load(str(place), **diffusers_arguments(**single_file_arguments(local, kwargs)))
     _refuse_holes(pipe, local)
     if not any(kwargs.get(name) is not None for name in _OWN_CONFIGURATION):
         _settle_diffusion(pipe, describe_checkpoint(local), kwargs)
@@ -111,13 +111,13 @@ def single_file_config(info: CheckpointInfo) -> Path:
 
 
 def read_refiner(path: str | Path, *, like: str | None = None, **kwargs: Any) -> UNet2DConditionModel:
-    """The UNet of an SDXL refiner's checkpoint, for a pipeline's `refiner`. kwargs: torch_dtype, config...
+    """The UNet of an SDXL refiner's checkpoint, for a pipeline's `refiner`. kwargs: dtype, config...
 
     like: the base of the pipeline's own model ("sd1", "sdxl", ...), whose checkpoints finish its pictures as well.
     Raises CheckpointError when the file holds another model.
     """
     local = local_checkpoint(path, kwargs)
-    arguments, odd = dict(kwargs), {}
+    arguments, odd = diffusers_arguments(**kwargs), {}
     if arguments.get("config") is None:
         info = describe_checkpoint(local)
         if info.base not in ("sdxl-refiner", like):

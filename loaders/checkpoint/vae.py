@@ -13,6 +13,7 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor, nn
 
+from ..utils import diffusers_arguments
 from .configs import MODEL_BASES, SD_VAE_CONFIG
 from .describe import CheckpointError, opened_checkpoint, what_else_it_is
 from .names import part_tensors, vae_names
@@ -22,17 +23,17 @@ _TAESD_ENDINGS = ("encoder", "decoder")  # taesd_encoder.pth and taesd_decoder.p
 
 
 def load_vae(
-    path: str | Path, *, like: nn.Module | None = None, base: str = "sd1", torch_dtype: torch.dtype | None = None
+    path: str | Path, *, like: nn.Module | None = None, base: str = "sd1", dtype: torch.dtype | None = None
 ) -> AutoencoderKL | AutoencoderTiny:
     """A VAE from a weight file of any kind, or a folder that `save_pretrained` wrote.
 
     like: the model's own VAE; the new one gets its configuration, above all its scaling factor, which files do not
-    tell and which belongs to the UNet. Without it, that of `base` ("sd1", "sd2", "sdxl"). torch_dtype: None is that
+    tell and which belongs to the UNet. Without it, that of `base` ("sd1", "sd2", "sdxl"). dtype: None is that
     of `like`, else float32. TAESD (`taesd_decoder.pth` beside `taesd_encoder.pth`, or as one file) gives an
     AutoencoderTiny. Raises CheckpointError for a file that is no VAE, lacks weights, or is of another size.
     """
     path = Path(path).expanduser()
-    dtype = torch_dtype or (torch.float32 if like is None else next(like.parameters()).dtype)
+    dtype = dtype or (torch.float32 if like is None else next(like.parameters()).dtype)
     if path.name == "diffusion_pytorch_model.safetensors" and (path.parent / "config.json").is_file():
         path = path.parent
     if path.is_dir():
@@ -96,9 +97,9 @@ def _saved_vae(folder: Path, like: nn.Module | None, dtype: torch.dtype) -> Auto
         if (place / "config.json").is_file():
             name = AutoencoderKL.load_config(place).get("_class_name")
             if name == AutoencoderTiny.__name__:
-                return AutoencoderTiny.from_pretrained(place, torch_dtype=dtype)
+                return AutoencoderTiny.from_pretrained(place, **diffusers_arguments(dtype=dtype))
             if name == AutoencoderKL.__name__:
-                vae = AutoencoderKL.from_pretrained(place, torch_dtype=dtype)
+                vae = AutoencoderKL.from_pretrained(place, **diffusers_arguments(dtype=dtype))
                 if isinstance(like, AutoencoderKL):
                     vae.register_to_config(scaling_factor=like.config.scaling_factor)
                 return vae

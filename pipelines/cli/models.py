@@ -1,7 +1,6 @@
 """Pipelines for the commands that draw: from a folder, a checkpoint file or the Hub."""
 
 import re
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 import click
 
+from ...loaders.utils import diffusers_arguments
 from .common import HeadedOption, add_options, choose_device, choose_dtype
 
 
@@ -104,7 +104,6 @@ def load_img2img(setup: ModelSetup, *, bars: bool = True) -> Any:
 def load_pipeline(pipeline: Any, setup: ModelSetup, *, bars: bool = True) -> Any:
     """A pipeline of this class on its device, with what the setup names. Raises ValueError, OSError."""
     setup = with_model_checked(setup)
-    warnings.filterwarnings("ignore", message=".*torch_dtype.*", category=FutureWarning)
     if not bars:
         _hide_loading_bars()
     device = choose_device(setup.device)
@@ -113,10 +112,10 @@ def load_pipeline(pipeline: Any, setup: ModelSetup, *, bars: bool = True) -> Any
     loaded = {name: parts[name] for name in ("vae",) if name in parts}
     file = Path(str(setup.model)).expanduser()
     if file.is_file():
-        pipe = pipeline.from_single_file(str(file), torch_dtype=dtype, **loaded)
+        pipe = pipeline.from_single_file(str(file), dtype=dtype, **loaded)
         pipe.register_to_config(_name_or_path=str(file))  # for the picture's "Model" and "Model hash"
     else:
-        pipe = pipeline.from_pretrained(str(file) if file.is_dir() else setup.model, torch_dtype=dtype, **loaded)
+        pipe = pipeline.from_pretrained(str(file) if file.is_dir() else setup.model, dtype=dtype, **loaded)
     if setup.vae and "vae" not in loaded:
         pipe.load_vae(setup.vae)
     if others := {name: part for name, part in parts.items() if name not in loaded}:
@@ -158,7 +157,7 @@ def _extra_parts(setup: ModelSetup, dtype: Any) -> dict[str, Any]:
     if setup.vae and not Path(setup.vae).expanduser().exists():
         from diffusers import AutoencoderKL
 
-        parts["vae"] = AutoencoderKL.from_pretrained(setup.vae, torch_dtype=dtype)
+        parts["vae"] = AutoencoderKL.from_pretrained(setup.vae, **diffusers_arguments(dtype=dtype))
     if setup.refiner:
         parts["refiner"] = _load_refiner(setup.refiner, dtype)
     if setup.upscaler:
@@ -180,9 +179,10 @@ def _load_refiner(source: str, dtype: Any) -> Any:
 
     path = Path(source).expanduser()
     if path.is_file():
-        return read_refiner(path, torch_dtype=dtype)
+        return read_refiner(path, dtype=dtype)
     alone = path.is_dir() and (path / "config.json").is_file()
-    return UNet2DConditionModel.from_pretrained(source, torch_dtype=dtype, **({} if alone else {"subfolder": "unet"}))
+    place = {} if alone else {"subfolder": "unet"}
+    return UNet2DConditionModel.from_pretrained(source, **place, **diffusers_arguments(dtype=dtype))
 
 
 class PipelineCache:

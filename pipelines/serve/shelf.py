@@ -172,7 +172,7 @@ class ModelShelf:
         if self._refiner != path:
             own = self._named("checkpoint", str(self._loaded))
             base = None if own is None else describe_checkpoint(own).base
-            refiner = read_refiner(path, like=base, torch_dtype=pipe.unet.dtype)
+            refiner = read_refiner(path, like=base, dtype=pipe.unet.dtype)
             refiner.register_to_config(_name_or_path=path)
             pipe.register_modules(refiner=refiner.to(pipe.device))
             self._refiner = path
