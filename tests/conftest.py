@@ -1,5 +1,6 @@
 """What many tests share: the recordings' folder, tiny models, and the marks that skip themselves with a reason."""
 
+import gc
 import os
 import shutil
 from hashlib import sha256
@@ -43,16 +44,37 @@ if "WEBUI_GOLDENS" not in os.environ:
 GOLDEN = Path(os.environ["WEBUI_GOLDENS"])
 
 
+# The files that take longest begin first, so that none of them is left for the end while other processes have nothing.
+LONGEST = (
+    "test_hub",
+    "test_txt2img_sdxl",
+    "test_control_pipelines",
+    "test_control_goldens",
+    "test_checkpoint_names",
+    "test_cli",
+    "test_bundle",
+    "test_face_restore",
+    "test_demo_model",
+    "test_detailer",
+)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    order = {f"{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
     for item in items:
         if item.get_closest_marker("slow") and not config.getoption("--slow"):
             item.add_marker(pytest.mark.skip(reason="slow: run with --slow (make slow)"))
         if item.get_closest_marker("gpu") and not _cuda():
             item.add_marker(pytest.mark.skip(reason="gpu: no CUDA device here"))
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # thousands of tests and the libraries stay: no need to walk through them at every collection
 
 
 def _cuda() -> bool:

@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,7 @@ def _name(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
+@cache
 def _tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
@@ -201,15 +203,20 @@ def test_files_and_functions_fit_a_screen():
                 assert length <= (120 if whole else 60), f"{_name(path)}: {node.name} has {length} lines"
 
 
-def test_public_names_exist():
+def test_a_fresh_interpreter_finds_old_modules_and_all_public_names():
+    """In one process, because importing the model libraries takes seconds."""
     code = (
+        "from webui_diffusers.loaders import single_file\n"
+        "import webui_diffusers.pipelines.cli_jobs as jobs\n"
+        "from webui_diffusers.pipelines.cli.jobs import JobFolder\n"
+        "assert jobs.JobFolder is JobFolder and single_file.load_single_file\n"
         "import importlib\n"
         f"for m in {sorted({p.parent.relative_to(ROOT).as_posix().replace('/', '.') for p in SOURCES})}:\n"
         "    module = importlib.import_module('webui_diffusers.' + m)\n"
         "    for name in getattr(module, '__all__', ()):\n"
         "        getattr(module, name)\n"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    result = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
 
 

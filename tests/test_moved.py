@@ -1,6 +1,5 @@
 """Modules of version 0.1 are found under their old names, with a warning."""
 
-import subprocess
 import sys
 from importlib import import_module
 
@@ -13,17 +12,6 @@ def test_an_old_name_gives_the_module_of_today(old: str):
     with pytest.warns(DeprecationWarning, match="goes with 0.3") if not _loaded(old) else _quiet():
         found = import_module(f"webui_diffusers.{old}")
     assert found is import_module(f"webui_diffusers.{MOVED[old]}")
-
-
-def test_an_old_module_is_found_by_a_fresh_interpreter_and_from_its_package():
-    code = (
-        "from webui_diffusers.loaders import single_file\n"
-        "import webui_diffusers.pipelines.cli_jobs as jobs\n"
-        "from webui_diffusers.pipelines.cli.jobs import JobFolder\n"
-        "assert jobs.JobFolder is JobFolder and single_file.load_single_file\n"
-    )
-    result = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
 
 
 def test_a_name_that_never_was_is_not_found():

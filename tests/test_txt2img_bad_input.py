@@ -24,12 +24,17 @@ def shared(tiny_sd: Path) -> WebUITxt2ImgPipeline:
     return pipe
 
 
+@pytest.fixture(scope="module")
+def expected(shared: WebUITxt2ImgPipeline) -> np.ndarray:
+    """What it draws before anything went wrong."""
+    return shared("a (red:1.2) circle", **CALL).images
+
+
 @pytest.fixture
-def pipe(shared: WebUITxt2ImgPipeline):
+def pipe(shared: WebUITxt2ImgPipeline, expected: np.ndarray):
     """The pipeline, which must be as good after the test as before."""
     pipe = WebUITxt2ImgPipeline(**shared.components, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
-    expected = pipe("a (red:1.2) circle", **CALL).images
     yield pipe
     assert np.array_equal(pipe("a (red:1.2) circle", **CALL).images, expected)
 

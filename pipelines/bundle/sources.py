@@ -9,6 +9,7 @@ import ast
 import builtins
 import re
 import sys
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,7 +66,11 @@ class PackSource(NamedTuple):
 
 def read_pack_source(root: Path, name: str) -> PackSource:
     """Read root/name. Raises BundleError for what cannot be inlined, SyntaxError for what is not Python."""
-    text = (root / name).read_text(encoding="utf-8")
+    return _taken_apart(root, name, (root / name).read_text(encoding="utf-8"))
+
+
+@lru_cache(maxsize=1024)  # bundles of several pipelines share most of their files
+def _taken_apart(root: Path, name: str, text: str) -> PackSource:
     tree = ast.parse(text, filename=name)
     _refuse_hidden(tree, name)
     ours, others = [], []
