@@ -5,23 +5,29 @@ BIN    := $(VENV)/bin
 OUT    ?= demo/out
 GOLDENS ?= tests/golden
 
-.PHONY: demo test slow gpu lint docs format bench goldens clean
+.PHONY: demo test slow gpu matrix lint docs format bench goldens clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python demo/draw.py --out $(OUT)
 
 # Two processes of one thread each: see tests/conftest.py.
 test: $(VENV)/.tested
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 slow: $(VENV)/.tested
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --slow
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --slow
 
 # What needs a CUDA device: Philox against the card, no step that waits for it, half precision, offloading; then timings
 # beside diffusers. Says what it skips.
 gpu: $(VENV)/.tested
 	$(BIN)/python -m pytest -q -rs -m gpu tests
 	$(BIN)/python benchmarks/card.py
+
+# The fast suite on each Python of 3.10 to 3.13 that is found, with the newest and the oldest versions: see noxfile.py.
+# What it did not find it lists as skipped. Where there is pyenv, all of its versions are looked at.
+matrix: $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet 'nox[uv]>=2024.10'
+	PYENV_VERSION=$$(pyenv versions --bare 2>/dev/null | paste -sd: -) UV_PYTHON_DOWNLOADS=never $(BIN)/nox
 
 lint: $(VENV)/.tested
 	$(BIN)/ruff check .
@@ -47,10 +53,10 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
-# k-diffusion, whose loops ours are compared with, lists far more than its `sampling` imports.
-$(VENV)/.tested: $(VENV)/.installed Makefile
+$(VENV)/.tested: $(VENV)/.installed Makefile tests/no-deps.txt
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
-	$(BIN)/python -m pip install --quiet --no-deps k-diffusion==0.1.1.post1 torchdiffeq==0.2.5
+	$(BIN)/python -m pip install --quiet setuptools wheel
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --requirement tests/no-deps.txt
 	touch $@
 
 clean:

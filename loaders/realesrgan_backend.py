@@ -20,6 +20,7 @@ from .utils import require
 from .weight_files import WeightFileError
 
 
+_NEWEST_PYTHON = (3, 12)  # that basicsr 1.4.2 can be built on
 _MOVED_MODULE = "torchvision.transforms.functional_tensor"
 
 
@@ -53,8 +54,7 @@ def realesrgan_network(state: Mapping[str, Tensor], name: str) -> UpscalerNetwor
     Raises ImportError without the package, WeightFileError for tensors that are not in Real-ESRGAN's own layout.
     """
     network, scale, unshuffle = _realesrgan_architecture(state, name)
-    with functional_tensor_shim():
-        package = require("realesrgan", extra="realesrgan", feature='`backend="realesrgan"`')
+    package = _package_module("realesrgan")
     with tempfile.TemporaryDirectory() as folder:  # it reads weights from a file only
         path = Path(folder) / "weights.pth"
         torch.save({"params": {key: value.float() for key, value in state.items()}}, path)
@@ -78,6 +78,20 @@ def realesrgan_network(state: Mapping[str, Tensor], name: str) -> UpscalerNetwor
     )
 
 
+def _package_module(name: str) -> ModuleType:
+    try:
+        with functional_tensor_shim():
+            return require(name, extra="realesrgan", feature='`backend="realesrgan"`')
+    except ImportError as error:
+        if sys.version_info[:2] <= _NEWEST_PYTHON:
+            raise
+        python = ".".join(map(str, sys.version_info[:2]))
+        raise ImportError(
+            f'`backend="realesrgan"` needs `{name}`, and basicsr, which it is made of, cannot be installed on Python '
+            f'{python} (on 3.12 it can). Use `backend="spandrel"`: its pixels are the same.'
+        ) from error
+
+
 def _realesrgan_architecture(state: Mapping[str, Tensor], name: str) -> tuple[nn.Module, int, int]:
     """An untrained network of the right sizes, its scale, and how many pixels a side it takes at a time."""
     if "conv_first.weight" in state and "body.0.rdb1.conv1.weight" in state:
@@ -95,8 +109,7 @@ def _realesrgan_rrdb(state: Mapping[str, Tensor]) -> tuple[nn.Module, int, int]:
     blocks = 1 + max(int(key.split(".")[1]) for key in state if re.match(r"body\.\d+\.", key))
     growth = state["body.0.rdb1.conv1.weight"].shape[0]
     unshuffle = isqrt(channels // 3)
-    with functional_tensor_shim():
-        module = require("basicsr.archs.rrdbnet_arch", extra="realesrgan", feature='`backend="realesrgan"`')
+    module = _package_module("basicsr.archs.rrdbnet_arch")
     scale = 4 // unshuffle
     return module.RRDBNet(3, 3, scale, features, blocks, growth), scale, unshuffle
 
@@ -105,7 +118,6 @@ def _realesrgan_compact(state: Mapping[str, Tensor]) -> tuple[nn.Module, int, in
     features = state["body.0.weight"].shape[0]
     last = max(int(key.split(".")[1]) for key in state)
     scale = isqrt(state[f"body.{last}.weight"].shape[0] // 3)
-    with functional_tensor_shim():
-        module = require("realesrgan.archs.srvgg_arch", extra="realesrgan", feature='`backend="realesrgan"`')
+    module = _package_module("realesrgan.archs.srvgg_arch")
     network = module.SRVGGNetCompact(3, 3, features, num_conv=(last - 2) // 2, upscale=scale, act_type="prelu")
     return network, scale, 1

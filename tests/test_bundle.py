@@ -50,11 +50,11 @@ def modules(tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture(scope="module")
 def packaged(tiny_sd: Path) -> np.ndarray:
     """What the imported class draws."""
-    return _picture(WebUITxt2ImgPipeline.from_pretrained(tiny_sd, torch_dtype=torch.float32))
+    return _picture(WebUITxt2ImgPipeline.from_pretrained(tiny_sd, dtype=torch.float32))
 
 
 def _load(model: Path, code: str | Path, **more) -> DiffusionPipeline:
-    more = {"torch_dtype": torch.float32, "trust_remote_code": True, **more}
+    more = {"dtype": torch.float32, "trust_remote_code": True, **more}
     return DiffusionPipeline.from_pretrained(model, custom_pipeline=str(code), **more)
 
 
@@ -154,7 +154,7 @@ def test_the_bundle_and_the_checkout_draw_what_the_package_draws(modules, tiny_s
 
 
 def test_the_bundle_loads_through_from_pipe_with_the_components_it_is_given(modules, tiny_sd: Path, packaged):
-    plain = StableDiffusionPipeline.from_pretrained(tiny_sd, torch_dtype=torch.float32)
+    plain = StableDiffusionPipeline.from_pretrained(tiny_sd, dtype=torch.float32)
     code = str(pipeline_file("webui-txt2img"))
     pipe = DiffusionPipeline.from_pipe(plain, custom_pipeline=code, trust_remote_code=True)
     assert pipe.unet is plain.unet and pipe.upscaler is None

@@ -141,7 +141,7 @@ def test_only_a_schedule_of_its_own_is_taken_over(tmp_path: Path) -> None:
 
 def test_a_callers_own_configuration_is_left_alone(tmp_path: Path) -> None:
     save_file(sketch("sd1"), tmp_path / "x.safetensors")
-    kwargs = {"config": "some/repo", "torch_dtype": torch.float16}
+    kwargs = {"config": "some/repo", "dtype": torch.float16}
     assert single_file_arguments(tmp_path / "x.safetensors", kwargs) == kwargs
     assert local_checkpoint(tmp_path / "x.safetensors", {}) == tmp_path / "x.safetensors"
 

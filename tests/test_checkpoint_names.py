@@ -32,12 +32,12 @@ UNET = "model.diffusion_model."
 
 @pytest.fixture(scope="module")
 def sd1(tiny_sd: Path) -> StableDiffusionPipeline:
-    return StableDiffusionPipeline.from_pretrained(tiny_sd, torch_dtype=torch.float32)
+    return StableDiffusionPipeline.from_pretrained(tiny_sd, dtype=torch.float32)
 
 
 @pytest.fixture(scope="module")
 def sdxl(tiny_sdxl: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StableDiffusionXLPipeline]:
-    pipe = StableDiffusionXLPipeline.from_pretrained(tiny_sdxl, torch_dtype=torch.float32)
+    pipe = StableDiffusionXLPipeline.from_pretrained(tiny_sdxl, dtype=torch.float32)
     torch.manual_seed(0)  # diffusers tells the two encoders apart by their widths, as in the published model
     wide = {**pipe.text_encoder_2.config.to_dict(), "hidden_size": 48, "projection_dim": 48}
     pipe.register_modules(text_encoder_2=CLIPTextModelWithProjection(CLIPTextConfig(**wide)))
@@ -310,7 +310,7 @@ def test_the_keys_mean_nothing_beside_another_network(tmp_path: Path, sd1: Stabl
 
 def test_such_a_model_draws_by_its_scheduler_and_refuses_the_webuis_samplers(tiny_sdxl: Path) -> None:
     pipe = WebUITxt2ImgPipeline.from_pretrained(
-        tiny_sdxl, scheduler=EDMDPMSolverMultistepScheduler(), torch_dtype=torch.float32
+        tiny_sdxl, scheduler=EDMDPMSolverMultistepScheduler(), dtype=torch.float32
     )
     pipe.vae.register_to_config(latents_mean=MEAN, latents_std=DEVIATION, scaling_factor=0.5)
     call = {"num_inference_steps": 2, "height": 64, "width": 64, "output_type": "np"}

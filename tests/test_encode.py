@@ -57,7 +57,7 @@ def recipe_model(name: str) -> torch.nn.Module:
 def encoders(tiny_sd: Path) -> dict[str, list[ClipEncoder]]:
     tokenizer = CLIPTokenizer.from_pretrained(tiny_sd / "tokenizer")
     plain, open_clip = FragmentTokenizer(tokenizer), FragmentTokenizer(tokenizer, open_clip=True)
-    tiny = CLIPTextModel.from_pretrained(tiny_sd / "text_encoder", torch_dtype=torch.float32)
+    tiny = CLIPTextModel.from_pretrained(tiny_sd / "text_encoder", dtype=torch.float32)
     sd2 = recipe_model("recipe-sd2")
     getattr(sd2, "text_model", sd2).encoder.layers = getattr(sd2, "text_model", sd2).encoder.layers[:-1]
     return {
@@ -130,7 +130,7 @@ def test_embeddings_are_the_webuis(encoders, name: str, row: dict):
 def test_a_plain_prompt_is_encoded_as_diffusers_does(tiny_sd: Path):
     from diffusers import StableDiffusionPipeline
 
-    pipe = StableDiffusionPipeline.from_pretrained(tiny_sd, torch_dtype=torch.float32, safety_checker=None)
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_sd, dtype=torch.float32, safety_checker=None)
     expected, negative = pipe.encode_prompt("a red circle", "cpu", 1, True, "blurry")
     ours = PromptEncoder.from_pipe(pipe)("a red circle", "blurry")
     assert torch.equal(ours["prompt_embeds"], expected)

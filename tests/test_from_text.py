@@ -34,7 +34,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_sd: Path) ->
 
 @pytest.fixture(scope="module")
 def stock(tiny_sd: Path) -> StableDiffusionPipeline:
-    return StableDiffusionPipeline.from_pretrained(tiny_sd, torch_dtype=torch.float32)
+    return StableDiffusionPipeline.from_pretrained(tiny_sd, dtype=torch.float32)
 
 
 def another(vae: AutoencoderKL) -> AutoencoderKL:
@@ -85,7 +85,7 @@ def text_for(webui: Path) -> str:
 
 def test_the_picture_of_a_text_is_drawn_without_naming_a_file(webui: Path, stock: StableDiffusionPipeline) -> None:
     text = text_for(webui)
-    pipe = WebUITxt2ImgPipeline.from_infotext(text, WebUIFolder(webui), torch_dtype=torch.float32)
+    pipe = WebUITxt2ImgPipeline.from_infotext(text, WebUIFolder(webui), dtype=torch.float32)
     drawn = pipe(**call_arguments(parse_infotext(text)), output_type="np")
     by_hand = WebUITxt2ImgPipeline(
         **{**stock.components, "vae": another(stock.vae)},
@@ -137,7 +137,7 @@ def test_all_that_is_missing_is_said_before_anything_is_loaded(webui: Path, monk
 
 def test_a_checkpoint_of_a_library_is_loaded_by_its_title(webui: Path) -> None:
     library = WebUIFolder(webui)
-    pipe = load_from_library(WebUITxt2ImgPipeline, library, "shapes", torch_dtype=torch.float32)
+    pipe = load_from_library(WebUITxt2ImgPipeline, library, "shapes", dtype=torch.float32)
     pipe.add_embedding(webui / "embeddings/myword.safetensors")
     digest = sha256(webui / "models/Stable-diffusion/second.ckpt")
     other = load_from_library(WebUITxt2ImgPipeline, library, f"second.ckpt [{digest[:10]}]", like=pipe)
@@ -178,7 +178,7 @@ def test_a_vae_is_read_from_every_kind_of_file(tmp_path: Path, stock: StableDiff
 
 
 def test_a_pipeline_takes_another_vae(tmp_path: Path, tiny_sd: Path, stock: StableDiffusionPipeline) -> None:
-    pipe = WebUITxt2ImgPipeline.from_pretrained(tiny_sd, torch_dtype=torch.float16)
+    pipe = WebUITxt2ImgPipeline.from_pretrained(tiny_sd, dtype=torch.float16)
     save_file(keys_of(another(stock.vae), stock, ""), tmp_path / "x.vae.safetensors")
     pipe.load_vae(tmp_path / "x.vae.safetensors")
     assert pipe.vae.dtype == torch.float16
@@ -233,7 +233,7 @@ def test_taesd_is_read_from_its_two_files(tmp_path: Path) -> None:
 def test_a_pipeline_draws_with_taesd(tmp_path: Path, tiny_sd: Path) -> None:
     torch.manual_seed(0)
     AutoencoderTiny().save_pretrained(tmp_path / "taesd")
-    pipe = WebUITxt2ImgPipeline.from_pretrained(tiny_sd, torch_dtype=torch.float32)
+    pipe = WebUITxt2ImgPipeline.from_pretrained(tiny_sd, dtype=torch.float32)
     pipe.load_vae(tmp_path / "taesd")
     assert isinstance(pipe.vae, AutoencoderTiny)
     call = {"num_inference_steps": 1, "seed": 1, "sampler": "Euler", "width": 64, "height": 64}

@@ -480,7 +480,7 @@ def test_an_endpoint_takes_texts_and_arguments_and_opens_nothing(published: Sess
     done = published.run("-c", AS_THE_TOOLKIT, str(folder), json.dumps(requests), PYTHONPATH="", HF_HUB_OFFLINE="1")
     text, other, two, unknown, no_number, many, path, no_text = json.loads(done.stdout.splitlines()[-1])
 
-    pipe = WebUITxt2ImgPipeline.from_pretrained(tiny_sd, torch_dtype=torch.float32)
+    pipe = WebUITxt2ImgPipeline.from_pretrained(tiny_sd, dtype=torch.float32)
     same = {"num_inference_steps": 2, "sampler": "Euler a", "guidance_scale": 6, "width": 64, "height": 64}
     expected = pipe("a (red:1.3) circle", seed=5, **same).images[0]
     drawn = Image.open(io.BytesIO(base64.b64decode(text["images"][0]["image"])))

@@ -31,7 +31,7 @@ def pipes():
     found = {}
     for folder, kind in (("tiny-sd", StableDiffusionPipeline), ("tiny-sdxl", StableDiffusionXLPipeline)):
         if (GOLDEN / folder).is_dir():
-            pipe = kind.from_pretrained(GOLDEN / folder, torch_dtype=torch.float32)
+            pipe = kind.from_pretrained(GOLDEN / folder, dtype=torch.float32)
             found[folder] = (pipe, weights(pipe))
     return found
 

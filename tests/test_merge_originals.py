@@ -17,6 +17,7 @@ from webui_diffusers.loaders.lora.merge import NetworkMerger, merged_networks
 from webui_diffusers.loaders.lora.originals import KeptOriginal
 from webui_diffusers.loaders.lora.peft_adapters import attach_network
 from webui_diffusers.loaders.lora.read import read_network
+from webui_diffusers.loaders.utils import diffusers_arguments
 
 
 ATTENTION = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
@@ -25,7 +26,7 @@ TEXT = "lora_te_text_model_encoder_layers_0_mlp_fc1"
 
 
 def load(folder, dtype=torch.float32):
-    return StableDiffusionPipeline.from_pretrained(folder, torch_dtype=dtype, safety_checker=None)
+    return StableDiffusionPipeline.from_pretrained(folder, **diffusers_arguments(dtype=dtype), safety_checker=None)
 
 
 @pytest.fixture(scope="module")
@@ -297,6 +298,7 @@ def test_fused_projections_take_no_adapter(tiny_sd, networks):
         attach_network(pipe, networks[1], "x")
 
 
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated")  # what it is about is still in use
 def test_a_model_quantised_by_torch_itself_is_refused_by_name(networks):
     unet = parent = torch.nn.Module()
     for step in ATTENTION.split("."):

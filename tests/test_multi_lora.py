@@ -39,7 +39,7 @@ def quiet(pipe):
 @pytest.fixture(scope="module")
 def pair():
     """A MultiLoraPipeline and diffusers' own over the same models."""
-    pipe = quiet(MultiLoraPipeline.from_pretrained(GOLDEN / "tiny-sd", torch_dtype=torch.float32))
+    pipe = quiet(MultiLoraPipeline.from_pretrained(GOLDEN / "tiny-sd", dtype=torch.float32))
     pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
     pipe.lora_folder = LORA
     own = quiet(StableDiffusionPipeline(**pipe.components, requires_safety_checker=False))
@@ -210,7 +210,7 @@ def test_sdxl_does_the_same():
     folder = GOLDEN / "tiny-sdxl-e2e"
     if not folder.is_dir() or not (LORA / "xl_kohya.safetensors").is_file():
         pytest.skip("needs the tiny SDXL")
-    pipe = quiet(MultiLoraXLPipeline.from_pretrained(folder, torch_dtype=torch.float32))
+    pipe = quiet(MultiLoraXLPipeline.from_pretrained(folder, dtype=torch.float32))
     own = quiet(StableDiffusionXLPipeline(**pipe.components))
     assert np.array_equal(pictures(pipe), pictures(own))
     before = state_of(pipe)  # after a first call: text encoders put their own hooks up then
@@ -238,7 +238,7 @@ def test_an_interrupt_leaves_all_as_it_was(pipe):
 
 
 def test_loaded_adapters_act_beside_the_calls_networks_and_stay(pair):
-    pipe = quiet(MultiLoraPipeline.from_pretrained(GOLDEN / "tiny-sd", torch_dtype=torch.float32))
+    pipe = quiet(MultiLoraPipeline.from_pretrained(GOLDEN / "tiny-sd", dtype=torch.float32))
     pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
     pipe.lora_folder = LORA
     pipe.load_lora_weights(LORA, weight_name="kohya_lora.safetensors", adapter_name="mine")

@@ -16,8 +16,8 @@ from webui_diffusers.loaders.lora.read import read_network
 @pytest.fixture(scope="module")
 def pipes(tiny_sd, tiny_sdxl):
     return {
-        "sd": StableDiffusionPipeline.from_pretrained(tiny_sd, torch_dtype=torch.float32, safety_checker=None),
-        "xl": StableDiffusionXLPipeline.from_pretrained(tiny_sdxl, torch_dtype=torch.float32),
+        "sd": StableDiffusionPipeline.from_pretrained(tiny_sd, dtype=torch.float32, safety_checker=None),
+        "xl": StableDiffusionXLPipeline.from_pretrained(tiny_sdxl, dtype=torch.float32),
     }
 
 

@@ -70,7 +70,7 @@ def pipes():
     found = {}
     for folder, kind in (("tiny-sd", StableDiffusionPipeline), ("tiny-sdxl", StableDiffusionXLPipeline)):
         if (GOLDEN / folder).is_dir():
-            pipe = kind.from_pretrained(GOLDEN / folder, torch_dtype=torch.float32)
+            pipe = kind.from_pretrained(GOLDEN / folder, dtype=torch.float32)
             found[folder] = (pipe, state_of(pipe))
     return found
 
@@ -295,7 +295,7 @@ def test_strengths_are_those_of_set_adapters_for_each_component(tiny):
 
 @pytest.mark.goldens
 def test_fused_adapters_are_the_merged_weights_and_come_off(pipes):
-    pipe = StableDiffusionPipeline.from_pretrained(GOLDEN / "tiny-sd", torch_dtype=torch.float32)
+    pipe = StableDiffusionPipeline.from_pretrained(GOLDEN / "tiny-sd", dtype=torch.float32)
     read = network("loha")
     wanted, bare = drawn_merged(pipe, [(read, 0.7, 0.7)]), draw(pipe)
     attach_network(pipe, read, "a")
@@ -697,7 +697,7 @@ def test_names_that_peft_cannot_use_are_refused(tiny):
 
 @pytest.mark.goldens
 def test_a_mix_beside_fused_adapters_is_refused():
-    pipe = StableDiffusionPipeline.from_pretrained(GOLDEN / "tiny-sd", torch_dtype=torch.float32)
+    pipe = StableDiffusionPipeline.from_pretrained(GOLDEN / "tiny-sd", dtype=torch.float32)
     attach_network(pipe, network("alpha_ne_rank"), "a")
     pipe.fuse_lora()
     with pytest.raises(ValueError, match="fused into the weights"):

@@ -59,7 +59,7 @@ def batch_decides(run: dict) -> bool:
 
 @lru_cache(maxsize=2)
 def pipeline(prediction_type: str) -> WebUITxt2ImgPipeline:
-    pipe = WebUITxt2ImgPipeline.from_pretrained(GOLDEN / "tiny-sd", torch_dtype=torch.float32)
+    pipe = WebUITxt2ImgPipeline.from_pretrained(GOLDEN / "tiny-sd", dtype=torch.float32)
     pipe.scheduler.register_to_config(prediction_type=prediction_type)
     pipe.set_progress_bar_config(disable=True)
     for path in (GOLDEN / "models").iterdir() if (GOLDEN / "models").is_dir() else ():

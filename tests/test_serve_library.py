@@ -29,7 +29,7 @@ def webui(tmp_path_factory: pytest.TempPathFactory, tiny_sd: Path) -> Iterator[P
     root = tmp_path_factory.mktemp("webui")
     for place in ("models/Stable-diffusion/sub", "models/VAE", "models/Lora", "models/ESRGAN"):
         (root / place).mkdir(parents=True)
-    file = one_file(StableDiffusionPipeline.from_pretrained(tiny_sd, torch_dtype=torch.float32))
+    file = one_file(StableDiffusionPipeline.from_pretrained(tiny_sd, dtype=torch.float32))
     save_file(file, root / "models/Stable-diffusion/sub/shapes.safetensors")
     second = {
         key: value * 0.9 if key.endswith("diffusion_model.out.2.weight") else value for key, value in file.items()

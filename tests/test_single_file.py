@@ -24,6 +24,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from webui_diffusers.loaders.checkpoint.configs import model_config_files
 from webui_diffusers.loaders.checkpoint.describe import CheckpointError, describe_checkpoint
 from webui_diffusers.loaders.checkpoint.load import load_single_file, predicts_noise, read_refiner
+from webui_diffusers.loaders.utils import diffusers_arguments
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -99,7 +100,7 @@ def test_the_shipped_configurations_have_the_published_numbers_of_parameters(
 
 @pytest.mark.parametrize("ending", [".safetensors", ".ckpt"])
 def test_an_sd1_file_loads_as_its_folder(tmp_path: Path, tiny_sd: Path, ending: str) -> None:
-    pipe = StableDiffusionPipeline.from_pretrained(tiny_sd, torch_dtype=torch.float32)
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_sd, dtype=torch.float32)
     path = tmp_path / f"tiny{ending}"
     save_file(one_file(pipe), path) if ending == ".safetensors" else torch.save({"state_dict": one_file(pipe)}, path)
     options = {"config": str(tiny_sd), "prediction_type": "epsilon"}
@@ -116,7 +117,7 @@ def test_an_sd1_file_loads_as_its_folder(tmp_path: Path, tiny_sd: Path, ending: 
 def test_an_sdxl_file_loads_as_its_folder(tmp_path: Path, tiny_sdxl: Path) -> None:
     if not tiny_sdxl.is_dir():
         pytest.skip("no tiny SDXL in this folder of recordings")
-    pipe = StableDiffusionXLPipeline.from_pretrained(tiny_sdxl, torch_dtype=torch.float32)
+    pipe = StableDiffusionXLPipeline.from_pretrained(tiny_sdxl, dtype=torch.float32)
     torch.manual_seed(0)  # diffusers tells the two encoders apart by their widths, as in the published model
     wide = {**pipe.text_encoder_2.config.to_dict(), "hidden_size": 48, "projection_dim": 48}
     pipe.register_modules(text_encoder_2=CLIPTextModelWithProjection(CLIPTextConfig(**wide)))
@@ -127,7 +128,7 @@ def test_an_sdxl_file_loads_as_its_folder(tmp_path: Path, tiny_sdxl: Path) -> No
 
 
 def test_an_sd2_file_loads_as_its_folder(tmp_path: Path, tiny_sd: Path) -> None:
-    pipe = StableDiffusionPipeline.from_pretrained(tiny_sd, torch_dtype=torch.float32)
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_sd, dtype=torch.float32)
     torch.manual_seed(0)
     pipe.register_modules(
         unet=UNet2DConditionModel.from_config(pipe.unet.config, use_linear_projection=True),
@@ -146,13 +147,13 @@ def test_an_sd2_file_loads_as_its_folder(tmp_path: Path, tiny_sd: Path) -> None:
 def test_a_text_encoder_spelled_as_in_older_files_is_found(
     tmp_path: Path, tiny_sd: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pipe = StableDiffusionPipeline.from_pretrained(tiny_sd, torch_dtype=dtype)
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_sd, **diffusers_arguments(dtype=dtype))
     tensors = {key.replace(".text_model.", "."): value for key, value in one_file(pipe).items()}
     tensors["cond_stage_model.transformer.embeddings.position_ids"] = torch.arange(77)[None]
     save_file(tensors, tmp_path / "old.safetensors")
     place = "webui_diffusers.loaders.checkpoint.load.single_file_config"
     monkeypatch.setattr(place, lambda info: tiny_sd)  # the shipped one is of full size
-    options = {"torch_dtype": dtype}
+    options = {"dtype": dtype}
     same_weights(
         pipe, load_single_file(StableDiffusionPipeline.from_single_file, tmp_path / "old.safetensors", options)
     )
@@ -174,7 +175,7 @@ def test_a_file_of_full_size_needs_nothing_but_itself(
     path = hollow_file(tmp_path / "base-v.safetensors", one_file(meta_pipe(base, **options)) | EXTRA.get(base, {}))
     info = describe_checkpoint(path)
     assert (info.base, info.unet_channels) == (base, options.get("unet_channels", 4))
-    kwargs = {"torch_dtype": torch.float16, "prediction_type": "v_prediction"}
+    kwargs = {"dtype": torch.float16, "prediction_type": "v_prediction"}
     loaded = load_single_file(pipeline.from_single_file, path, kwargs)
     assert loaded.scheduler.config.prediction_type == "v_prediction"
     assert sum(weight.numel() for weight in loaded.unet.parameters()) > 850_000_000
@@ -195,14 +196,14 @@ EXTRA = {
 
 
 def test_a_unet_shows_that_it_predicts_noise(tiny_sd: Path) -> None:
-    unet = UNet2DConditionModel.from_pretrained(tiny_sd, subfolder="unet", torch_dtype=torch.float32)
+    unet = UNet2DConditionModel.from_pretrained(tiny_sd, subfolder="unet", dtype=torch.float32)
     assert predicts_noise(unet)
     torch.manual_seed(0)
     assert not predicts_noise(UNet2DConditionModel.from_config(unet.config))
 
 
 def test_a_guess_is_settled_by_trying_the_unet(tmp_path: Path, tiny_sd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pipe = StableDiffusionPipeline.from_pretrained(tiny_sd, torch_dtype=torch.float32)
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_sd, dtype=torch.float32)
     tensors = one_file(pipe) | {"cond_stage_model.model.ln_final.weight": torch.zeros(2)}
     save_file(tensors, tmp_path / "mystery.safetensors")
     assert describe_checkpoint(tmp_path / "mystery.safetensors").prediction_type == "v_prediction"
@@ -222,7 +223,7 @@ def test_what_training_left_in_a_ckpt_is_passed_over(
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     callback = type("ModelCheckpoint", (), {"__module__": names[-1]})
     sys.modules[names[-1]].ModelCheckpoint = callback
-    pipe = StableDiffusionPipeline.from_pretrained(tiny_sd, torch_dtype=torch.float32)
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_sd, dtype=torch.float32)
     notes = {callback: {"best": np.float64(0.5)}, "state": callback()}
     content = {"state_dict": one_file(pipe), "callbacks": notes, "global_step": 7}
     torch.save(content, tmp_path / "old.ckpt")
@@ -246,7 +247,7 @@ HOLES = [
 
 @pytest.mark.parametrize("lost, says", HOLES)
 def test_a_hole_is_said(tmp_path: Path, tiny_sd: Path, lost: str, says: str) -> None:
-    tensors = one_file(StableDiffusionPipeline.from_pretrained(tiny_sd, torch_dtype=torch.float32))
+    tensors = one_file(StableDiffusionPipeline.from_pretrained(tiny_sd, dtype=torch.float32))
     del tensors[lost]
     save_file(tensors, tmp_path / "x.safetensors")
     load, options = StableDiffusionPipeline.from_single_file, {"config": str(tiny_sd)}
@@ -257,7 +258,7 @@ def test_a_hole_is_said(tmp_path: Path, tiny_sd: Path, lost: str, says: str) -> 
 def test_a_refiner_must_be_one(tmp_path: Path, tiny_sdxl_refiner: Path) -> None:
     if not tiny_sdxl_refiner.is_dir():
         pytest.skip("no tiny refiner in this folder of recordings")
-    unet = UNet2DConditionModel.from_pretrained(tiny_sdxl_refiner, subfolder="unet", torch_dtype=torch.float32)
+    unet = UNet2DConditionModel.from_pretrained(tiny_sdxl_refiner, subfolder="unet", dtype=torch.float32)
     save_file(ldm_unet(unet.state_dict(), unet.config.layers_per_block), tmp_path / "r.safetensors")
     loaded = read_refiner(tmp_path / "r.safetensors", config=str(tiny_sdxl_refiner))
     assert all(torch.equal(value, unet.state_dict()[key]) for key, value in loaded.state_dict().items())
@@ -278,7 +279,7 @@ SPOILT = [
 
 @pytest.mark.parametrize("key, spoil, says", SPOILT)
 def test_a_weight_of_another_shape_is_said(tmp_path: Path, tiny_sd: Path, key: str, spoil: object, says: str) -> None:
-    tensors = one_file(StableDiffusionPipeline.from_pretrained(tiny_sd, torch_dtype=torch.float32))
+    tensors = one_file(StableDiffusionPipeline.from_pretrained(tiny_sd, dtype=torch.float32))
     tensors[key] = spoil(tensors[key])
     torch.save(tensors, tmp_path / "x.ckpt")
     with pytest.raises(CheckpointError, match=rf"x\.ckpt`.*{says}"):

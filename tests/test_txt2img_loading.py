@@ -135,7 +135,7 @@ def test_a_single_file_draws_what_its_folder_draws(request, tmp_path, monkeypatc
     saved_tiny(monkeypatch, source, tmp_path / "folder")
     path, tensors = tmp_path / f"model-base{ending}", one_file(source)
     save_file(tensors, path) if ending == ".safetensors" else torch.save({"state_dict": tensors}, path)
-    pipe = quiet(WebUITxt2ImgPipeline.from_single_file(path, prediction_type="epsilon", torch_dtype=torch.float32))
+    pipe = quiet(WebUITxt2ImgPipeline.from_single_file(path, prediction_type="epsilon", dtype=torch.float32))
     assert pipe.is_sdxl == (base == "sdxl") and pipe.scheduler.config.prediction_type == "epsilon"
     assert pipe.safety_checker is None and pipe.refiner is None
     expected = ours_of(source)("a (red:1.2) circle", **NAMED).images
@@ -146,7 +146,7 @@ def test_a_v_checkpoint_with_zero_terminal_snr_is_drawn_as_one(tmp_path, monkeyp
     source = wide_sdxl(sdxl)
     saved_tiny(monkeypatch, source, tmp_path / "folder")
     save_file(one_file(source) | {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}, tmp_path / "x.safetensors")
-    pipe = quiet(WebUITxt2ImgPipeline.from_single_file(tmp_path / "x.safetensors", torch_dtype=torch.float32))
+    pipe = quiet(WebUITxt2ImgPipeline.from_single_file(tmp_path / "x.safetensors", dtype=torch.float32))
     told = pipe.scheduler.config
     assert (told.prediction_type, told.rescale_betas_zero_snr) == ("v_prediction", True)
     plain = ours_of(source)
@@ -163,7 +163,7 @@ def test_an_sd2_file_whose_name_says_v_is_drawn_as_one(tmp_path, monkeypatch, sd
     source = sd2_like(sd)
     saved_tiny(monkeypatch, source, tmp_path / "folder")
     save_file(one_file(source), tmp_path / "v2-768.safetensors")
-    pipe = quiet(WebUITxt2ImgPipeline.from_single_file(tmp_path / "v2-768.safetensors", torch_dtype=torch.float32))
+    pipe = quiet(WebUITxt2ImgPipeline.from_single_file(tmp_path / "v2-768.safetensors", dtype=torch.float32))
     assert pipe.scheduler.config.prediction_type == "v_prediction"
     expected = ours_of(source)
     expected.scheduler = type(sd.scheduler).from_config(sd.scheduler.config, prediction_type="v_prediction")
@@ -173,7 +173,7 @@ def test_an_sd2_file_whose_name_says_v_is_drawn_as_one(tmp_path, monkeypatch, sd
 def test_a_refiner_comes_from_its_file(tmp_path, sdxl, tiny_sdxl_refiner):
     unet = UNet2DConditionModel.from_pretrained(tiny_sdxl_refiner, subfolder="unet", dtype=torch.float32)
     save_file(ldm_unet(unet.state_dict(), unet.config.layers_per_block), tmp_path / "refiner.safetensors")
-    read = read_refiner(tmp_path / "refiner.safetensors", config=str(tiny_sdxl_refiner), torch_dtype=torch.float32)
+    read = read_refiner(tmp_path / "refiner.safetensors", config=str(tiny_sdxl_refiner), dtype=torch.float32)
     named = {**NAMED, "refiner_switch_at": 0.3}
     expected = ours_of(sdxl, refiner=unet)("a red circle", **named).images
     assert np.abs(ours_of(sdxl, refiner=read)("a red circle", **named).images - expected).max() < 1e-4

@@ -99,7 +99,7 @@ def test_saved_and_reloaded_it_draws_the_same(file, golden: Path, tmp_path: Path
     assert torch.equal(load_upscaler(tmp_path / "saved")(pixels), upscaler(pixels))
     (tmp_path / "model").mkdir()
     (tmp_path / "saved").rename(tmp_path / "model" / "upscaler")
-    half = ImageUpscaler.from_pretrained(tmp_path / "model", subfolder="upscaler", torch_dtype=torch.bfloat16)
+    half = ImageUpscaler.from_pretrained(tmp_path / "model", subfolder="upscaler", dtype=torch.bfloat16)
     assert half.dtype == torch.bfloat16
 
 
@@ -126,7 +126,7 @@ def test_a_folder_with_one_file_is_enough_and_with_two_it_asks(golden: Path, tmp
 def test_half_precision_where_the_architecture_allows(shipped: ImageUpscaler, tmp_path: Path, caplog):
     pixels = torch.rand(1, 3, 9, 8)
     expected = shipped(pixels)
-    half = load_upscaler("R-ESRGAN AnimeVideo", torch_dtype=torch.float16)
+    half = load_upscaler("R-ESRGAN AnimeVideo", dtype=torch.float16)
     assert half.dtype == torch.float16 and half(pixels).dtype == torch.float32
     assert (half(pixels) - expected).abs().max() < 0.01
     stubborn = load_upscaler("R-ESRGAN AnimeVideo")
@@ -217,7 +217,7 @@ def test_the_users_folders_come_before_downloading(golden: Path, tmp_path: Path,
 # The other backend
 
 
-@pytest.mark.skipif(find_spec("realesrgan") is None, reason="needs the extra [realesrgan]")
+@pytest.mark.skipif(find_spec("realesrgan") is None, reason="realesrgan is not installed: see tests/no-deps.txt")
 @pytest.mark.parametrize("file", [None, "tiny-rrdb-x4.pth"])
 def test_realesrgan_and_spandrel_give_equal_pixels(file, golden: Path, tmp_path: Path):
     if file is None:
@@ -264,9 +264,15 @@ def test_the_shim_is_gone_after_the_import():
     assert sys.modules.get(name) is before
 
 
-@pytest.mark.skipif(find_spec("realesrgan") is not None, reason="the package is installed")
-def test_without_the_package_the_backend_names_the_extra():
-    with pytest.raises(ImportError, match=r"pip install 'webui-diffusers\[realesrgan\]'"):
+@pytest.mark.parametrize(
+    "python, told", [((3, 12, 4), r"pip install 'webui-diffusers\[realesrgan\]'"), ((3, 13, 0), 'backend="spandrel"')]
+)
+def test_without_the_package_the_backend_names_the_extra_or_what_to_use(python, told, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "realesrgan", None)  # as where it is not installed
+    for name in ("realesrgan.archs", "realesrgan.archs.srvgg_arch"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setattr(sys, "version_info", python)
+    with pytest.raises(ImportError, match=told):
         load_upscaler("R-ESRGAN AnimeVideo", backend="realesrgan")
 
 
