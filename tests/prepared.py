@@ -13,13 +13,14 @@ from pathlib import Path
 
 LIBRARIES = (
     "torch",
-    "diffusers",
-    "transformers",
+    "accelerate",
+    "diffusers.loaders.single_file",
+    "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img",
+    "diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl",
+    "ftfy",
     "peft",
-    "huggingface_hub",
-    "scipy",
-    "PIL.Image",
-    "safetensors.torch",
+    "scipy.ndimage",
+    "spandrel",
 )
 
 # Reads a job a line: arguments as python's own (-c CODE or a file, and more), environment, folder, files for output.

@@ -575,9 +575,9 @@ sys.exit(main(sys.argv[1:]))
 """
 
 NO_NETWORK = """
-import sys
+import os, sys
 from huggingface_hub import constants
-constants.ENDPOINT = "http://127.0.0.1:9"
+os.environ["HF_ENDPOINT"] = constants.ENDPOINT = "http://127.0.0.1:9"
 from hub_upload import main
 sys.exit(main(sys.argv[1:]))
 """
