@@ -264,13 +264,21 @@ def test_the_shim_is_gone_after_the_import():
     assert sys.modules.get(name) is before
 
 
+class NoRealesrgan:
+    """A finder of modules, as where the package is not installed."""
+
+    def find_spec(self, name: str, *_: object) -> None:
+        if name.partition(".")[0] == "realesrgan":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
 @pytest.mark.parametrize(
     "python, told", [((3, 12, 4), r"pip install 'webui-diffusers\[realesrgan\]'"), ((3, 13, 0), 'backend="spandrel"')]
 )
 def test_without_the_package_the_backend_names_the_extra_or_what_to_use(python, told, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "realesrgan", None)  # as where it is not installed
-    for name in ("realesrgan.archs", "realesrgan.archs.srvgg_arch"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "realesrgan"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [NoRealesrgan(), *sys.meta_path])
     monkeypatch.setattr(sys, "version_info", python)
     with pytest.raises(ImportError, match=told):
         load_upscaler("R-ESRGAN AnimeVideo", backend="realesrgan")
