@@ -12,7 +12,7 @@ import click
 from ..infotext.files import read_infotext, save_picture
 from ..infotext.write import quote_field
 from .axes import NO_AXIS, Axis, read_axis, text_axes
-from .batch import draw_jobs
+from .batch import JobDrawer, draw_jobs
 from .common import EXIT_FAILED, DrawCommand, is_main_process, json_option, print_result
 from .control import control_image_option, with_control_images
 from .draw import print_reports
@@ -67,7 +67,7 @@ def grid_command(prompt: str | None, source: str | None, out: Path, as_json: boo
     jobs = [job._replace(fields=found.fields) for job in grid_jobs(call, axes, setup.model)]
     folder = JobFolder(out / "cells", values["extension"], values["quality"])
     files = CallFiles(read_library(values), own, without_missing=values["without_missing"])
-    done = draw_jobs(jobs, setup, folder, files)
+    done = draw_jobs(jobs, JobDrawer(jobs, setup, files), folder)
     drawn = {record["key"]: folder.out / record["files"][0]["path"] for record in done.results}
     cells = [drawn.get(job.key) for job in jobs]
     if is_main_process():

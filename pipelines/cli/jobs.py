@@ -15,7 +15,7 @@ from .job_folder import DrawnPictures, JobFolder
 from .job_names import Job, plain_file_name
 
 
-_POLL_SECONDS = 0.2  # between two looks at jobs that other processes hold
+POLL_SECONDS = 0.2  # between two looks at jobs that other processes hold
 _PROGRESS_SECONDS = 0.5  # between two reports
 
 
@@ -71,7 +71,7 @@ def run_jobs(
     """
     folder.check_names(jobs)
     folder.finish_names(jobs)
-    run = _Run(folder, draw, on_error)
+    run = JobRun(folder, draw, on_error)
     waiting, shown = [job for job in jobs if not folder.is_done(job)], monotonic()
     settled = len(jobs) - len(waiting)
     progress(settled)
@@ -86,10 +86,15 @@ def run_jobs(
                 shown = monotonic()
                 progress(settled)
         if len(held) == len(waiting):
-            sleep(_POLL_SECONDS)
+            sleep(POLL_SECONDS)
         waiting = held
     folder.finish_names(jobs)
     progress(len(jobs))
+    return jobs_done(jobs, folder)
+
+
+def jobs_done(jobs: Sequence[Job], folder: JobFolder) -> JobsDone:
+    """What a folder has of jobs, now that their runs have ended."""
     done = [folder.is_done(job) for job in jobs]
     return JobsDone(
         [{**folder.record(job), "line": job.line} for job, is_done in zip(jobs, done) if is_done],
@@ -104,8 +109,8 @@ def _unsaved(job: Job, folder: JobFolder, error: OSError) -> OSError:
     )
 
 
-class _Run:
-    """One process's part of drawing jobs."""
+class JobRun:
+    """One process's part of drawing jobs, whose names `folder` has checked."""
 
     def __init__(
         self, folder: JobFolder, draw: Callable[[Job], DrawnPictures], on_error: Callable[[Job, Exception], None]

@@ -5,7 +5,7 @@ from importlib import import_module
 from ...loaders.utils import require
 
 
-_HOME = {"app": ".application"}
+_HOME = {"app": ".application", "ray_app": ".replicas"}
 __all__ = sorted(_HOME)
 
 
