@@ -35,6 +35,7 @@ from .sampling.noise import generator_seeds
 from .sampling.perturbed import self_attentions
 from .sampling.samplers import resolve_sampler
 from .script_settings import Loopback, SDUpscale
+from .stock_texts import stock_settings
 from .texts import pass_texts, prompt_encoder, prompt_settings
 
 
@@ -118,12 +119,13 @@ def _one_pass(
         table = NoiseTable(scheduler_alphas_cumprod(pipe.scheduler, options))
     noise = noise_request(given, len(prompts), pipe._execution_device)
     seeds = noise.seeds or generator_seeds(noise.generator, len(prompts), noise.device)
+    settings = prompt_settings(options, given["clip_skip"])
     embeds = None if given["prompt_embeds"] is None else given_conditioning(given, is_sdxl=pipe.is_sdxl)
     return Request(
         first=_first_pass(pipe, given, prompts, negatives, size, options, table),
         noise=noise,
         options=options,
-        prompt_settings=prompt_settings(options, given["clip_skip"]),
+        prompt_settings=settings if given["sampler"] is not None else stock_settings(pipe, given, settings),
         sizes=SizeArguments(
             original_size=given["original_size"],
             crops_coords_top_left=given["crops_coords_top_left"],
@@ -216,7 +218,10 @@ def _with_hires(
         height=target.height,
         asked_size=(target.enlarged_height, target.enlarged_width),
         guidance=replace(
-            first.guidance, guidance_scale=scale, do_classifier_free_guidance=sampler is not None or scale > 1
+            first.guidance,
+            guidance_scale=scale,
+            do_classifier_free_guidance=sampler is not None or scale > 1,
+            repeats_last=sampler is not None,
         ),
         first_pass_evaluations=first.prompt_steps,
         strength=checked_strength("hires_strength", given["hires_strength"]),
@@ -296,4 +301,5 @@ def _check_texts(request: Request) -> None:
     if request.embeds is not None:
         return
     for plan in (request.first,) if request.second is None else (request.first, request.second):
-        plan.encoder.check(plan.prompts, plan.negatives, plan.prompt_steps, request.prompt_settings, plan.seconds)
+        settings, alike = request.prompt_settings, plan.sampler is not None
+        plan.encoder.check(plan.prompts, plan.negatives, plan.prompt_steps, settings, plan.seconds, alike=alike)

@@ -6,6 +6,7 @@ from types import FunctionType, MethodType
 from typing import Any
 
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers.loaders import StableDiffusionXLLoraLoaderMixin
 from PIL import Image
 
 from ..loaders.checkpoint.load import load_single_file
@@ -15,7 +16,8 @@ from ..loaders.lora.plan import NetworkReport
 from ..loaders.utils import diffusers_arguments
 from .bundle.saving import SavedWithCode
 from .call_state import CallState
-from .drop_in import diffusers_pipeline
+from .components import component_names
+from .drop_in import callback_tensors, diffusers_pipeline
 from .from_text import pipeline_from_text
 from .images.vae import needs_float32
 from .infotext.files import save_pictures
@@ -37,8 +39,18 @@ class OfKind:
         return MethodType(found, pipe) if isinstance(found, FunctionType) and pipe is not None else found
 
 
-class WebUIMixin(CallState, LoraMethods, SavedWithCode):
+class CallbackTensors:
+    """`_callback_tensor_inputs` of diffusers' pipeline for the kind of model that is loaded."""
+
+    def __get__(self, pipe: Any, owner: type) -> list[str]:
+        return owner._stands_for[0]._callback_tensor_inputs if pipe is None else callback_tensors(pipe)  # type: ignore[attr-defined]
+
+
+class WebUIMixin(CallState, LoraMethods, SavedWithCode, StableDiffusionXLLoraLoaderMixin):
     """Goes before diffusers' pipeline among the bases. It is no pipeline itself: diffusers takes a file with one only.
+
+    diffusers' methods for adapters are SDXL's, which do on one text encoder what those for one do; its `encode_prompt`
+    asks for them by their class.
 
     A class names in `_stands_for` diffusers' pipelines for models with one text encoder and with two, and calls
     `_register_own` at the end of its `__init__`.
@@ -51,6 +63,8 @@ class WebUIMixin(CallState, LoraMethods, SavedWithCode):
         "safety_checker",
         "feature_extractor",
         "image_encoder",
+        "text_encoder",  # SDXL's refiner has the second one alone
+        "tokenizer",
         "text_encoder_2",
         "tokenizer_2",
         "refiner",
@@ -60,7 +74,7 @@ class WebUIMixin(CallState, LoraMethods, SavedWithCode):
         "face_parser",
         "controlnet",
     ]
-    _callback_tensor_inputs = OfKind("_callback_tensor_inputs")
+    _callback_tensor_inputs = CallbackTensors()
     encode_prompt = OfKind("encode_prompt")
     check_inputs = OfKind("check_inputs")
     _stands_for: tuple[type, type] = (StableDiffusionPipeline, StableDiffusionXLPipeline)
@@ -71,8 +85,6 @@ class WebUIMixin(CallState, LoraMethods, SavedWithCode):
         self.register_to_config(force_zeros_for_empty_prompt=force_zeros_for_empty_prompt)
         self.default_sample_size = getattr(getattr(self.unet, "config", None), "sample_size", None) or 128
         self.watermark = None
-        if self.is_sdxl:
-            self._lora_loadable_modules = ["unet", "text_encoder", "text_encoder_2"]
         self.attached = Attachments()
         self._network_reports: list[NetworkReport] = []
         self._detail_reports: list[str] = []
@@ -82,6 +94,13 @@ class WebUIMixin(CallState, LoraMethods, SavedWithCode):
         """Whether the model is an SDXL: it has a second text encoder, or a UNet that takes sizes."""
         added = getattr(getattr(self.unet, "config", None), "addition_embed_type", None)
         return self.text_encoder_2 is not None or added == "text_time"
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """The parts by name, as diffusers' own pipeline takes them: what it has not is left out where it is None."""
+        names, own = component_names(type(self)), component_names(diffusers_pipeline(self))
+        parts = {name: getattr(self, name) for name in self.config if name in names}
+        return {name: part for name, part in parts.items() if part is not None or name in own}
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:

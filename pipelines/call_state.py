@@ -6,8 +6,8 @@ ended last, and what it writes is for all calls that run: so `pipe._interrupt = 
 """
 
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from typing import Any
 
@@ -57,26 +57,39 @@ class CallState:
     _detail_reports = OfCall(())
 
 
+def take_call_state(drew: Any, pipe: Any) -> None:
+    """Show on `pipe` what another pipeline that drew for it, with its scheduler, shows after a call."""
+    for name, attribute in vars(CallState).items():
+        if isinstance(attribute, OfCall) and name.startswith("_") and name in vars(drew):
+            setattr(pipe, name, vars(drew)[name])
+
+
 @contextmanager
-def own_call(pipe: Any, *, changes: bool) -> Iterator[None]:
+def own_call(pipe: Any, *, changes: bool, others: Iterable[Any] = ()) -> Iterator[None]:
     """One call of a pipeline: its models beside other calls, or alone where it changes them, and its own state.
 
-    changes: whether it puts networks, adapters or another padding on the models. Offloading hooks move the models
-    about, so with them a call is alone too, as with networks that the last call left on; hooks are reset at the end.
+    changes: whether it puts networks, adapters or another padding on the models. others: pipelines of this package
+    that draw a part of it (`hires_model`, `ad_checkpoint`). Offloading hooks move the models about, so with them a
+    call is alone too, as with networks that the last call left on; hooks are reset at the end.
     Raises RuntimeError inside a call that changes the same models.
     """
-    models = [model for model in pipe.components.values() if hasattr(model, "parameters")]
+    pipes = list({id(one): one for one in (pipe, *others)}.values())
+    models = [model for one in pipes for model in one.components.values() if hasattr(model, "parameters")]
     hooked = any(hasattr(model, "_hf_hook") for model in models)
-    alone = changes or hooked or bool(kept_mergers(pipe))
-    with models_in_use(models, alone=alone), own_state(pipe):
+    alone = changes or hooked or any(map(kept_mergers, pipes))
+    with models_in_use(models, alone=alone), ExitStack() as states:
+        for one in pipes:
+            states.enter_context(own_state(one))
         yield
-        if hooked:
-            pipe.maybe_free_model_hooks()
+        for one in pipes if hooked else ():
+            one.maybe_free_model_hooks()
 
 
 def stock_changes_models(pipe: Any, arguments: Mapping[str, Any]) -> bool:
     """Whether diffusers' own call changes the models while it draws: the adapters' scale, or the VAE's dtype."""
-    upcasts = pipe.vae is not None and pipe.vae.dtype == torch.float16 and pipe.vae.config.get("force_upcast", False)
+    upcasts = pipe.vae is not None and pipe.vae.config.get("force_upcast", False)
+    if upcasts:  # the `dtype` of diffusers' models walks through all of them
+        upcasts = next(pipe.vae.parameters()).dtype == torch.float16
     return upcasts or "scale" in (arguments.get("cross_attention_kwargs") or {})
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..loaders.utils import unknown_choice
 from .argument_values import WEBUI_API_NAMES, check_values
 from .images.hires import LATENT_CELL
-from .prompt.encode import as_negatives
+from .prompt.prompt_2 import as_negatives
 from .request import NoiseRequest, StepArguments
 from .sampling.noise import NOISE_SOURCES
 
@@ -132,7 +132,7 @@ def refuse_unread(pipe: Any, given: Mapping[str, Any], names: Iterable[str]) -> 
         if given[name] is not None and (default is None or given[name] != default):
             raise ValueError(
                 f"`{name}` is read by diffusers' own drawing only, and this call asks for more: a webui argument, or "
-                f"prompts with syntax or of more than 75 tokens. Leave out `{name}`, or those."
+                f"prompts with edits, AND or networks. Leave out `{name}`, or those."
             )
 
 

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 from inspect import Parameter, signature
 from typing import Any, TypeVar
 
@@ -32,6 +33,16 @@ def overridable_components(names: Sequence[str]) -> Callable[[_Init], _Init]:
     return decorate
 
 
+@cache
+def component_names(kind: type) -> frozenset[str]:
+    """The parameters of a pipeline's `__init__` that are components, and not settings."""
+    parameters = signature(kind.__init__).parameters  # type: ignore[misc]
+    optional: list[str] = kind._optional_components  # type: ignore[attr-defined]
+    return frozenset(
+        n for n, p in parameters.items() if n != "self" and (p.default is Parameter.empty or n in optional)
+    )
+
+
 class _ComponentDefault:
     """Stands for `None` in a signature, and is equal to "no default" where a component should be asked for."""
 
@@ -54,6 +65,6 @@ def _is_left_out(name: str) -> bool:
         if frame is None:
             return False
         if frame.f_code.co_name == "from_pipe" and "pipeline" in frame.f_locals:
-            return name not in getattr(frame.f_locals["pipeline"], "components", {})
+            return name not in getattr(frame.f_locals["pipeline"], "config", {})
         frame = frame.f_back
     return False

@@ -1,5 +1,6 @@
 """What a UNet is conditioned on: encoded texts, each with the model evaluations it is for, and SDXL's sizes."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -57,6 +58,16 @@ def entry_at(schedule: Sequence[tuple], evaluation: int) -> int:
 def cond_at_call(schedule: Sequence[TimedCond], evaluation: int) -> TimedCond:
     """The entry that model evaluation `evaluation`, counted from 0, reads; see `entry_at`."""
     return schedule[entry_at(schedule, evaluation)]
+
+
+def repeated_whole(texts: Sequence[Tensor]) -> list[Tensor]:
+    """Encoded texts (tokens, dim) at one length, each repeated as a whole: attention reads that as reading it once.
+
+    >>> [len(text) for text in repeated_whole([Tensor(77, 8), Tensor(154, 8)])]
+    [154, 154]
+    """
+    length = math.lcm(*(len(text) for text in texts))
+    return [text.repeat(length // len(text), 1) for text in texts]
 
 
 def given_conditioning(given: Mapping[str, Any], *, is_sdxl: bool = False) -> Conditioning:

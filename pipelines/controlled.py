@@ -34,6 +34,7 @@ from .images.init_image import given_images, given_mask
 from .images.masks import prepare_mask
 from .images.vae import encode_pictures
 from .request import Pass, Request
+from .sampling.noise import GeneratorNoise, SeededNoise
 from .stock_control import (
     STOCK_CONTROL_NUMBERS,
     check_networks,
@@ -41,6 +42,7 @@ from .stock_control import (
     is_union,
     stock_control_image,
     stock_controls,
+    stock_networks,
 )
 
 
@@ -62,15 +64,16 @@ _UNION_MODULES = {
 
 
 def pass_guidance(
-    pipe: Any, control: PassControl, steps: int, generator: torch.Generator | None, tries: int | None = None
+    vae: Any, control: PassControl, steps: int, noise: SeededNoise | GeneratorNoise, tries: int | None = None
 ) -> ControlGuidance | None:
     """What the denoiser of a pass of `steps` steps asks; None without ControlNets.
 
-    generator: draws the VAE's noise for images that are kept. tries: see ControlGuidance.
+    noise: the pass's own, on the device of its latents; its generator draws that of the `vae` for images that are
+    kept. tries: see ControlGuidance.
     """
     if not control.active and not control.kept:
         return None
-    device = pipe._execution_device
+    device, generator = noise.device, noise.global_generator()
     active = [
         replace(
             one,
@@ -83,7 +86,7 @@ def pass_guidance(
 
     def encode(image: np.ndarray) -> Tensor:
         pixels = torch.from_numpy(np.ascontiguousarray(image[..., :3])).float().permute(2, 0, 1)[None]
-        return encode_pictures(pipe.vae, (pixels / 255.0 * 2.0 - 1.0).to(device), generator)
+        return encode_pictures(vae, (pixels / 255.0 * 2.0 - 1.0).to(device), generator)
 
     kept = [KeptImage(partial(encode, one.image), drawn_cells(one.image), one.strength) for one in control.kept]
     return ControlGuidance(active, steps, tries=tries, kept=kept)
@@ -134,7 +137,7 @@ def with_controls(pipe: Any, given: Mapping[str, Any], request: Request) -> Requ
         if asked:
             raise ValueError(f"`{asked[0]}` is given without a `control_image`: pass the image, or leave it out.")
         return request
-    check_networks(pipe.unet, component_networks(pipe.controlnet))
+    check_networks(pipe.unet, stock_networks(pipe))
     numbers = {
         **given,
         "controlnet_conditioning_scale": stock_control_default(pipe, given) if scale is None else scale,

@@ -156,7 +156,7 @@ class DetailRun:
         )
         prompt_settings = outer.prompt_settings
         if one.clip_skip is not None:
-            prompt_settings = replace(prompt_settings, CLIP_stop_at_last_layers=one.clip_skip)
+            prompt_settings = replace(prompt_settings, CLIP_stop_at_last_layers=one.clip_skip, clip_skip=None)
         return replace(
             outer,
             first=first,
@@ -186,6 +186,7 @@ class DetailRun:
             outer,
             guidance_scale=one.guidance_scale,
             do_classifier_free_guidance=do_classifier_free_guidance,
+            repeats_last=one.sampler is not None,
             image_embeds=rows,
             extra_channels=None,
             refiner_switch_at=None,

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from ..loaders.lora.read import Network
 from .control.units import unit_texts
 from .infotext.from_call import Drawn, options_read, schedule_read
 from .loras import lora_hashes
@@ -52,10 +53,10 @@ def request_drawn(
         arguments |= {"strength": first.strength, **asked.written(masked=request.init.masked)}
     loras = [lora for plan in plans for lora in plan.loras]
     names = [name for name in second_embeddings if name not in embeddings] + list(embeddings)
-    hashes = pipe.attached.embedding_hashes([lora.network for lora in loras]) if names else {}
+    networks = [lora.network for lora in loras]
     fields = {
         "Lora hashes": lora_hashes(loras),
-        "TI hashes": ", ".join(f"{name.replace(':', '').replace(',', '')}: {hashes[name]}" for name in names),
+        "TI hashes": _embedding_hashes(pipe, names, networks),
         "Refiner": model_label(pipe.refiner, "refiner") if any(plan.refines for plan in plans) else None,
         **unit_texts(request.units),
     }
@@ -72,6 +73,12 @@ def request_drawn(
         fields={label: value for label, value in fields.items() if value or label.startswith("ControlNet")},
         leading=_leading_fields(request, details),
     )
+
+
+def _embedding_hashes(pipe: Any, names: Sequence[str], networks: Sequence[Network] = ()) -> str:
+    """Names and hashes of textual inversions, as "TI hashes" has them. networks: in which some may be."""
+    hashes = pipe.attached.embedding_hashes(networks) if names else {}
+    return ", ".join(f"{name.replace(':', '').replace(',', '')}: {hashes[name]}" for name in names)
 
 
 def _leading_fields(request: Request, details: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -94,8 +101,16 @@ def stock_noise(pipe: Any, given: Mapping[str, Any]) -> NoiseRequest:
     return NoiseRequest(generator=generator) if generator else NoiseRequest(device=pipe.unet.device)
 
 
-def stock_drawn(pipe: Any, given: Mapping[str, Any], images: Any, noise: NoiseRequest, seeds: Sequence[int]) -> Drawn:
-    """What diffusers' own pipeline drew. given: the arguments that it was called with; images: what it gave."""
+def stock_drawn(
+    pipe: Any,
+    given: Mapping[str, Any],
+    images: Any,
+    noise: NoiseRequest,
+    seeds: Sequence[int],
+    embeddings: Sequence[str] = (),
+) -> Drawn:
+    """What diffusers' own pipeline drew. given: the arguments that it was called with; images: what it gave.
+    embeddings: names of the textual inversions in use."""
     steps = next((len(given[name]) for name in ("timesteps", "sigmas") if given.get(name) is not None), None)
     width, height = _image_size(images[0], pipe.vae_scale_factor)
     padding = given.get("padding_mask_crop")
@@ -120,6 +135,7 @@ def stock_drawn(pipe: Any, given: Mapping[str, Any], images: Any, noise: NoiseRe
         arguments=arguments,
         seeds=seeds,
         settings={**model_facts(pipe), **vae_facts(pipe)},
+        fields={"TI hashes": hashes} if (hashes := _embedding_hashes(pipe, embeddings)) else {},
     )
 
 

@@ -1,9 +1,11 @@
-"""Fall back to the stock diffusers pipeline when a call uses only diffusers' arguments and plain prompts.
+"""Fall back to the stock diffusers pipeline when a call uses only diffusers' arguments and static prompts.
 
-Its own code draws then, so the image is its image bit for bit, with any scheduler and any of its features.
+Its own code draws then, with any scheduler and any of its features; where the prompts are plain, too, the image is its
+image bit for bit. Texts that it cannot read (weights, more than 75 tokens) come to it as embeddings.
 """
 
 from collections.abc import Mapping
+from functools import cache
 from inspect import Parameter, signature
 from typing import Any
 
@@ -29,13 +31,14 @@ from diffusers.models.controlnets.multicontrolnet_union import MultiControlNetUn
 from PIL import Image
 
 from ..loaders.lora.kept import release_networks
-from .call_state import own_call, stock_changes_models
+from .call_state import own_call, stock_changes_models, take_call_state
 from .checks import call_size
 from .drawn import stock_drawn, stock_noise
 from .infotext.from_call import drawn_infotexts
 from .output import WebUIPipelineOutput
 from .sampling.noise import generator_seeds
 from .stock_control import is_union
+from .stock_texts import StockTexts, stock_embeds, stock_texts
 
 
 # What diffusers calls its pipelines with a ControlNet: for one that begins with noise or an image, and with a mask.
@@ -64,6 +67,12 @@ _UNION_PIPELINES: dict[type, type] = {
 }
 
 
+@cache
+def call_parameters(kind: type) -> Mapping[str, Parameter]:
+    """The parameters of a pipeline's call."""
+    return signature(kind.__call__).parameters
+
+
 def diffusers_pipeline(pipe: Any) -> type:
     """The diffusers pipeline that `pipe` stands in for, for the kind of model that is loaded."""
     return pipe._stands_for[pipe.is_sdxl]
@@ -72,70 +81,82 @@ def diffusers_pipeline(pipe: Any) -> type:
 def stock_pipeline(pipe: Any, given: Mapping[str, Any]) -> type:
     """The diffusers pipeline that a call is for: one with a ControlNet where there is a control image, one for
     inpainting where `padding_mask_crop` says that diffusers' is meant."""
-    stock = diffusers_pipeline(pipe)
     controlled = given["control_image"] is not None or ("strength" not in given and given["image"] is not None)
-    if not controlled or pipe.controlnet is None:
-        crops = given.get("padding_mask_crop") is not None and given["mask_image"] is not None
-        return _INPAINT_PIPELINES[stock] if crops else stock
-    plain, masked = _CONTROL_PIPELINES[stock]
-    found = plain if masked is None or given["mask_image"] is None else masked
+    masked = given.get("mask_image") is not None
+    if controlled and pipe.controlnet is not None:
+        return _with_control(pipe, masked=masked)
+    stock = diffusers_pipeline(pipe)
+    return _INPAINT_PIPELINES[stock] if masked and given.get("padding_mask_crop") is not None else stock
+
+
+def callback_tensors(pipe: Any) -> list[str]:
+    """What a callback may be shown: with the component `controlnet` also what diffusers' pipelines for one show."""
+    stock = diffusers_pipeline(pipe) if pipe.controlnet is None else _with_control(pipe, masked=False)
+    return stock._callback_tensor_inputs
+
+
+def _with_control(pipe: Any, *, masked: bool) -> type:
+    plain, inpaint = _CONTROL_PIPELINES[diffusers_pipeline(pipe)]
+    found = inpaint if masked and inpaint is not None else plain
     union = is_union(pipe.controlnet) or isinstance(pipe.controlnet, MultiControlNetUnionModel)
     return _UNION_PIPELINES.get(found, found) if union else found
 
 
 def stock_control_default(pipe: Any, given: Mapping[str, Any]) -> float:
     """The `controlnet_conditioning_scale` of diffusers' own pipeline for the call: they differ in it."""
-    return signature(stock_pipeline(pipe, given).__call__).parameters["controlnet_conditioning_scale"].default
+    return call_parameters(stock_pipeline(pipe, given))["controlnet_conditioning_scale"].default
 
 
-def asks_for_diffusers_own(pipe: Any, given: Mapping[str, Any]) -> bool:
-    """Whether only diffusers' arguments are given, and prompts without syntax that fit one chunk.
+def stock_call(pipe: Any, given: Mapping[str, Any]) -> StockTexts | None:
+    """Whether diffusers' own pipeline draws a call: only its arguments are given, and texts that are one encoding
+    each. Says how it gets the texts; None where our passes draw.
 
     given: the call's arguments by name.
     """
-    defaults = signature(type(pipe).__call__).parameters
-    own = {*signature(stock_pipeline(pipe, given).__call__).parameters}
+    defaults, own = call_parameters(type(pipe)), {*call_parameters(stock_pipeline(pipe, given))}
     if "controlnet_conditioning_scale" in own:
         own.add("control_image")
     for name, value in given.items():
-        default = defaults[name].default
-        if name not in own and value is not None and (default is None or value != default):
-            return False
-    if given["clip_skip"] is not None and not pipe.is_sdxl:
-        return False  # diffusers' own reads `text_encoder.text_model`, which transformers 5 no longer has
-    texts = [given[name] for name in ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2")]
-    flat = [t for text in texts if text is not None for t in ([text] if isinstance(text, str) else text)]
-    if not all(isinstance(text, str) for text in flat):
-        return False
-    encoder = pipe.attached.encoder(pipe) if flat else None
-    return encoder is None or all(encoder.is_plain(text) for text in flat)
+        if name not in own and value is not None:
+            default = defaults[name].default
+            if default is None or value != default:
+                return None
+    return stock_texts(pipe, given)
 
 
 def draw_as_diffusers(
-    pipe: Any, given: Mapping[str, Any], deprecated: Mapping[str, Any]
+    pipe: Any, given: Mapping[str, Any], texts: StockTexts, deprecated: Mapping[str, Any]
 ) -> WebUIPipelineOutput | tuple:
     """diffusers' own call, with its own arguments out of `given`, and the texts of what it drew."""
-    stock = stock_pipeline(pipe, given)
-    known = signature(stock.__call__).parameters
+    stock, written = stock_pipeline(pipe, given), given
+    known = call_parameters(stock)
     other = stock is not diffusers_pipeline(pipe)
     if other:
         given = _other_arguments(pipe, given, known)
-    arguments = {name: stock_value(known[name], value) for name, value in given.items() if name in known}
-    arguments["callback_on_step_end_tensor_inputs"] = list(given["callback_on_step_end_tensor_inputs"])
-    if arguments.get("padding_mask_crop") is not None:
-        arguments |= _area_size(pipe, arguments)
     noise = stock_noise(pipe, given)
     seeds = generator_seeds(noise.generator, 1, noise.device)
-    with own_call(pipe, changes=stock_changes_models(pipe, arguments)):
+    embeddings: tuple[str, ...] = ()
+    with own_call(pipe, changes=stock_changes_models(pipe, given)):
         release_networks(pipe)
+        if texts.encoder is not None:
+            embeds, found = stock_embeds(pipe, given, texts.encoder)
+            given, embeddings = {**given, **embeds}, found.embeddings
+        arguments = {name: stock_value(known[name], value) for name, value in given.items() if name in known}
+        shown = given["callback_on_step_end_tensor_inputs"]
+        arguments["callback_on_step_end_tensor_inputs"] = [n for n in shown if n in stock._callback_tensor_inputs]
+        if arguments.get("padding_mask_crop") is not None:
+            arguments |= _area_size(pipe, arguments)
         drawing = _other_pipeline(pipe, stock) if other else pipe
         output = stock.__call__(drawing, **arguments, **deprecated)
+        if other:
+            take_call_state(drawing, pipe)
     if not given["return_dict"]:
         return output
     images = output.images
     seeds = seeds if len(seeds) == len(images) else seeds[:1] * len(images)
-    texts = drawn_infotexts(stock_drawn(pipe, arguments, images, noise, seeds))
-    return WebUIPipelineOutput(images, getattr(output, "nsfw_content_detected", None), texts, seeds)
+    arguments |= {name: written[name] for name in ("prompt", "negative_prompt")}
+    texts_drawn = drawn_infotexts(stock_drawn(pipe, arguments, images, noise, seeds, embeddings))
+    return WebUIPipelineOutput(images, getattr(output, "nsfw_content_detected", None), texts_drawn, seeds)
 
 
 def _other_pipeline(pipe: Any, kind: type) -> Any:
@@ -184,7 +205,7 @@ def argument_or_default(pipe: Any, name: str, given: Mapping[str, Any]) -> Any:
     """The argument `name` of a call, by default that of the diffusers pipeline it is for: they differ in some."""
     if given[name] is not None:
         return given[name]
-    return signature(stock_pipeline(pipe, given).__call__).parameters[name].default
+    return call_parameters(stock_pipeline(pipe, given))[name].default
 
 
 def stock_value(parameter: Parameter, value: Any) -> Any:

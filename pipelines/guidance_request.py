@@ -23,6 +23,7 @@ def requested_guidance(pipe: Any, given: Mapping[str, Any], options: Mapping[str
         s_min_uncond=options["s_min_uncond"],
         s_min_uncond_all=options["s_min_uncond_all"],
         skip_early_cond=options["skip_early_cond"],
+        repeats_last=given["sampler"] is not None,
         pad_cond_uncond=options["pad_cond_uncond"],
         pad_cond_uncond_v0=options["pad_cond_uncond_v0"],
         batch_cond_uncond=options["batch_cond_uncond"],

@@ -33,7 +33,7 @@ from webui_diffusers.pipelines.components import overridable_components
 from webui_diffusers.pipelines.controlled import control_edits
 from webui_diffusers.pipelines.details import DetailRun
 from webui_diffusers.pipelines.drawn import request_drawn
-from webui_diffusers.pipelines.drop_in import asks_for_diffusers_own, draw_as_diffusers
+from webui_diffusers.pipelines.drop_in import draw_as_diffusers, stock_call
 from webui_diffusers.pipelines.images.coerce import pictures_as
 from webui_diffusers.pipelines.images.init_image import finish_over_init, opaque_images
 from webui_diffusers.pipelines.images.seamless import seamless_tiling
@@ -252,14 +252,14 @@ class WebUIImg2ImgPipeline(WebUIMixin, StableDiffusionImg2ImgPipeline):
         # 1. What is asked for; refused before any work where it cannot be drawn
         check_leftovers(kwargs, given)
         check_callback_inputs(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
-        if asks_for_diffusers_own(self, given):
+        if (texts := stock_call(self, given)) is not None:
             opaque = opaque_images(image, webui_settings(webui_options)["img2img_background_color"])
-            return draw_as_diffusers(self, {**given, "image": opaque}, kwargs)
+            return draw_as_diffusers(self, {**given, "image": opaque}, texts, kwargs)
         request = img2img_request(self, given)
 
         padded = [self.unet, self.vae] if tiling else []
         with (
-            own_call(self, changes=request.changes_models),
+            own_call(self, changes=request.changes_models, others=request.other_pipes),
             networks_on(self, lora_backend) as networks,
             seamless_tiling(*padded),
         ):

@@ -1,7 +1,7 @@
 """Another checkpoint or VAE for a part of a call: `hires_model`, `ad_checkpoint`, `ad_vae`."""
 
 from collections.abc import Mapping
-from copy import copy
+from copy import copy, deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,7 @@ def _with_models(pipe: Any, checkpoint: Any, vae: Any) -> Any:
             components[name] = own.get(name)
     if vae is not None:
         components["vae"] = _loaded_vae(vae, pipe)
+    components["scheduler"] = deepcopy(components["scheduler"])  # it counts its steps: not those of two calls
     made = kind(**components, requires_safety_checker=False, **config)
     made.attached = copy(pipe.attached)
     made.attached.row_cache = RowCache()

@@ -279,10 +279,10 @@ def _sampler_denoiser(
 ) -> GuidedDenoiser:
     """What a sampler calls in this pass."""
     control = pass_guidance(
-        pipe,
+        pipe.vae,
         plan.control,
         schedule.steps if schedule.t_enc is None else schedule.t_enc + 1,
-        start.noise.global_generator(),
+        start.noise,
         tries=3 if plan.sampler.label == "DPM adaptive" else None,
     )
     return guided_denoiser(
@@ -329,7 +329,7 @@ def _scheduler_pass(
         x = noise * scheduler.init_noise_sigma
     else:
         x = scheduler.add_noise(start.init, noise, timesteps[:1])
-    control = pass_guidance(pipe, plan.control, len(timesteps), start.noise.global_generator())
+    control = pass_guidance(pipe.vae, plan.control, len(timesteps), start.noise)
     denoiser = guided_denoiser(models, guidance, steps=len(timesteps), total_calls=len(timesteps), control=control)
     generators = _step_generators(start.noise)
     with watch.steps(denoiser, len(timesteps)) as on_step:

@@ -53,12 +53,13 @@ class Attachments:
         self.embeddings[name or found.name] = found
         return name or found.name
 
-    def encoder(self, pipe: Any, networks: Sequence[Network] = ()) -> PromptEncoder:
+    def encoder(self, pipe: Any, networks: Sequence[Network] = (), *, own_padding: bool = False) -> PromptEncoder:
         """The encoder of prompts, knowing the embeddings that were added and those inside `networks`.
 
+        own_padding: of the tokenizers, as diffusers pads.
         An embedding for another model is left out, and its name stays text, as in the webui; the log says so.
         """
-        encoder = PromptEncoder.from_pipe(pipe, cache=self.row_cache)
+        encoder = PromptEncoder.from_pipe(pipe, cache=self.row_cache, own_padding=own_padding)
         parts, widths = [e.part for e in encoder.encoders], [e.width for e in encoder.encoders]
         known = self._known_embeddings(widths)
         encoder.embeddings |= self._fitting_embeddings(known, parts, widths)

@@ -210,3 +210,9 @@ class Request:
         hooked = hooked or any(one.guidance.pag or one.guidance.freeu for one in passes)  # so do these
         tagged = self.details is not None and self.details.changes_models
         return self.tiling or scaled or hooked or tagged or any(one.loras for one in passes)
+
+    @property
+    def other_pipes(self) -> list[Any]:
+        """The pipelines that draw a part of it: with the checkpoint of the second pass, and of detailing passes."""
+        second = [] if self.enlargement is None or self.enlargement.pipe is None else [self.enlargement.pipe]
+        return second + ([] if self.details is None else [one.pipe for one in self.details.passes])

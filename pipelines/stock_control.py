@@ -61,6 +61,17 @@ def component_networks(component: Any) -> list[Any]:
     return list(component.nets) if hasattr(component, "nets") else [component]
 
 
+def stock_networks(pipe: Any) -> list[Any]:
+    """The networks that a control image is for. Raises ValueError where there is none."""
+    networks = component_networks(pipe.controlnet)
+    if not networks:
+        raise ValueError(
+            "There is a `control_image`, but the pipeline has no ControlNet. Load it with `controlnet=`, or give one "
+            "to it: `pipe.register_modules(controlnet=load_controlnet(path))`."
+        )
+    return networks
+
+
 def stock_control_image(given: Mapping[str, Any]) -> Any:
     """The control image of a call with diffusers' arguments; in txt2img `image` means it too."""
     image, other = given["control_image"], None if "strength" in given else given["image"]
@@ -76,12 +87,7 @@ def stock_controls(
 
     init: of img2img, an InitRequest. Where it draws an area alone, that is cut out of control images too.
     """
-    networks = component_networks(pipe.controlnet)
-    if not networks:
-        raise ValueError(
-            "There is a `control_image`, but the pipeline has no ControlNet. Load it with `controlnet=`, or give one "
-            "to it: `pipe.register_modules(controlnet=load_controlnet(path))`."
-        )
+    networks = stock_networks(pipe)
     several = hasattr(pipe.controlnet, "nets")
     images = _images_by_network(stock_control_image(given), len(networks), several=several)
     tasks = _stock_tasks(given["control_mode"], networks, several=several)

@@ -32,11 +32,12 @@ def pass_texts(pipe: Any, given: Mapping[str, Any], prompts: Sequence[str]) -> P
 
 
 def prompt_encoder(pipe: Any, given: Mapping[str, Any], loras: Sequence[LoraUse]) -> PromptEncoder | None:
-    """None where there are no text encoders, and embeddings stand for the prompts."""
+    """None where there are no text encoders, and embeddings stand for the prompts. Without a sampler rows are padded
+    as in diffusers."""
     has_encoder = pipe.text_encoder is not None or pipe.text_encoder_2 is not None
     if not has_encoder and given["prompt_embeds"] is not None:
         return None
-    return pipe.attached.encoder(pipe, [lora.network for lora in loras])
+    return pipe.attached.encoder(pipe, [lora.network for lora in loras], own_padding=given["sampler"] is None)
 
 
 def prompt_settings(options: Mapping[str, Any], clip_skip: int | None) -> PromptSettings:

@@ -37,7 +37,7 @@ from webui_diffusers.pipelines.components import overridable_components
 from webui_diffusers.pipelines.controlled import control_edits, encoding_noise
 from webui_diffusers.pipelines.details import DetailRun
 from webui_diffusers.pipelines.drawn import request_drawn
-from webui_diffusers.pipelines.drop_in import asks_for_diffusers_own, draw_as_diffusers
+from webui_diffusers.pipelines.drop_in import draw_as_diffusers, stock_call
 from webui_diffusers.pipelines.images.hires import enlarge_latents
 from webui_diffusers.pipelines.images.seamless import seamless_tiling
 from webui_diffusers.pipelines.infotext.from_call import drawn_infotexts
@@ -241,8 +241,8 @@ class WebUITxt2ImgPipeline(WebUIMixin, StableDiffusionPipeline):
         check_leftovers(kwargs, given)
         check_callback_inputs(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
         call_size(self, width, height, sampler)
-        if asks_for_diffusers_own(self, given):
-            return draw_as_diffusers(self, given, kwargs)
+        if (texts := stock_call(self, given)) is not None:
+            return draw_as_diffusers(self, given, texts, kwargs)
         request = txt2img_request(self, given)
         first, second, before = request.first, request.second, request.enlargement
         embeddings: list[tuple[str, ...]] = []  # textual inversions in use, by pass
@@ -250,7 +250,7 @@ class WebUITxt2ImgPipeline(WebUIMixin, StableDiffusionPipeline):
         padded = [self.unet, self.vae] if tiling else []
         artist = self  # whose models draw: the second pass may have another checkpoint's
         with ExitStack() as around:
-            around.enter_context(own_call(self, changes=request.changes_models))
+            around.enter_context(own_call(self, changes=request.changes_models, others=request.other_pipes))
             networks = around.enter_context(networks_on(self, lora_backend))
             around.enter_context(seamless_tiling(*padded))
             self._begin(first.guidance, clip_skip)

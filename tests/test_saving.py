@@ -205,7 +205,8 @@ def test_from_pipe_takes_the_component_it_is_given(made: str, tiny_sd: Path, ups
     plain = StableDiffusionPipeline.from_pretrained(tiny_sd, **FLOAT)
     pipe = maker.from_pipe(plain, **more)
     assert pipe.unet is plain.unet
-    assert all(pipe.components[name] is None for name in pipe._optional_components)
+    given = {name for name in pipe._optional_components if getattr(pipe, name) is not None}
+    assert given == {"text_encoder", "tokenizer"} and pipe.components.keys() == plain.components.keys()
     assert maker.from_pipe(plain, upscaler=None, **more).upscaler is None
     assert maker.from_pipe(plain, upscaler=upscaler, **more).upscaler is upscaler
     full = WebUITxt2ImgPipeline.from_pretrained(tiny_sd, upscaler=upscaler, refiner=refiner, **FLOAT)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from recordings import GOLDEN
 from webui_diffusers.loaders import merged_networks, read_network
+from webui_diffusers.loaders.model_lock import model_gate
 from webui_diffusers.pipelines import MultiLoraPipeline, WebUITxt2ImgPipeline
 
 
@@ -133,6 +134,30 @@ def test_others_wait_while_a_block_of_merged_networks_is_open(pipe):
         inside.append(pipe(**FAST, **JOBS[0]).images)
         assert not waiting.done()
     assert not np.array_equal(inside[0], alone) and np.array_equal(waiting.result(30), alone)
+
+
+@pytest.mark.parametrize("sampler", [None, "Euler"])
+def test_who_changes_the_checkpoint_of_a_second_pass_waits_for_the_call(pipe, tiny_sd, sampler):
+    other = WebUITxt2ImgPipeline.from_pretrained(tiny_sd, dtype=torch.float32)
+    other.unet.conv_in.weight.data *= 1.1
+    given = {"prompt": "a circle", "seed": 1, "hires_scale": 2, "hires_model": other, "sampler": sampler, **FAST}
+    alone = pipe(**given).images
+    tiled = {"prompt": "a star", "sampler": "Euler", "seed": 3, "tiling": True, **FAST}
+    waited, results = [], []
+
+    def callback(drawing: Any, step: int, timestep: Any, tensors: dict) -> dict:
+        if not waited and tensors["latents"].shape[-1] == 16:
+            thread = threading.Thread(target=lambda: results.append(other(**tiled).images))
+            thread.start()
+            while thread.is_alive() and not model_gate().waiting:
+                thread.join(0.01)
+            waited.append((len(model_gate().waiting), thread))
+        return {}
+
+    assert np.array_equal(pipe(**given, callback_on_step_end=callback).images, alone)
+    assert waited[0][0] == 1
+    waited[0][1].join()
+    assert np.array_equal(results[0], other(**tiled).images)
 
 
 def test_multi_lora_pipelines_wait_too(tiny_sd: Path):

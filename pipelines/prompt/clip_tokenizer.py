@@ -121,3 +121,15 @@ def _byte_signs() -> list[str]:
 
 
 _BYTE_SIGNS = _byte_signs()
+
+
+def multi_vector_words(pipe: Any) -> Callable[[str], str] | None:
+    """How diffusers writes out words of several vectors (`load_textual_inversion`): <cat> as <cat> <cat>_1 ...; None
+    where there are none."""
+    tokenizer = next(
+        t for t in (getattr(pipe, "tokenizer", None), getattr(pipe, "tokenizer_2", None)) if t is not None
+    )
+    added = tokenizer.get_added_vocab()
+    if not hasattr(pipe, "maybe_convert_prompt") or not any(f"{word}_1" in added for word in added):
+        return None
+    return lambda text: pipe.maybe_convert_prompt(text, tokenizer)

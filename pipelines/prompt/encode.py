@@ -7,20 +7,18 @@ SD 1.x, SD 2.x and SDXL differ only in their list of encoders: one, or two whose
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..conditioning import Conditioning, TimedCond, WeightedCond
-from .attention import parse_attention
 from .chunks import PromptChunk, chunk_tokens, empty_chunk, tokenize_fragments
-from .clip_tokenizer import fragment_tokenizer
-from .comments import strip_comments
-from .composition import split_and
-from .network_tags import split_network_tags
-from .prompt_2 import SecondTexts, TextPair, merge_schedules, paired_sides, second_texts
+from .clip_tokenizer import fragment_tokenizer, multi_vector_words
+from .prompt_2 import SecondTexts, TextPair, as_negatives, merge_schedules, paired_sides, second_texts
 from .schedule import parse_schedule
+from .syntax import has_syntax, single_text
 from .text_encoder import (
     WITHOUT_SHARED_MEAN,
     ClipEncoder,
@@ -68,25 +66,35 @@ class PromptEncoder:
 
     @classmethod
     def from_pipe(
-        cls, pipe: Any, *, embeddings: Mapping | None = None, cache: RowCache | None = None
+        cls,
+        pipe: Any,
+        *,
+        embeddings: Mapping | None = None,
+        cache: RowCache | None = None,
+        own_padding: bool = False,
     ) -> "PromptEncoder":
-        """For any diffusers pipeline with a CLIP `text_encoder` (and `text_encoder_2`), and their tokenizers."""
+        """For any diffusers pipeline with a CLIP `text_encoder` (and `text_encoder_2`), and their tokenizers.
+
+        own_padding: rows are filled as the tokenizers' settings say, as diffusers does.
+        """
         first, second = getattr(pipe, "text_encoder", None), getattr(pipe, "text_encoder_2", None)
         encoders = []
         if first is not None:
             open_clip = pipe.tokenizer.pad_token_id != pipe.tokenizer.eos_token_id  # SD 2.x
             state = "clip_l" if second is not None else "last" if open_clip else "normed"
             tokenizer = fragment_tokenizer(pipe.tokenizer, open_clip=open_clip)
-            encoders.append(ClipEncoder(tokenizer, first, "clip_l", state))
+            pad = pipe.tokenizer.pad_token_id if own_padding else None
+            encoders.append(ClipEncoder(tokenizer, first, "clip_l", state, pad))
         if second is not None:
             tokenizer = fragment_tokenizer(pipe.tokenizer_2, open_clip=True)
-            encoders.append(ClipEncoder(tokenizer, second, "clip_g", "penultimate"))
+            pad = pipe.tokenizer_2.pad_token_id if own_padding else None
+            encoders.append(ClipEncoder(tokenizer, second, "clip_g", "penultimate", pad))
         if not encoders or any(not hasattr(encoder.model, "get_input_embeddings") for encoder in encoders):
             raise ValueError(
                 f"`pipe`: {type(pipe).__name__} has no CLIP text encoder to use. Prompts of the webui are for Stable "
                 "Diffusion 1.x, 2.x and SDXL; load such a pipeline, with its text encoders."
             )
-        return cls(encoders, embeddings=embeddings, convert=_multi_vector_words(pipe), cache=cache)
+        return cls(encoders, embeddings=embeddings, convert=multi_vector_words(pipe), cache=cache)
 
     @property
     def is_sdxl(self) -> bool:
@@ -165,13 +173,17 @@ class PromptEncoder:
 
         schedules = [merge_schedules(schedule_of(first), schedule_of(second)) for first, second in [*texts, *distinct]]
         groups = [[pair for _, pair in schedule] for schedule in schedules] + ([[TextPair("", "")]] if pad else [])
-        encoded = self.encode(groups, settings)
+        if settings.clip_skip is None:
+            encoded = self.encode(groups, settings)
+        else:  # it is for prompts alone
+            opposite = replace(settings, clip_skip=0)
+            encoded = self.encode(groups[: len(texts)], settings) + self.encode(groups[len(texts) :], opposite)
         self._remembers = True
         timed = [
             [TimedCond(until, *entry) for (until, _), entry in zip(schedule, group, strict=True)]
             for schedule, group in zip(schedules, encoded)
         ]
-        if self.is_sdxl:
+        if self.is_sdxl and settings.zeros_for_empty:
             for index, group in enumerate(groups[len(texts) : len(schedules)], start=len(texts)):
                 if not any(map(any, group)):  # "" is nothing at all for SDXL, but only on the negative side
                     timed[index] = [TimedCond(e.until, e.embeds * 0, e.pooled * 0) for e in timed[index]]
@@ -200,9 +212,11 @@ class PromptEncoder:
         steps: int,
         settings: PromptSettings,
         seconds: SecondTexts | None = None,
+        *,
+        alike: bool = True,
     ) -> None:
-        """Cut all texts without encoding them. Raises ValueError for a weight that is no number and for negative
-        prompts of different length in one batch, which the webui cannot draw either."""
+        """Cut all texts without encoding them. Raises ValueError for a weight that is no number and, with `alike`,
+        for negative prompts of different length in one batch, which the webui cannot draw either."""
         texts, _, opposed = paired_sides(prompts, negatives, seconds, True)
 
         def variants_of(text: str) -> list[str]:
@@ -217,7 +231,7 @@ class PromptEncoder:
             ]
             lengths[pair] = max(cut)
         different = {pair.first: lengths[pair] for pair in opposed}
-        if len(set(different.values())) > 1:
+        if alike and len(set(different.values())) > 1:
             told = ", ".join(f"{text[:40]!r}: {count}" for text, count in different.items())
             raise ValueError(
                 f"`negative_prompt`: the texts of one batch must take equally many chunks of 75 tokens; got {told}. "
@@ -225,12 +239,19 @@ class PromptEncoder:
             )
 
     def is_plain(self, text: str) -> bool:
-        """Whether a text carries no syntax of the webui and fits one chunk: diffusers reads it just the same."""
-        same = (
-            split_and(text) == [(text, 1.0)] and strip_comments(text) == text and split_network_tags(text)[0] == text
-        )
-        plain = same and parse_attention(text) == [(text, 1.0)] and parse_schedule(text, 2) == [(2, text)]
-        return plain and all(len(self.chunks(e, text, PromptSettings())) == 1 for e in self.encoders)
+        """Whether a text has no syntax and no embedding's name, and fits one chunk: diffusers reads it the same."""
+        if has_syntax(text):
+            return False
+        chunks = [self.chunks(encoder, text, PromptSettings()) for encoder in self.encoders]
+        return all(len(rows) == 1 and not rows[0].fixes for rows in chunks)
+
+    def is_static(self, text: str, *, negative: bool = False) -> bool:
+        """Whether a text is one encoding all the time: without edits, alternation or network tags, and a prompt
+        without AND and a weight at its end. Cuts it: raises ValueError for a weight that is no number."""
+        plain = single_text(text, negative=negative)
+        for encoder in self.encoders if plain is not None else ():
+            self.chunks(encoder, plain, PromptSettings())
+        return plain is not None
 
     def last_alone(self) -> "PromptEncoder":
         """The last encoder without the others: what SDXL's refiner reads."""
@@ -267,19 +288,25 @@ class PromptEncoder:
 
     def chunks(self, encoder: ClipEncoder, text: str, settings: PromptSettings) -> list[PromptChunk]:
         """One text as frames of 77 tokens with their weights."""
-        cut = encoder.tokenizer
+        cut, index = encoder.tokenizer, self.cache.embedding_index(encoder.tokenizer, self.embeddings)
+        key = (encoder.part, text, settings.emphasis, settings.comma_padding_backtrack)
+        known = self.cache.cut.get(key)
+        if known is not None and known[0] is cut and known[1] is index:
+            return known[2]
 
         def tokenize(fragment: str) -> list[int]:
             return cut(fragment if self.convert is None else self.convert(fragment))
 
-        return chunk_tokens(
+        chunks, _ = chunk_tokens(
             tokenize_fragments(text, tokenize, settings.emphasis),
             start=cut.start,
             end=cut.end,
             comma=cut.comma,
             backtrack=settings.comma_padding_backtrack,
-            embeddings=self.cache.embedding_index(cut, self.embeddings),
-        )[0]
+            embeddings=index,
+        )
+        self.cache.put_cut(key, (cut, index, chunks))
+        return chunks
 
     def _encode_side(
         self, encoder: ClipEncoder, side: list[list[list[PromptChunk]]], lengths: list[int], settings: PromptSettings
@@ -306,7 +333,7 @@ class PromptEncoder:
     ) -> dict[tuple, tuple[Tensor, Tensor | None]]:
         """Hidden state and pooled vector of each distinct row: from the cache, the rest in one batch."""
         distinct = {_row_key(row): row for row in rows}
-        base = (encoder.part, encoder.state, settings.CLIP_stop_at_last_layers, settings.sdxl_clip_l_skip)
+        base = (encoder.part, encoder.state, encoder.layer(settings), encoder.pad)
         weights = self._fingerprint(encoder.model) if self._remembers else None
         keys = {key: (base, weights, key, self._vector_ids(row)) for key, row in distinct.items()}
         known = {key: self.cache.rows[full] for key, full in keys.items() if weights and full in self.cache.rows}
@@ -341,30 +368,6 @@ def single_encodings(conditioning: Conditioning) -> list[bool]:
         len(pieces) == 1 and pieces[0].weight == 1 and len(pieces[0].schedule) == 1 and len(negative) == 1
         for pieces, negative in zip(conditioning.positive, conditioning.negative, strict=True)
     ]
-
-
-def as_negatives(negative_prompt: str | Sequence[str] | None, count: int) -> list[str]:
-    """One negative prompt an image. Raises ValueError for another number of them than there are prompts."""
-    if negative_prompt is None or isinstance(negative_prompt, str):
-        return [negative_prompt or ""] * count
-    if len(negative_prompt) != count:
-        raise ValueError(
-            f"`negative_prompt` has {len(negative_prompt)} entries and `prompt` {count}: every prompt needs its own. "
-            "Pass one text for all, or as many as there are prompts."
-        )
-    return list(negative_prompt)
-
-
-def _multi_vector_words(pipe: Any) -> Callable[[str], str] | None:
-    """How diffusers writes out words of several vectors (`load_textual_inversion`): <cat> as <cat> <cat>_1 ...; None
-    where there are none."""
-    tokenizer = next(
-        t for t in (getattr(pipe, "tokenizer", None), getattr(pipe, "tokenizer_2", None)) if t is not None
-    )
-    added = tokenizer.get_added_vocab()
-    if not hasattr(pipe, "maybe_convert_prompt") or not any(f"{word}_1" in added for word in added):
-        return None
-    return lambda text: pipe.maybe_convert_prompt(text, tokenizer)
 
 
 def _text_for(encoder: ClipEncoder, text: str | TextPair) -> str:

@@ -25,6 +25,18 @@ class TextPair(NamedTuple):
     second: str
 
 
+def as_negatives(negative_prompt: str | Sequence[str] | None, count: int) -> list[str]:
+    """One negative prompt an image. Raises ValueError for another number of them than there are prompts."""
+    if negative_prompt is None or isinstance(negative_prompt, str):
+        return [negative_prompt or ""] * count
+    if len(negative_prompt) != count:
+        raise ValueError(
+            f"`negative_prompt` has {len(negative_prompt)} entries and `prompt` {count}: every prompt needs its own. "
+            "Pass one text for all, or as many as there are prompts."
+        )
+    return list(negative_prompt)
+
+
 def second_texts(
     prompt_2: str | Sequence[str] | None, negative_prompt_2: str | Sequence[str] | None, count: int, is_sdxl: bool
 ) -> SecondTexts | None:

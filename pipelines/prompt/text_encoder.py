@@ -26,13 +26,19 @@ class PromptSettings:
     sdxl_clip_l_skip: bool = WEBUI_OPTIONS["sdxl_clip_l_skip"]
     use_old_scheduling: bool = WEBUI_OPTIONS["use_old_scheduling"]
     enable_prompt_comments: bool = WEBUI_OPTIONS["enable_prompt_comments"]
+    clip_skip: int | None = None  # diffusers' argument, for prompts alone and for every encoder; not None: it counts
+    zeros_for_empty: bool = True  # SDXL: an empty negative prompt is zeros
 
 
 @dataclass
 class RowCache:
-    """Encoded rows of 77 tokens by everything they depend on. Kept by a pipeline between calls."""
+    """Encoded rows of 77 tokens by everything they depend on, and texts as such rows. Kept by a pipeline between
+    calls."""
 
     rows: OrderedDict[tuple, tuple[Tensor, Tensor | None]] = field(default_factory=OrderedDict)
+    cut: OrderedDict[tuple, tuple[FragmentTokenizer, EmbeddingIndex, list[PromptChunk]]] = field(
+        default_factory=OrderedDict
+    )
     indexes: dict[int, tuple] = field(default_factory=dict)  # of textual inversions, by tokenizer
 
     def embedding_index(
@@ -51,6 +57,12 @@ class RowCache:
         self.indexes[id(tokenizer)] = (tokenizer, state, names, index, held)
         return index
 
+    def put_cut(self, key: tuple, chunks: tuple[FragmentTokenizer, EmbeddingIndex, list[PromptChunk]]) -> None:
+        """Remember a text's chunks, with what cut them, and forget the oldest ones beyond the limit."""
+        self.cut[key] = chunks
+        while len(self.cut) > _CACHED_ROWS:
+            self.cut.popitem(last=False)
+
     def put(self, key: tuple, row: tuple[Tensor, Tensor | None]) -> None:
         """Remember a row, and forget the oldest ones beyond the limit."""
         self.rows[key] = row
@@ -63,31 +75,39 @@ class ClipEncoder:
     """One text encoder with its tokenizer and the layer that Stable Diffusion reads.
 
     part: "clip_l" or "clip_g", which vectors of an embedding it takes. state: "normed" (after the final norm, clip
-    skip counts; SD 1.x), "last" (after the final norm, always; SD 2.x), "clip_l" and "penultimate" (SDXL).
+    skip counts; SD 1.x), "last" (after the final norm, always; SD 2.x), "clip_l" and "penultimate" (SDXL). pad: what
+    follows the first end token; None: what the model was trained with, whatever the tokenizer's settings say.
     """
 
     tokenizer: FragmentTokenizer
     model: nn.Module
     part: str
     state: str
+    pad: int | None = None
 
     def encode(
         self, rows: Sequence[PromptChunk], embeddings: Mapping[str, Mapping[str, Tensor]], settings: PromptSettings
     ) -> tuple[Tensor, Tensor | None]:
         """Rows of 77 tokens -> hidden states (rows, 77, dim) and, with a projection, pooled (rows, dim)."""
-        device = self.device
+        device, layer = self.device, self.layer(settings)
         ids = torch.tensor([self._pad_after_end(row.tokens) for row in rows], device=device)
         with self._replaced_embeddings(rows, embeddings):
-            if self.state in ("normed", "last") and (self.state == "last" or settings.CLIP_stop_at_last_layers <= 1):
+            if self.state in ("normed", "last") and layer == 1:
                 return self.model(ids)[0], None
             out = self.model(ids, output_hidden_states=True)
-        if self.state == "normed":
-            norm = getattr(self.model, "text_model", self.model).final_layer_norm
-            return norm(out.hidden_states[-settings.CLIP_stop_at_last_layers]), None
-        if self.state == "clip_l":
-            layer = settings.CLIP_stop_at_last_layers if settings.sdxl_clip_l_skip else 2
-            return out.hidden_states[-layer], None
-        return out.hidden_states[-2], self._pooled(rows, out.last_hidden_state)
+        z = out.hidden_states[-layer]
+        if self.state in ("normed", "last"):
+            return getattr(self.model, "text_model", self.model).final_layer_norm(z), None
+        return z, self._pooled(rows, out.last_hidden_state) if self.state == "penultimate" else None
+
+    def layer(self, settings: PromptSettings) -> int:
+        """Which layer's states are read, counted from the end: 1 is the last."""
+        read = 1 if self.state in ("normed", "last") else 2
+        if settings.clip_skip is not None:
+            return read + settings.clip_skip
+        if self.state == "normed" or (self.state == "clip_l" and settings.sdxl_clip_l_skip):
+            return max(settings.CLIP_stop_at_last_layers, 1)
+        return read
 
     def _pooled(self, rows: Sequence[PromptChunk], last: Tensor) -> Tensor:
         """The projection of each row's first end token, (rows, dim); last: (rows, 77, dim) after the final norm.
@@ -117,10 +137,11 @@ class ClipEncoder:
 
     def _pad_after_end(self, tokens: Sequence[int]) -> list[int]:
         """OpenCLIP pads with 0 where CLIP repeats the end token: everything after the first end token."""
-        if self.tokenizer.pad == self.tokenizer.end:
+        pad = self.tokenizer.pad if self.pad is None else self.pad
+        if pad == self.tokenizer.end:
             return list(tokens)
         end = list(tokens).index(self.tokenizer.end) + 1
-        return [*tokens[:end], *[self.tokenizer.pad] * (len(tokens) - end)]
+        return [*tokens[:end], *[pad] * (len(tokens) - end)]
 
     @contextmanager
     def _replaced_embeddings(

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..conditioning import TimedCond
+from ..conditioning import TimedCond, repeated_whole
 from .loops import sent
 
 
@@ -123,13 +123,17 @@ def padded_sides(
     return cond, uncond
 
 
-def stack_conds(chosen: Sequence[tuple[int, float, TimedCond]]) -> CondRows:
-    """Rows (image, weight, entry) as one half of a run; shorter texts repeat their own last token vector."""
-    length = max(entry.embeds.shape[0] for _, _, entry in chosen)
+def stack_conds(chosen: Sequence[tuple[int, float, TimedCond]], *, repeats_last: bool = True) -> CondRows:
+    """Rows (image, weight, entry) as one half of a run. Shorter texts repeat their own last token vector, as in the
+    webui, or themselves, which draws each as it is drawn alone."""
+    texts = [entry.embeds for _, _, entry in chosen]
+    length = max(len(text) for text in texts)
     return CondRows(
         images=[image for image, _, _ in chosen],
         weights=[weight for _, weight, _ in chosen],
-        embeds=torch.stack([_repeat_last(entry.embeds[None], length)[0] for _, _, entry in chosen]),
+        embeds=torch.cat([_repeat_last(text[None], length) for text in texts])
+        if repeats_last
+        else torch.stack(repeated_whole(texts)),
         pooled=None if chosen[0][2].pooled is None else torch.stack([entry.pooled for _, _, entry in chosen]),
     )
 

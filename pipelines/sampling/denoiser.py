@@ -52,6 +52,7 @@ class Guidance:
     cross_attention_kwargs: Mapping[str, Any] | None = None
     timestep_cond: Tensor | None = None  # (1, dim), for UNets distilled for a guidance scale
     image_embeds: tuple[list[Tensor], list[Tensor]] | None = None  # IP-Adapter: positive, negative, one row an image
+    repeats_last: bool = True  # in shorter texts of a batch; False: they repeat themselves, see `stack_conds`
     batch_cond_uncond: bool = True  # False: each side in a run of its own
     extra_channels: Tensor | None = None  # (b, k, h, w) beside the latent, for inpainting UNets
     pag: PerturbedAttention | None = None  # acts on the base model
@@ -354,7 +355,9 @@ class GuidedDenoiser:
         against = [(i, 1.0, cond_at_call(schedule, self.calls)) for i, schedule in enumerate(conditioning.negative)]
         key = tuple(id(entry.embeds) for _, _, entry in chosen + against)
         if key not in self._batches:
-            cond, uncond = stack_conds(chosen), stack_conds(against) if against else None
+            last = self.guidance.repeats_last
+            cond = stack_conds(chosen, repeats_last=last)
+            uncond = stack_conds(against, repeats_last=last) if against else None
             if uncond is not None and cond.embeds.shape[1] != uncond.embeds.shape[1]:
                 pad, pad_v0 = self.guidance.pad_cond_uncond, self.guidance.pad_cond_uncond_v0
                 cond, uncond = padded_sides(cond, uncond, conditioning.empty, pad=pad, pad_v0=pad_v0)
