@@ -144,6 +144,7 @@ ASKED = [
     {"sampler": None, "timesteps": [900, 600, 300]},
     {"latents": True, "subseed": 5, "subseed_strength": 0.3, "noise_source": "nv"},
     {"hires_size": (96, 80), "hires_strength": 0.5, "hires_upscaler": "Nearest", "output_type": "pil", "tiling": True},
+    {"pag_scale": 3.0, "freeu": {"b1": 1.2, "b2": 1.4, "s1": 0.9, "s2": 0.2}},
     {"webui_options": {"pad_cond_uncond": True, "s_min_uncond": 2.0}, "prompt": "a, " * 90},
 ]
 
@@ -418,9 +419,14 @@ def test_a_guider_keeps_its_scale_and_state_to_itself(pipe):
     for asked, said in (
         ({"webui_options": {"s_min_uncond": 1.0}}, "s_min_uncond"),
         ({"sampler": "DDIM CFG++"}, "divides"),
+        ({"pag_scale": 3.0}, "pag_scale"),
     ):
+        ran: list[int] = []
+        handle = pipe.text_encoder.register_forward_pre_hook(lambda *_, ran=ran: ran.append(1))
         with pytest.raises(ValueError, match=said):
             whole(prompt="a", **{**SEEDED, **asked})
+        handle.remove()
+        assert not ran
 
 
 # --- components

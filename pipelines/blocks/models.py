@@ -18,6 +18,7 @@ from ..images.seamless import seamless_tiling
 from ..images.vae import needs_float32
 from ..loras import ActiveLoras, LoraUse, networks_on
 from ..request import Pass, Request
+from ..sampling.guider_denoiser import check_under_guider
 
 
 _PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "refiner", "upscaler")
@@ -180,7 +181,9 @@ def _under_guider(plan: Pass, guider: Any) -> Pass:
     own = copy(guider)
     if hasattr(own, "guidance_scale"):
         own.guidance_scale = plan.guidance.guidance_scale
-    return replace(plan, guidance=replace(plan.guidance, guider=own, do_classifier_free_guidance=True))
+    guidance = replace(plan.guidance, guider=own, do_classifier_free_guidance=True)
+    check_under_guider(guidance, 1.0 if plan.sampler is None else plan.sampler.guidance_divisor)
+    return replace(plan, guidance=guidance)
 
 
 def block_without(modular: Any, component: str, value: str) -> str:

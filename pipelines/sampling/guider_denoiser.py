@@ -36,22 +36,27 @@ def guided_denoiser(
     return GuiderDenoiser(models, guidance, steps=steps or settings["total_calls"], **settings)
 
 
+def check_under_guider(guidance: Guidance, divisor: float) -> None:
+    """Raises ValueError for settings, and a sampler's divisor of the scale, that only plain guidance has."""
+    name = type(guidance.guider).__name__
+    for argument, setting in _WITHOUT_GUIDER.items():
+        if getattr(guidance, setting):
+            raise ValueError(
+                f"`{argument}` is given, and a {name} guides, which does not read it. Leave it out, or take "
+                "ClassifierFreeGuidance as the guider."
+            )
+    if divisor != 1.0:
+        raise ValueError(
+            f"The sampler divides the guidance scale, and a {name} guides, whose scale it cannot divide. Take another "
+            "sampler, or ClassifierFreeGuidance as the guider."
+        )
+
+
 class GuiderDenoiser(GuidedDenoiser):
-    """Raises ValueError for settings that only guidance without a guider reads."""
+    """D(x, sigma) as the guider has it. Raises ValueError for settings that only plain guidance reads."""
 
     def __init__(self, models: Sequence[DenoiserModel], guidance: Guidance, *, steps: int, **settings: Any):
-        name = type(guidance.guider).__name__
-        for argument, setting in _WITHOUT_GUIDER.items():
-            if getattr(guidance, setting):
-                raise ValueError(
-                    f"`{argument}` is given, and a {name} guides, which does not read it. Leave it out, or take "
-                    "ClassifierFreeGuidance as the guider."
-                )
-        if settings.get("guidance_divisor", 1.0) != 1.0:
-            raise ValueError(
-                f"The sampler divides the guidance scale, and a {name} guides, whose scale it cannot divide. Take "
-                "another sampler, or ClassifierFreeGuidance as the guider."
-            )
+        check_under_guider(guidance, settings.get("guidance_divisor", 1.0))
         self._guider, self._steps, self._step = guidance.guider, steps, 0
         super().__init__(models, replace(guidance, batch_cond_uncond=False), **settings)
 
