@@ -249,7 +249,7 @@ def test_a_full_queue_answers_503_and_when_to_come_back(pipe):
         answers: list[Any] = []
 
         def ask() -> None:
-            answers.append(httpx.post(f"{running.url}/sdapi/v1/txt2img", json={**SMALL, "steps": 30}, timeout=120))
+            answers.append(httpx.post(f"{running.url}/sdapi/v1/txt2img", json={**SMALL, "steps": 20}, timeout=120))
 
         threads = [threading.Thread(target=ask) for _ in range(6)]
         for thread in threads:
