@@ -430,3 +430,16 @@ def test_taesd_and_the_hires_checkpoint_are_asked_for(webui: Path) -> None:
     library = WebUIFolder(webui)
     assert [file.kind for file in missing_files(parse_infotext(text), library)] == ["taesd", "checkpoint"]
     assert [file.kind for file in missing_files(parse_infotext(text), library, is_sdxl=True)] == ["checkpoint"]
+
+
+def test_forges_modules_and_other_labels_of_hashes_are_asked_for(webui: Path) -> None:
+    text = (
+        "x <lyco:styleA:0.8>\nSteps: 4, Sampler: Euler, Seed: 1, Module 1: sdxl_vae, Module 2: clip_l, "
+        'Lyco hashes: "styleA: 1234567890ab", TI: badthing'
+    )
+    missing = missing_files(parse_infotext(text), WebUIFolder(webui))
+    assert [(file.kind, file.name, file.hash) for file in missing] == [
+        ("vae", "sdxl_vae", None),
+        ("lora", "styleA", "1234567890ab"),
+        ("embedding", "badthing", None),
+    ]

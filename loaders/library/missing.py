@@ -97,7 +97,8 @@ def _wanted_by_text(fields: Mapping[str, Any]) -> Iterator[WantedFile]:
     model, digest = str(fields.get("Model") or ""), _digits(fields.get("Model hash")) or hashes.get("model")
     if model or digest:
         yield WantedFile("checkpoint", model, digest, "the model", "`Model`")
-    vae = str(fields.get("VAE") or "")
+    modules = [str(value) for label, value in fields.items() if re.fullmatch(r"Module \d+", str(label))]  # of Forge
+    vae = str(fields.get("VAE") or next((name for name in modules if "vae" in name.lower()), ""))
     if vae and vae.lower() not in _NO_VAE and "taesd" not in vae.lower():
         yield WantedFile("vae", vae, _digits(fields.get("VAE hash")) or hashes.get("vae"), "`load_vae`", "`VAE`")
     for label in ("VAE Decoder", "VAE Encoder", "VAE"):
@@ -107,9 +108,10 @@ def _wanted_by_text(fields: Mapping[str, Any]) -> Iterator[WantedFile]:
         name, digest = _title(str(fields.get(label) or ""))
         if name and name.lower() not in ("none", "false", "use same checkpoint"):
             yield WantedFile("checkpoint", name, digest, argument, f"`{label}`")
-    loras = {**hashes, **{f"lora:{name}": digest for name, digest in _pairs(fields.get("Lora hashes"))}}
+    hashed = _pairs(fields.get("Lora hashes")) + _pairs(fields.get("Lyco hashes"))
+    loras = {**hashes, **{f"lora:{name}": digest for name, digest in hashed}}
     yield from _tagged(_texts_of(fields, ("Prompt", "Hires prompt")), loras)
-    for name, digest in (*_pairs(fields.get("TI hashes")), *_pairs(fields.get("Used embeddings"))):
+    for name, digest in [pair for label in _EMBEDDINGS for pair in _pairs(fields.get(label))]:
         yield WantedFile("embedding", name, digest, "`add_embedding`", "`TI hashes`")
     for key, digest in hashes.items():
         if key.startswith("embed:"):
@@ -235,6 +237,7 @@ def _json_hashes(written: Any) -> dict[str, str]:
     return {str(key): digest for key, value in pairs if (digest := _digits(value))}
 
 
+_EMBEDDINGS = ("TI hashes", "Used embeddings", "TI")
 _NO_VAE = ("none", "automatic", "default (model)", "default", "baked vae")  # the checkpoint's own
 
 KIND_TITLES = {

@@ -37,8 +37,10 @@ def _control(fields: Mapping[str, str]) -> str:
     units = sorted({found[1] or "0" for label in fields if (found := re.match(r"(?i)ControlNet[ -]?(\d*)", label))})
     models = [m for value in fields.values() for m in re.findall(r"(?i)model: ([^,]+)", value)]
     models += [value for label, value in fields.items() if label.lower().endswith(" model")]
+    models = [model for model in models if model != "None"]
     named = f" ({', '.join(dict.fromkeys(models))})" if models else ""
-    if not models and all(value in ("False", "None", "") for value in fields.values()):
+    switched_off = any(label.lower().endswith("enabled") and value == "False" for label, value in fields.items())
+    if not models and (switched_off or all(value in ("False", "None", "") for value in fields.values())):
         return ""
     images = "needs its control image" if len(units) == 1 else "need their control images"
     return f"ControlNet {', '.join(units)}{named} {images}, which the text does not hold; give `control_units` with it"

@@ -174,7 +174,12 @@ FIELDS = (
         idle=("Automatic", "None", "Default (model)", "default", "baked VAE", "Baked VAE"),
         others=("vae model",),
     ),
-    TextField("Lora hashes", part="needed", note="it needs these LoRA files, by name and hash: {}"),
+    TextField(
+        "Lora hashes",
+        part="needed",
+        note="it needs these LoRA files, by name and hash: {}",
+        others=("lyco hashes",),
+    ),
     TextField("TI hashes", part="needed", note="it needs these textual inversions, by name and hash: {}"),
     TextField(
         "Used embeddings",

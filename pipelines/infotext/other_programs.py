@@ -107,12 +107,25 @@ def _tool_text(tool: str, settings: dict[str, Any], notes: tuple[str, ...], raw:
 def _api_settings(data: Mapping[str, Any]) -> dict[str, Any]:
     """A request of the webui's API, whose strength means a hires pass or nothing where there is no picture."""
     settings = flat_settings(data)
+    given = data.get("override_settings")
+    overrides: Mapping[str, Any] = given if isinstance(given, Mapping) else {}
+    for option, name in _OVERRIDES.items():
+        settings |= {name: overrides[option]} if overrides.get(option) not in (None, "") else {}
     if data.get("enable_hr"):
         names = {"Hires upscale": "hr_scale", "Hires steps": "hr_second_pass_steps", "Hires upscaler": "hr_upscaler"}
         settings["extra"] |= {label: data.get(name) for label, name in names.items()}
     elif not data.get("init_images"):
         settings.pop("denoising_strength", None)
     return settings
+
+
+# Of the API's `override_settings`: what a text says of them.
+_OVERRIDES = {
+    "CLIP_stop_at_last_layers": "clip_skip",
+    "sd_model_checkpoint": "model_name",
+    "sd_vae": "vae_name",
+    "randn_source": "noise",
+}
 
 
 def _read_flat(data: Mapping[str, Any]) -> Found:
