@@ -5,6 +5,7 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -64,8 +65,9 @@ def test_forty_jobs_of_two_actors_one_of_them_killed_are_those_of_one_process(tm
         time.sleep(0.1)
     victim = started(out)[-1]["process"]
     os.kill(victim, signal.SIGKILL)
-    told = json.loads(run.communicate(timeout=900)[0].splitlines()[-1])
-    assert run.returncode == 0
+    said = run.communicate(timeout=900)[0]
+    assert run.returncode == 0, said
+    told = next(json.loads(line) for line in said.splitlines() if line.startswith('{"done"'))
     assert [job["line"] for job in told["done"]] == list(range(1, 41)) and told["failed"] == []
     times = Counter(entry["line"] for entry in started(out))
     again = {line for line, count in times.items() if count > 1}
@@ -80,32 +82,34 @@ def test_forty_jobs_of_two_actors_one_of_them_killed_are_those_of_one_process(tm
 
 @pytest.fixture(scope="module")
 def replicas(tiny_sd: Path):
+    """The address of two replicas."""
     from ray import serve
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
 
     os.environ |= {"RAY_worker_niceness": "0", "OMP_NUM_THREADS": "1"}
     ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
     try:
-        serve.start(http_options={"host": "127.0.0.1", "port": 0})
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
         serve.run(ray_app({"model": str(tiny_sd), "replicas": "2", "num_cpus": "1"}), route_prefix="/")
-        yield serve
+        states = serve.status().applications["default"].deployments["webui-diffusers"].replica_states
+        assert {str(getattr(state, "value", state)): count for state, count in states.items()} == {"RUNNING": 2}
+        yield f"http://127.0.0.1:{port}/sdapi/v1"
     finally:
         serve.shutdown()
         ray.shutdown()
 
 
 @pytest.mark.slow
-def test_two_replicas_answer_the_api_with_the_pictures_of_one_pipeline(replicas, tiny_sd: Path):
+def test_two_replicas_answer_the_api_with_the_pictures_of_one_pipeline(replicas: str, tiny_sd: Path):
     import httpx
-    from ray.serve._private.api import get_global_client  # the port that was free
 
-    deployment = replicas.status().applications["default"].deployments["webui-diffusers"]
-    assert {str(state): count for state, count in deployment.replica_states.items()} == {"RUNNING": 2}
-    port = get_global_client().get_serve_details()["http_options"]["port"]
-    address = f"http://127.0.0.1:{port}/sdapi/v1"
     request = {"steps": 3, "width": 64, "height": 64, "sampler_name": "Euler a", "prompt": PROMPTS[1]}
 
     def ask(seed: int) -> dict:
-        return httpx.post(f"{address}/txt2img", json={**request, "seed": seed}, timeout=300).json()
+        return httpx.post(f"{replicas}/txt2img", json={**request, "seed": seed}, timeout=300).json()
 
     with ThreadPoolExecutor(8) as clients:
         answers = list(clients.map(ask, [1, 2, 3, 4, 1, 2, 3, 4]))
@@ -117,5 +121,5 @@ def test_two_replicas_answer_the_api_with_the_pictures_of_one_pipeline(replicas,
         call = {"num_inference_steps": 3, "width": 64, "height": 64, "sampler": "Euler a", "guidance_scale": 7.0}
         expected = pipe(PROMPTS[1], seed=seed, **call).images[0]
         assert np.abs(np.asarray(picture).astype(int) - np.asarray(expected)).max() <= 1
-    refused = httpx.post(f"{address}/txt2img", json={"stepz": 3}, timeout=60)
+    refused = httpx.post(f"{replicas}/txt2img", json={"stepz": 3}, timeout=60)
     assert refused.status_code == 422 and "stepz" in refused.text
