@@ -92,6 +92,9 @@ def ray_app(args: Mapping[str, Any]) -> Any:
     ray_serve = require("ray.serve", extra="ray", feature="`ray_app`")
     options = ReplicaOptions.read(args)
 
+    def build() -> Any:  # Ray takes a function for a builder, and any other callable for an application
+        return options.application()
+
     class Replica:
         """One model and its queue; every route is the application's."""
 
@@ -102,4 +105,4 @@ def ray_app(args: Mapping[str, Any]) -> Any:
         ray_actor_options={"num_cpus": options.num_cpus, "num_gpus": options.num_gpus},
         graceful_shutdown_timeout_s=600.0,
     )
-    return deployment(ray_serve.ingress(options.application)(Replica)).bind()
+    return deployment(ray_serve.ingress(build)(Replica)).bind()
