@@ -98,7 +98,6 @@ def replicas(tiny_sd: Path):
         assert {str(getattr(state, "value", state)): count for state, count in states.items()} == {"RUNNING": 2}
         yield f"http://127.0.0.1:{port}/sdapi/v1"
     finally:
-        serve.shutdown()
         ray.shutdown()
 
 
