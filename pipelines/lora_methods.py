@@ -7,13 +7,13 @@ from typing import Any
 from torch import Tensor
 
 from ..loaders.lora.kept import kept_mergers, release_networks
-from ..loaders.lora.library import NetworkLibrary
+from ..loaders.lora.library import NamesNetworks, NetworkLibrary
 from ..loaders.lora.peft_loading import load_network_as_adapter
 from ..loaders.lora.plan import NetworkReport
 from .call_state import own_call
 
 
-class LoraMethods:
+class LoraMethods(NamesNetworks):
     """What all pipelines with networks have in common. It goes before diffusers' pipeline among the bases."""
 
     keep_networks: bool = False  # whether merged networks stay on after a call; see `unload_networks`
@@ -22,19 +22,6 @@ class LoraMethods:
     def networks(self) -> NetworkLibrary:
         """The network files that are known by name."""
         return self.__dict__.setdefault("_networks", NetworkLibrary())
-
-    def add_lora(self, path: str | Path, name: str | None = None) -> str:
-        """Make a network file (or an id on the Hub) known to tags and `loras`, by `name` or its own. Returns it."""
-        return self.networks.add(path, name).name
-
-    @property
-    def lora_folder(self) -> Path | None:
-        """Where networks are looked for by name, with the folders in it."""
-        return self.networks.folder
-
-    @lora_folder.setter
-    def lora_folder(self, folder: str | Path | None) -> None:
-        self.networks.folder = folder
 
     def unload_networks(self) -> None:
         """Take out the networks that `keep_networks = True` left in the weights; every bit is as in the checkpoint.

@@ -16,15 +16,9 @@ UNSET = {"subseed": 0, "subseed_strength": 0, "seed_resize_from_w": 0, "seed_res
 }  # fmt: skip
 
 
-def job_arguments(run: dict) -> dict:
-    """The keyword arguments that a recorded job stands for."""
-    p, options = {**UNSET, **run["params"]}, run["options"]
-    batch = len(run["all_seeds"])
-    prompt = p["prompt"] if isinstance(p["prompt"], list) else [p["prompt"]] * batch
-    negative = p["negative_prompt"] if isinstance(p["negative_prompt"], list) else [p["negative_prompt"]] * batch
-    given = {
-        "prompt": prompt,
-        "negative_prompt": negative,
+def sampling_arguments(p: dict, options: dict) -> dict:
+    """Size, steps, seeds and sampler of a recorded job of any tab. p: its parameters; options: its settings."""
+    return {
         "width": p["width"],
         "height": p["height"],
         "num_inference_steps": p["steps"],
@@ -39,6 +33,19 @@ def job_arguments(run: dict) -> dict:
         "eta": p["eta"],
         "tiling": p["tiling"],
         "webui_options": {name: value for name, value in options.items() if name in WEBUI_OPTIONS},
+    }
+
+
+def job_arguments(run: dict) -> dict:
+    """The keyword arguments that a recorded job stands for."""
+    p, options = {**UNSET, **run["params"]}, run["options"]
+    batch = len(run["all_seeds"])
+    prompt = p["prompt"] if isinstance(p["prompt"], list) else [p["prompt"]] * batch
+    negative = p["negative_prompt"] if isinstance(p["negative_prompt"], list) else [p["negative_prompt"]] * batch
+    given = {
+        "prompt": prompt,
+        "negative_prompt": negative,
+        **sampling_arguments(p, options),
         "output_type": "latent",
     }
     if p.get("refiner_checkpoint"):

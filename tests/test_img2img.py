@@ -22,13 +22,13 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from PIL import Image, ImageDraw
+from recorded_jobs import sampling_arguments
 from recordings import GOLDEN, recorded_runs
 from safetensors.torch import load_file
 from webui_diffusers.pipelines import WebUIImg2ImgPipeline, WebUITxt2ImgPipeline
 from webui_diffusers.pipelines.images.fit import RESIZE_MODES
 from webui_diffusers.pipelines.images.init_image import MASKED_CONTENTS, batch_rows, pictures_to_start_from
 from webui_diffusers.pipelines.infotext import parse_infotext
-from webui_diffusers.pipelines.options import WEBUI_OPTIONS
 
 
 MODELS = {"sampling": "tiny-sd", "sampling_xl": "tiny-sdxl-e2e"}
@@ -114,21 +114,8 @@ def arguments(run: dict, stored: dict) -> dict:
         "negative_prompt": p["negative_prompt"],
         "image": [Image.fromarray(levels.numpy()) for levels in stored["in_image"]],
         "strength": p["denoising_strength"],
-        "num_inference_steps": p["steps"],
-        "guidance_scale": p["cfg_scale"],
-        "width": p["width"],
-        "height": p["height"],
         "resize_mode": RESIZE_MODES[p["resize_mode"]],
-        "seed": p["seed"],
-        "subseed": p["subseed"],
-        "subseed_strength": p["subseed_strength"],
-        "seed_resize": (p["seed_resize_from_w"], p["seed_resize_from_h"]),
-        "noise_source": options["randn_source"].lower(),
-        "sampler": p["sampler_name"],
-        "schedule": p["scheduler"],
-        "eta": p["eta"],
-        "tiling": p["tiling"],
-        "webui_options": {name: value for name, value in options.items() if name in WEBUI_OPTIONS},
+        **sampling_arguments(p, options),
     }
     if "in_mask" in stored:
         given |= {

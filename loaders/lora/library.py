@@ -235,6 +235,25 @@ class NetworkLibrary:
         return f"No network is called `{name}`. {hint}Known, {where}: {listed}. Names are exact, and never paths."
 
 
+class NamesNetworks:
+    """What can be told of network files by name. `networks` is the library that it is told to."""
+
+    networks: NetworkLibrary
+
+    def add_lora(self, path: str | Path, name: str | None = None) -> str:
+        """Make a network file (or an id on the Hub) known to tags and `loras`, by `name` or its own. Returns it."""
+        return self.networks.add(path, name).name
+
+    @property
+    def lora_folder(self) -> Path | None:
+        """Where networks are looked for by name, with the folders in it."""
+        return self.networks.folder
+
+    @lora_folder.setter
+    def lora_folder(self, folder: str | Path | None) -> None:
+        self.networks.folder = folder
+
+
 def _mention(word: str, positional: Sequence[str], named: Mapping[str, str]) -> NetworkMention:
     if not positional:
         raise ValueError(f"`<{word}:...>` has no name before its numbers. Write `<{word}:name:0.8>`.")

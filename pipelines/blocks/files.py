@@ -6,12 +6,12 @@ from typing import Any
 from diffusers import ConfigMixin
 from diffusers.configuration_utils import register_to_config
 
-from ...loaders.lora.library import NetworkLibrary
+from ...loaders.lora.library import NamesNetworks, NetworkLibrary
 from ...loaders.lora.plan import NetworkReport
 from ..registry import Attachments
 
 
-class WebUIFiles(ConfigMixin):
+class WebUIFiles(NamesNetworks, ConfigMixin):
     """What the pipelines of this pack know by name, for blocks. Several pipelines may share one.
 
     lora_folder, embeddings_folder: looked through for names in prompts, with the folders in them.
@@ -35,19 +35,6 @@ class WebUIFiles(ConfigMixin):
     def networks(self) -> NetworkLibrary:
         """The network files that are known by name."""
         return self.attached.library
-
-    @property
-    def lora_folder(self) -> Path | None:
-        """Where networks are looked for by name, with the folders in it."""
-        return self.networks.folder
-
-    @lora_folder.setter
-    def lora_folder(self, folder: str | Path | None) -> None:
-        self.networks.folder = folder
-
-    def add_lora(self, path: str | Path, name: str | None = None) -> str:
-        """Make a network file (or an id on the Hub) known to tags and `loras`, by `name` or its own. Returns it."""
-        return self.networks.add(path, name).name
 
     def add_embedding(self, path: str | Path, name: str | None = None) -> str:
         """Make a textual inversion known to prompts, by `name` or its own. Returns it."""

@@ -82,16 +82,5 @@ def draw_page_pictures(shelf: ModelShelf, generation: Generation, progress: Prog
         progress.steps = steps = call["num_inference_steps"]
         if "hires_scale" in call or "hires_size" in call:
             progress.steps += call.get("hires_steps") or steps
-        output = pipe(**call, callback_on_step_end=_step_watch(progress))
+        output = pipe(**call, callback_on_step_end=progress.after_step)
     return list(zip(output.images, output.infotexts))
-
-
-def _step_watch(progress: Progress) -> Any:
-    def after_step(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        progress.step += 1
-        progress.latents = tensors["latents"]
-        if progress.interrupted or progress.skipped:
-            pipe._interrupt = True
-        return {}
-
-    return after_step

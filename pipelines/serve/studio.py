@@ -59,7 +59,7 @@ def _drawn(pipe: Any, generation: Generation, progress: Progress) -> Drawn:
             break
         progress.step, progress.skipped = 0, False
         call = _batch_arguments(arguments, batch)
-        output = pipe(**call, callback_on_step_end=_step_watch(progress))
+        output = pipe(**call, callback_on_step_end=progress.after_step)
         progress.batch += 1
         drawn.add(output.images, output.infotexts, call)
     return drawn
@@ -72,17 +72,6 @@ def _batch_arguments(arguments: dict[str, Any], batch: Batch) -> dict[str, Any]:
     negatives = batch.negatives or [arguments["negative_prompt"]] * count
     texts = {"prompt": prompts, "negative_prompt": negatives}
     return {**arguments, **texts, "seed": batch.seeds, "subseed": batch.subseeds}
-
-
-def _step_watch(progress: Progress) -> Any:
-    def after_step(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        progress.step += 1
-        progress.latents = tensors["latents"]
-        if progress.interrupted or progress.skipped:
-            pipe._interrupt = True
-        return {}
-
-    return after_step
 
 
 def _info(first: Generation, asked: GenerationRequest, drawn: Drawn, facts: dict[str, Any]) -> dict[str, Any]:

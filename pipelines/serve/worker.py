@@ -36,6 +36,14 @@ class Progress:
         self.began_at = time.strftime("%Y%m%d%H%M%S")
         self.latents: Any = None  # of the last step, for a preview
 
+    def after_step(self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        """The `callback_on_step_end` of the job's calls: counts the step, and ends the call where that is asked."""
+        self.step += 1
+        self.latents = tensors["latents"]
+        if self.interrupted or self.skipped:
+            pipe._interrupt = True
+        return {}
+
     @property
     def share(self) -> float:
         """Between 0 and 1."""
