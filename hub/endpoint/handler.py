@@ -9,7 +9,6 @@ PNGs carry their texts.
 import base64
 import binascii
 import io
-import re
 import sys
 import tempfile
 from pathlib import Path
@@ -56,10 +55,9 @@ class EndpointHandler:
         given = data.get("inputs", "")
         if not isinstance(given, str):
             raise ValueError(f"`inputs` is {type(given).__name__}: give a prompt or the parameters text of a picture.")
-        text, notes = self.code.tidy_infotext(given), []
-        call: dict[str, Any] = {"prompt": given}
-        if re.search(r"^Steps: \d", text, re.MULTILINE):
-            fields = self.code.parse_infotext(text)
+        call, notes = {"prompt": given}, []
+        if self.code.is_parameters_text(given):
+            fields = self.code.parse_infotext(self.code.tidy_infotext(given))
             redraws = type(self.pipe).__name__ == "WebUIImg2ImgPipeline"
             call = self.code.call_arguments(fields, img2img=redraws)
             notes = self.code.call_report(fields, img2img=redraws)

@@ -8,6 +8,7 @@ import click
 
 from ..infotext.read import parse_infotext
 from ..infotext.styles import read_styles
+from ..infotext.tidy import is_parameters_text
 from .checks import ready_calls
 from .common import EXIT_FAILED, add_options, print_result, report
 from .control import UNIT_IMAGES, control_image_option, with_control_images
@@ -16,7 +17,7 @@ from .library import CallFiles, library_options
 from .models import ModelSetup, PipelineCache, draw_call, model_options, read_setup
 from .options import CallOption, call_options, merge_call, read_call, with_usual_sampler
 from .outputs import print_paths, save_options, save_to
-from .sources import SourceCall, is_parameters_text, source_calls, source_option, style_options, with_styles
+from .sources import SourceCall, source_calls, source_option, style_options, with_styles
 
 
 def draw_options(table: Mapping[str, CallOption]) -> Callable[[Any], Any]:

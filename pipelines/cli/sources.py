@@ -1,6 +1,5 @@
 """Where a call's arguments come from: pictures, folders of pictures, text files, standard input, or a pasted text."""
 
-import re
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,14 +11,13 @@ import click
 from ..infotext.files import PICTURE_FORMATS, read_infotext
 from ..infotext.read import parse_infotext
 from ..infotext.styles import PromptStyle, apply_styles, read_styles
-from ..infotext.tidy import PictureText, tidy_infotext
+from ..infotext.tidy import PictureText, is_parameters_text, tidy_infotext
 from ..infotext.to_call import call_arguments, call_report
 from .common import add_options
 
 
 STANDARD_INPUT = "-"
 _SOURCE_SUFFIXES = (*PICTURE_FORMATS, ".txt")
-_PARAMETERS = re.compile(r"(?:^|[\n.,>)] ?)Steps: *\d+, *\w[\w ]*:", re.MULTILINE)
 
 source_option = click.option(
     "--from",
@@ -41,15 +39,6 @@ class SourceCall(NamedTuple):
     arguments: dict[str, Any]
     report: list[str]
     fields: Mapping[str, Any] = {}  # as its text has them
-
-
-def is_parameters_text(text: str) -> bool:
-    """Whether a text is no prompt but the parameters of a picture, as pasted from any program.
-
-    >>> is_parameters_text("a cat\\nSteps: 20, Sampler: Euler a"), is_parameters_text("a cat on steps: 3, red")
-    (True, False)
-    """
-    return bool(_PARAMETERS.search(text) or _PARAMETERS.search(tidy_infotext(text)))
 
 
 def expand_sources(sources: Iterable[str | Path]) -> list[str | Path]:

@@ -93,6 +93,7 @@ _REMARKS = re.compile(
     r"(?i)\s*(time taken|torch active|sys vram|a: [\d.]+ (gb|mb)|saved:|download|vram|took |active/reserved|"
     r"prompt executed|gpu|execution|memory|generated (with|by|in)|[-=_*~]{3,}|\[?see more)"
 )
+_PARAMETERS = re.compile(r"(?:^|[\n.,>)] ?)Steps: *\d+, *\w[\w ]*:", re.MULTILINE)
 
 
 def tidy_infotext(text: str) -> PictureText:
@@ -127,6 +128,15 @@ def tidy_infotext(text: str) -> PictureText:
         first = line.partition(",")[0]
         line = ", ".join([first, first, line])  # the webui reads three fields or none; the last of a name counts
     return _as_picture_text(text, _joined(prompt or behind[0], negative or behind[1], line), (*notes, *more_notes))
+
+
+def is_parameters_text(text: str) -> bool:
+    """Whether a text is no prompt but the parameters of a picture, as pasted from any program.
+
+    >>> is_parameters_text("a cat\\nSteps: 20, Sampler: Euler a"), is_parameters_text("a cat on steps: 3, red")
+    (True, False)
+    """
+    return bool(_PARAMETERS.search(text) or _PARAMETERS.search(tidy_infotext(text)))
 
 
 def _as_picture_text(given: str, tidied: str, notes: tuple[str, ...]) -> PictureText:
