@@ -8,13 +8,17 @@ ended last, and what it writes is for all calls that run: so `pipe._interrupt = 
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from copy import deepcopy
+from copy import copy, deepcopy
 from typing import Any
 
 import torch
 
 from ..loaders.lora.kept import kept_mergers
 from ..loaders.model_lock import models_in_use
+
+
+_TAKING = threading.Lock()
+_taken_schedulers: dict[int, Any] = {}
 
 
 class OfCall:
@@ -95,27 +99,44 @@ def stock_changes_models(pipe: Any, arguments: Mapping[str, Any]) -> bool:
 
 @contextmanager
 def own_state(pipe: Any) -> Iterator[None]:
-    """One call's attributes, for the thread that makes it; afterwards the pipeline shows those of this call.
-
-    A scheduler counts its steps, so a call that begins while another one runs gets a copy.
-    """
+    """One call's attributes, for the thread that makes it; afterwards the pipeline shows those of this call."""
     calls, thread = _running_calls(pipe), threading.get_ident()
     outer = calls.get(thread)
     own: dict[str, Any] = {"_interrupt": False}
-    copied = deepcopy(pipe.scheduler) if any(other != thread for other in list(calls)) else None
-    if copied is not None:
-        own["scheduler"] = copied
-    calls[thread] = own
+    with _free_scheduler(pipe.scheduler) as scheduler:
+        copied = scheduler is not pipe.scheduler
+        if copied:
+            own["scheduler"] = scheduler
+        calls[thread] = own
+        try:
+            yield
+        finally:
+            if outer is None:
+                calls.pop(thread, None)
+            else:
+                calls[thread] = outer
+            if copied and own["scheduler"] is scheduler:
+                del own["scheduler"]
+            pipe.__dict__.update(own)
+
+
+@contextmanager
+def _free_scheduler(scheduler: Any) -> Iterator[Any]:
+    """This scheduler, or a copy where another call draws with it: it counts the steps of one.
+
+    Pipelines made of one another share theirs, so it is asked for here and not of the pipeline.
+    """
+    with _TAKING:
+        free = id(scheduler) not in _taken_schedulers
+        if free:
+            _taken_schedulers[id(scheduler)] = scheduler
+    if not free:
+        yield deepcopy(copy(scheduler))  # `copy` first: what the other call sets on it meanwhile does no harm
+        return
     try:
-        yield
+        yield scheduler
     finally:
-        if outer is None:
-            calls.pop(thread, None)
-        else:
-            calls[thread] = outer
-        if copied is not None and own["scheduler"] is copied:
-            del own["scheduler"]
-        pipe.__dict__.update(own)
+        del _taken_schedulers[id(scheduler)]
 
 
 def _running_calls(pipe: Any) -> dict[int, dict[str, Any]]:

@@ -1,6 +1,7 @@
 """Several threads on one model: every image is the one that the call draws alone, and the model is as it was."""
 
 import random
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from recordings import GOLDEN
 from webui_diffusers.loaders import merged_networks, read_network
 from webui_diffusers.loaders.model_lock import model_gate
 from webui_diffusers.pipelines import MultiLoraPipeline, WebUITxt2ImgPipeline
+from webui_diffusers.pipelines.call_state import own_state
 
 
 FAST = {"num_inference_steps": 3, "width": 64, "height": 64, "output_type": "np"}
@@ -72,6 +74,43 @@ def test_the_schedulers_steps_belong_to_the_call(pipe):
     scheduler = pipe.scheduler
     assert all(map(np.array_equal, alone, together(draw, list(range(4)))))
     assert pipe.scheduler is scheduler
+
+
+def test_calls_that_begin_together_never_share_a_scheduler(pipe):
+    other = WebUITxt2ImgPipeline.from_pipe(pipe)
+    assert other.scheduler is pipe.scheduler
+    begin, end = threading.Barrier(4, timeout=30), threading.Barrier(4, timeout=30)
+
+    def taken(pipe: Any) -> Any:
+        begin.wait()
+        with own_state(pipe):
+            end.wait()
+            return pipe.scheduler
+
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # threads take turns in the middle of everything
+    try:
+        for _ in range(100):
+            schedulers = together(taken, [pipe, other] * 2)
+            assert len({*map(id, schedulers)}) == 4 and pipe.scheduler in schedulers
+    finally:
+        sys.setswitchinterval(usual)
+
+
+def test_a_call_inside_a_callback_leaves_the_outer_ones_steps_alone(pipe):
+    def draw(callback: Callable | None = None) -> np.ndarray:
+        seeded = torch.Generator().manual_seed(1)
+        return pipe(**PLAIN, output_type="np", generator=seeded, callback_on_step_end=callback).images
+
+    inner = []
+
+    def callback(running: Any, step: int, timestep: Any, tensors: dict) -> dict:
+        inner.append(draw())
+        return {}
+
+    alone = draw()
+    assert np.array_equal(draw(callback), alone)
+    assert inner and all(np.array_equal(one, alone) for one in inner)
 
 
 def test_what_a_callback_reads_and_writes_belongs_to_its_call(pipe):
