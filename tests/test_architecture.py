@@ -35,6 +35,7 @@ LEAVES = (
     "loaders/utils",
     "loaders/data_files",
     "loaders/library/missing",
+    "loaders/casting",
     "loaders/model_lock",
     "pipelines/options",
     "pipelines/conditioning",

@@ -19,6 +19,7 @@ from diffusers import AutoencoderKL, EDMDPMSolverMultistepScheduler, EDMEulerSch
 from huggingface_hub import hf_hub_download
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedModel
 
+from ..casting import cast
 from ..utils import LOGGER, diffusers_arguments
 from ..weight_files import WeightFileError, weight_file_kind
 from .configs import MODEL_BASES, model_config_folder
@@ -245,7 +246,7 @@ def _text_encoder(path: Path, part: str, table: Any, place: str, arguments: Mapp
             f"it is incomplete. Fetch it again, or pass a whole one as `{part}=...`."
         )
     dtype = arguments.get("dtype") or arguments.get("torch_dtype")
-    return model.eval().to(dtype if isinstance(dtype, torch.dtype) else torch.float32)
+    return cast(model.eval(), dtype if isinstance(dtype, torch.dtype) else torch.float32)
 
 
 def _settle_diffusion(pipe: Any, info: CheckpointInfo, kwargs: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor, nn
 
+from ..casting import cast
 from ..utils import diffusers_arguments
 from .configs import MODEL_BASES, SD_VAE_CONFIG
 from .describe import CheckpointError, opened_checkpoint, what_else_it_is
@@ -49,7 +50,7 @@ def load_vae(
                 vae = AutoencoderKL.from_single_file(dict(tensors), config=folder)
             _refuse_missing(path, vae)
     vae.register_to_config(_name_or_path=str(path))
-    return vae.to(dtype).eval()
+    return cast(vae, dtype).eval()
 
 
 def _vae_tensors(path: Path) -> tuple[Mapping[str, Tensor], bool]:

@@ -11,6 +11,7 @@ from diffusers import ControlNetModel, ControlNetUnionModel, UNet2DConditionMode
 from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
 from torch import Tensor
 
+from ..casting import cast
 from ..hashes import legacy_model_hash
 from ..utils import LOGGER, NameFromText, unknown_choice
 from ..weight_files import WeightFile, WeightFileError, open_weights
@@ -48,7 +49,7 @@ def load_controlnet(
     model = _from_folder(found) if found.is_dir() else _from_file(found, unet)
     if unet is not None:
         check_control_base(model, unet, str(found))
-    return (model if dtype is None else model.to(dtype)).eval()
+    return (model if dtype is None else cast(model, dtype)).eval()
 
 
 def find_controlnet(name: str | Path, folder: str | Path | None = None) -> Path:

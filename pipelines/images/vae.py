@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Generator, Tensor, nn
 
+from ...loaders.casting import cast
 from ...loaders.model_lock import model_gate
 from ...loaders.utils import LOGGER
 
@@ -131,10 +132,10 @@ def finite_or_float32(
                 LOGGER.warning("The VAE overflowed in %s; it draws in float32 from now on.", dtype)
             needs_float32(vae)
             try:
-                vae.to(dtype=torch.float32)
+                cast(vae, torch.float32)
                 return done + [_checked_finite(run(x.float()), what, dtype) for x in rest]
             finally:
-                vae.to(dtype=dtype)
+                cast(vae, dtype)
         return done + [_checked_finite(run(x.to(dtype)).float(), what, dtype) for x in rest]
 
 
