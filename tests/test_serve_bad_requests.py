@@ -62,7 +62,7 @@ def pipe(tiny_sd: Path) -> WebUITxt2ImgPipeline:
 @pytest.fixture(scope="module")
 def http(pipe: WebUITxt2ImgPipeline) -> Iterator[Any]:
     running = Server(app(pipe))
-    with httpx.Client(base_url=running.url, timeout=60) as client:
+    with httpx.Client(base_url=running.url, timeout=600) as client:  # an empty request is a whole picture
         yield client
     running.stop()
 
