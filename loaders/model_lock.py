@@ -12,7 +12,7 @@ other pipelines (`from_pipe` shares models). So each use of a model is announced
 
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -127,3 +127,14 @@ def models_in_use(models: Iterable[Any], *, alone: bool, is_call: bool = True) -
         yield
     finally:
         gate.leave(use)
+
+
+@contextmanager
+def tokenizers_alone(*tokenizers: Any) -> Iterator[None]:
+    """Tokenizers of transformers for one thread: each call of theirs first sets in them how texts are cut and padded,
+    so that of two at once one is cut as the other asked. None is left out."""
+    own = {id(tokenizer): tokenizer for tokenizer in tokenizers if tokenizer is not None}
+    with ExitStack() as locks:
+        for number in sorted(own):  # everybody takes them in one order
+            locks.enter_context(model_gate().part_lock(own[number]))
+        yield

@@ -1,6 +1,6 @@
 """What the drawing pipelines share beside their stories."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FunctionType, MethodType
 from typing import Any
@@ -15,7 +15,7 @@ from ..loaders.lora.library import NetworkLibrary
 from ..loaders.lora.plan import NetworkReport
 from ..loaders.utils import diffusers_arguments
 from .bundle.saving import SavedWithCode
-from .call_state import CallState
+from .call_state import CallState, encoding_alone
 from .components import component_names
 from .drop_in import callback_tensors, diffusers_pipeline
 from .from_text import pipeline_from_text
@@ -31,11 +31,12 @@ from .stock_control import one_component
 class OfKind:
     """An attribute of diffusers' pipeline for the kind of model that is loaded: its methods keep their signatures."""
 
-    def __init__(self, name: str):
-        self.name = name
+    def __init__(self, name: str, around: Callable[[Any], Any] = lambda found: found):
+        self.name, self.around = name, around
 
     def __get__(self, pipe: Any, owner: type) -> Any:
         found = getattr(owner._stands_for[0] if pipe is None else diffusers_pipeline(pipe), self.name)  # type: ignore[attr-defined]
+        found = self.around(found)
         return MethodType(found, pipe) if isinstance(found, FunctionType) and pipe is not None else found
 
 
@@ -75,7 +76,7 @@ class WebUIMixin(CallState, LoraMethods, SavedWithCode, StableDiffusionXLLoraLoa
         "controlnet",
     ]
     _callback_tensor_inputs = CallbackTensors()
-    encode_prompt = OfKind("encode_prompt")
+    encode_prompt = OfKind("encode_prompt", encoding_alone)
     check_inputs = OfKind("check_inputs")
     _stands_for: tuple[type, type] = (StableDiffusionPipeline, StableDiffusionXLPipeline)
 

@@ -6,15 +6,16 @@ ended last, and what it writes is for all calls that run: so `pipe._interrupt = 
 """
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from copy import copy, deepcopy
+from functools import wraps
 from typing import Any
 
 import torch
 
 from ..loaders.lora.kept import kept_mergers
-from ..loaders.model_lock import models_in_use
+from ..loaders.model_lock import models_in_use, tokenizers_alone
 
 
 _TAKING = threading.Lock()
@@ -87,6 +88,17 @@ def own_call(pipe: Any, *, changes: bool, others: Iterable[Any] = ()) -> Iterato
         yield
         for one in pipes if hooked else ():
             one.maybe_free_model_hooks()
+
+
+def encoding_alone(encode: Callable[..., Any]) -> Callable[..., Any]:
+    """diffusers' `encode_prompt`, with the pipeline's tokenizers for this thread alone."""
+
+    @wraps(encode)
+    def encode_prompt(pipe: Any, *args: Any, **kwargs: Any) -> Any:
+        with tokenizers_alone(getattr(pipe, "tokenizer", None), getattr(pipe, "tokenizer_2", None)):
+            return encode(pipe, *args, **kwargs)
+
+    return encode_prompt
 
 
 def stock_changes_models(pipe: Any, arguments: Mapping[str, Any]) -> bool:

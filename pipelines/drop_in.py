@@ -7,6 +7,7 @@ image bit for bit. Texts that it cannot read (weights, more than 75 tokens) come
 from collections.abc import Mapping
 from functools import cache
 from inspect import Parameter, signature
+from types import MethodType
 from typing import Any
 
 from diffusers import (
@@ -31,7 +32,7 @@ from diffusers.models.controlnets.multicontrolnet_union import MultiControlNetUn
 from PIL import Image
 
 from ..loaders.lora.kept import release_networks
-from .call_state import own_call, stock_changes_models, take_call_state
+from .call_state import encoding_alone, own_call, stock_changes_models, take_call_state
 from .checks import call_size
 from .drawn import stock_drawn, stock_noise
 from .infotext.from_call import drawn_infotexts
@@ -168,6 +169,7 @@ def _other_pipeline(pipe: Any, kind: type) -> Any:
     }
     names = [name for name in signature(kind.__init__).parameters if name != "self"]
     made = kind(**{name: own[name] if name in own else getattr(pipe, name) for name in names})
+    made.encode_prompt = MethodType(encoding_alone(kind.encode_prompt), made)  # type: ignore[attr-defined]
     made.set_progress_bar_config(**getattr(pipe, "_progress_bar_config", {}))
     return made
 

@@ -7,7 +7,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Generator, Tensor
 from webui_diffusers.pipelines.bundle.saving import SavedWithCode
-from webui_diffusers.pipelines.call_state import CallState
+from webui_diffusers.pipelines.call_state import CallState, encoding_alone
 from webui_diffusers.pipelines.lora_methods import LoraMethods
 from webui_diffusers.pipelines.loras import draw_with_networks
 
@@ -23,6 +23,8 @@ class MultiLoraPipeline(CallState, LoraMethods, SavedWithCode, StableDiffusionPi
     >>> pipe("a fox <lora:ink:0.8>").images[0]
     >>> pipe(["a fox"] * 3, loras=[{"ink": 0.8}, None, [("ink", 0.5), ("snow", 1.0, 0.7)]]).images
     """
+
+    encode_prompt = encoding_alone(StableDiffusionPipeline.encode_prompt)
 
     @torch.no_grad()
     def __call__(

@@ -48,7 +48,8 @@ LEAVES = (
 PURE = [
     p
     for p in SOURCES
-    if p.name in ("__init__.py", "utils.py", "moved.py", "options.py", "detailer_settings.py", "script_settings.py")
+    if p.name in ("__init__.py", "utils.py", "model_lock.py", "moved.py", "options.py")
+    or p.name in ("detailer_settings.py", "script_settings.py")
     or (p.parent.name == "infotext" and p.name not in ("files.py", "from_call.py"))
     or (p.parent.name == "prompt" and p.name not in ("encode.py", "text_encoder.py"))
     or p.name in ("tile_grid.py", "philox.py", "labels.py", "units.py", "layout.py", "missing.py", "webui_hashes.py")

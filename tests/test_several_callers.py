@@ -3,6 +3,8 @@
 import random
 import sys
 import threading
+import time
+from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,11 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from recordings import GOLDEN
 from webui_diffusers.loaders import merged_networks, read_network
 from webui_diffusers.loaders.model_lock import model_gate
 from webui_diffusers.pipelines import MultiLoraPipeline, WebUITxt2ImgPipeline
 from webui_diffusers.pipelines.call_state import own_state
+from webui_diffusers.pipelines.images.vae import finite_or_float32
+from webui_diffusers.pipelines.prompt.encode import PromptEncoder
+from webui_diffusers.pipelines.prompt.text_encoder import RowCache
 
 
 FAST = {"num_inference_steps": 3, "width": 64, "height": 64, "output_type": "np"}
@@ -215,6 +221,103 @@ def test_multi_lora_pipelines_wait_too(tiny_sd: Path):
     assert all(map(np.array_equal, alone * 2, together(draw, mixes * 2)))
     after = weights(pipe)
     assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_texts_are_cut_as_each_caller_asks(pipe):
+    """diffusers sets in the tokenizer how it cuts and pads, and then lets it cut."""
+    reached, encoded = threading.Event(), threading.Event()
+
+    class Pausing(type(pipe.tokenizer)):
+        """The pipeline's tokenizer; between the two steps of the first caller comes the second one, if it can."""
+
+        def set_truncation_and_padding(self, padding_strategy: str, **others: Any) -> None:
+            super().set_truncation_and_padding(padding_strategy=padding_strategy, **others)
+            if padding_strategy == "max_length" and not reached.is_set():
+                reached.set()
+                encoded.wait(0.5)
+
+    def second() -> torch.Tensor:
+        assert reached.wait(30)
+        try:
+            return pipe.encode_prompt("a blue square", "cpu", 1, False)[0]
+        finally:
+            encoded.set()
+
+    expected = [pipe.encode_prompt(text, "cpu", 1, False)[0] for text in ("a red circle", "a blue square")]
+    usual = type(pipe.tokenizer)
+    pipe.tokenizer.__class__ = Pausing
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            other = pool.submit(second)
+            found = [pipe.encode_prompt("a red circle", "cpu", 1, False)[0], other.result(30)]
+    finally:
+        pipe.tokenizer.__class__ = usual
+    assert all(map(torch.equal, found, expected))
+
+
+def test_a_textual_inversion_is_in_its_callers_texts_alone(pipe):
+    vectors = {"glyph": {"clip_l": torch.ones(2, pipe.text_encoder.config.hidden_size)}}
+    inside, encoded = threading.Event(), threading.Event()
+
+    def encoder() -> PromptEncoder:
+        return PromptEncoder.from_pipe(pipe, embeddings=vectors)
+
+    def second() -> torch.Tensor:
+        assert inside.wait(30)
+        try:
+            return encoder()("a blue square, a star")["prompt_embeds"]
+        finally:
+            encoded.set()
+
+    def pause(module: Any, args: tuple) -> None:
+        if not inside.is_set():
+            inside.set()
+            encoded.wait(30)
+
+    expected = [encoder()(text)["prompt_embeds"] for text in ("a glyph", "a blue square, a star")]
+    handle = pipe.text_encoder.register_forward_pre_hook(pause)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            other = pool.submit(second)
+            found = [encoder()("a glyph")["prompt_embeds"], other.result(30)]
+    finally:
+        handle.remove()
+    assert all(map(torch.equal, found, expected))
+
+
+def test_a_row_that_another_caller_pushes_out_of_the_cache_is_encoded_anew(pipe):
+    class Pushed(OrderedDict):
+        """Rows of which each is gone as soon as somebody has looked whether it is there."""
+
+        def __contains__(self, key: object) -> bool:
+            return (super().__contains__(key), self.clear())[0]
+
+    encoder = PromptEncoder.from_pipe(pipe, cache=RowCache(rows=Pushed()))
+    first, again = (encoder("a red circle")["prompt_embeds"] for _ in range(2))
+    assert torch.equal(first, again)
+
+
+def test_images_are_decoded_in_the_dtype_that_the_vae_has_by_then(tiny_sd):
+    vae = AutoencoderKL.from_pretrained(tiny_sd, subfolder="vae").half()
+    widened, seen = threading.Event(), []
+
+    def overflows(x: torch.Tensor) -> torch.Tensor:
+        if x.dtype == torch.float16:
+            return x * torch.inf
+        widened.set()
+        time.sleep(0.2)  # the second one waits for its turn by now
+        return x
+
+    def second(x: torch.Tensor) -> torch.Tensor:
+        seen.append((x.dtype, vae.dtype))
+        return x
+
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(finite_or_float32, vae, overflows, [torch.ones(1)], "image")
+        assert widened.wait(30)
+        finite_or_float32(vae, second, [torch.ones(1)], "image")
+        first.result(30)
+    assert vae.dtype == torch.float16 and all(given == own for given, own in seen) and seen
 
 
 @pytest.mark.slow

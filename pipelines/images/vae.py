@@ -115,8 +115,9 @@ def finite_or_float32(
     nobody else runs it meanwhile. Raises ValueError when an output is not finite even then, or when the VAE's weights
     lie where they cannot be converted (sequential offloading).
     """
-    dtype, done = vae.dtype, []
+    done: list[Tensor] = []
     with model_gate().part_lock(vae):
+        dtype = vae.dtype  # read here: another thread's images may have it in float32 until now
         if dtype != torch.float16 or vae not in _OVERFLOWED:
             for x in inputs:
                 y = run(x.to(dtype)).float()

@@ -20,6 +20,8 @@ from weakref import WeakKeyDictionary
 import ftfy
 import regex
 
+from ...loaders.model_lock import tokenizers_alone
+
 
 _CLIP_WORD = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 _CLIP_SPECIALS = ("<|startoftext|>", "<|endoftext|>")
@@ -132,4 +134,9 @@ def multi_vector_words(pipe: Any) -> Callable[[str], str] | None:
     added = tokenizer.get_added_vocab()
     if not hasattr(pipe, "maybe_convert_prompt") or not any(f"{word}_1" in added for word in added):
         return None
-    return lambda text: pipe.maybe_convert_prompt(text, tokenizer)
+
+    def written_out(text: str) -> str:
+        with tokenizers_alone(tokenizer):
+            return pipe.maybe_convert_prompt(text, tokenizer)
+
+    return written_out

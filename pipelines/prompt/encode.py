@@ -336,7 +336,7 @@ class PromptEncoder:
         base = (encoder.part, encoder.state, encoder.layer(settings), encoder.pad)
         weights = self._fingerprint(encoder.model) if self._remembers else None
         keys = {key: (base, weights, key, self._vector_ids(row)) for key, row in distinct.items()}
-        known = {key: self.cache.rows[full] for key, full in keys.items() if weights and full in self.cache.rows}
+        known = {key: row for key, full in keys.items() if weights and (row := self.cache.rows.get(full)) is not None}
         new = [key for key in distinct if key not in known]
         if new:
             z, pooled = encoder.encode([distinct[key] for key in new], self.embeddings, settings)

@@ -1,5 +1,6 @@
 """One text encoder: rows of 77 tokens -> hidden states, and how tokens are weighed."""
 
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -147,9 +148,13 @@ class ClipEncoder:
     def _replaced_embeddings(
         self, rows: Sequence[PromptChunk], embeddings: Mapping[str, Mapping[str, Tensor]]
     ) -> Iterator[None]:
-        """Textual inversions: their vectors in place of the token embeddings (positions are added after)."""
+        """Textual inversions: their vectors in place of the token embeddings (positions are added after), for this
+        thread's texts: others may encode theirs with the same model meanwhile."""
+        thread = threading.get_ident()
 
-        def put_vectors(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+        def put_vectors(module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
+            if threading.get_ident() != thread:
+                return None
             output = output.clone()
             for row, chunk in enumerate(rows):
                 for fix in chunk.fixes:
