@@ -142,6 +142,8 @@ ASKED = [
     {"prompt_2": "[x:y:0.5]", "negative_prompt_2": "dark", "original_size": (128, 96), "guidance_rescale": 0.7},
     {"sampler": None, "seed": None, "generator": 3, "eta": 0.5},
     {"sampler": None, "timesteps": [900, 600, 300]},
+    {"sampler": None, "negative_prompt": None},
+    {"negative_prompt": None},
     {"latents": True, "subseed": 5, "subseed_strength": 0.3, "noise_source": "nv"},
     {"hires_size": (96, 80), "hires_strength": 0.5, "hires_upscaler": "Nearest", "output_type": "pil", "tiling": True},
     {"pag_scale": 3.0, "freeu": {"b1": 1.2, "b2": 1.4, "s1": 0.9, "s2": 0.2}},
@@ -164,6 +166,19 @@ def test_arguments_mean_what_they_mean_in_the_pipeline(pipe, whole, asked):
         assert [one.tobytes() for one in found] == [one.tobytes() for one in expected]
     else:
         assert torch.equal(torch.as_tensor(found), torch.as_tensor(expected))
+
+
+def test_a_negative_prompt_that_is_not_given_is_read_as_the_models_index_says(pipe, tiny_sdxl):
+    plain = {"prompt": "a circle", "seed": 1, **CALL}
+    other = modular(WebUIXLBlocks(), pipe)
+    assert other.config.force_zeros_for_empty_prompt
+    zeros = other(**plain, output="latents")
+    other.update_components(force_zeros_for_empty_prompt=False)
+    expected = WebUITxt2ImgPipeline(**pipe.components, force_zeros_for_empty_prompt=False)
+    expected.set_progress_bar_config(disable=True)
+    found = other(**plain, output="latents")
+    assert torch.equal(found, expected(**plain, guidance_scale=7.5).images) and not torch.equal(found, zeros)
+    assert not WebUISDTextEncoderStep().expected_configs
 
 
 def test_guidance_is_the_guiders_which_is_not_the_pipelines(pipe, whole):

@@ -58,9 +58,12 @@ class ModularModels(CallState):
 
     @property
     def config(self) -> SimpleNamespace:
-        """Where the model came from, for texts."""
+        """Where the model came from, for texts, and how SDXL reads a negative prompt that is not given."""
         source = getattr(self.modular, "_pretrained_model_name_or_path", None)
-        return SimpleNamespace(_name_or_path=source or getattr(self.unet.config, "_name_or_path", None))
+        return SimpleNamespace(
+            _name_or_path=source or getattr(self.unet.config, "_name_or_path", None),
+            force_zeros_for_empty_prompt=self.modular.config.get("force_zeros_for_empty_prompt", True),
+        )
 
     @property
     def vae_scale_factor(self) -> int:

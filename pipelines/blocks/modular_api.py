@@ -9,7 +9,7 @@ from diffusers import __version__ as diffusers_version
 from diffusers.configuration_utils import FrozenDict
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.modular_pipelines.modular_pipeline import ModularPipelineBlocks, SequentialPipelineBlocks
-from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec
+from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec, ConfigSpec
 from diffusers.schedulers import EulerDiscreteScheduler
 from packaging.version import Version
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
@@ -36,6 +36,12 @@ def check_diffusers(version: str) -> str:
 RUNNING_DIFFUSERS = check_diffusers(diffusers_version)  # before any class is derived from its blocks
 SingleBlock = ModularPipelineBlocks
 BlockSequence = SequentialPipelineBlocks
+
+
+def config_specs(xl: bool) -> list[ConfigSpec]:
+    """What the text block reads of a pipeline's configuration, as diffusers' own does."""
+    zeros = "whether SDXL takes zeros for a negative prompt that is not given"
+    return [ConfigSpec("force_zeros_for_empty_prompt", True, zeros)] if xl else []
 
 
 def component_specs(*names: str) -> list[ComponentSpec]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec, InputParam, OutputParam
+from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec, ConfigSpec, InputParam, OutputParam
 
 from ...loaders.lora.peft_inject import scaled_adapters
 from ..argument_values import check_clip_skip, check_values
@@ -20,7 +20,7 @@ from ..sampling.samplers import resolve_sampler
 from ..texts import pass_texts, prompt_encoder, prompt_settings
 from .inputs import EMBED_NAMES, TEXT_INPUTS, TEXT_STEP_INPUTS, call_arguments_of, input_params, output_params
 from .models import HandedLoras, ModularModels, networks_for_block, refuse_block_without, running_call
-from .modular_api import component_specs
+from .modular_api import component_specs, config_specs
 from .step import WebUIStep
 
 
@@ -92,6 +92,10 @@ class WebUITextEncoderStep(WebUIStep):
     @property
     def expected_components(self) -> list[ComponentSpec]:
         return component_specs(*self.text_components, "webui_files")
+
+    @property
+    def expected_configs(self) -> list[ConfigSpec]:
+        return config_specs(self.is_xl)
 
     @property
     def inputs(self) -> list[InputParam]:
