@@ -3,11 +3,13 @@
 import gc
 import os
 import shutil
+from collections.abc import Iterator
 from hashlib import sha256
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
+from prepared import PreparedPython
 
 
 # One thread per process: two threads that share a busy core spin. The recordings were made with AVX2 kernels; with the
@@ -81,6 +83,14 @@ def _cuda() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+@pytest.fixture(scope="session")
+def prepared_python() -> Iterator[str]:
+    """An executable that runs as Python does, in a process of its own that need not import the libraries."""
+    python = PreparedPython()
+    yield python.executable
+    python.close()
 
 
 @pytest.fixture(scope="session")

@@ -68,7 +68,9 @@ print(json.dumps(seen))
 
 
 @pytest.fixture(scope="module")
-def client(built: Path, tiny_sd: Path, tiny_sdxl: Path, tmp_path_factory) -> Callable[[str], dict]:
+def client(
+    built: Path, tiny_sd: Path, tiny_sdxl: Path, prepared_python: str, tmp_path_factory
+) -> Callable[[str], dict]:
     """What a fresh process saw, by name, that has diffusers and a Hub."""
 
     @lru_cache
@@ -81,7 +83,7 @@ def client(built: Path, tiny_sd: Path, tiny_sdxl: Path, tmp_path_factory) -> Cal
         with LocalHub() as hub:
             hub.put(f"your-org/{name}", {path: file.read_bytes() for path, file in files.items()})
             env = {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(home), "PYTHONPATH": ""}
-            command = [sys.executable, "-c", CLIENT, json.dumps(job)]
+            command = [prepared_python, "-c", CLIENT, json.dumps(job)]
             done = subprocess.run(command, env={**os.environ, **env}, cwd=home, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout.splitlines()[-1])

@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +18,6 @@ import pytest
 import torch
 from local_hub import LocalHub
 from PIL import Image
-from prepared import PreparedPython, same_when_imported
 from safetensors.torch import load, load_file, save, save_file
 from webui_diffusers.pipelines import WebUITxt2ImgPipeline
 from webui_diffusers.pipelines.bundle.build import PACK_ROOT, PIPELINES, bundle_module_name, pack_version
@@ -42,11 +40,8 @@ ROUTES += ["from_pipe", "community", "package"]
 class Session:
     """A Hub, and a user's machine: a folder for huggingface_hub's cache and token."""
 
-    def __init__(self, hub, home: Path):
-        self.hub, self.home = hub, home
-        folder = home.parent / f"{home.name}-output"
-        folder.mkdir()
-        self.python = PreparedPython(self.environment(), folder)
+    def __init__(self, hub, home: Path, python: str):
+        self.hub, self.home, self.python = hub, home, python
 
     def environment(self, **env: str) -> dict[str, str]:
         known = {
@@ -61,13 +56,9 @@ class Session:
         return {name: value for name, value in {**os.environ, **known, **env}.items() if value}
 
     def run(self, *arguments: str, check: bool = True, **env: str) -> subprocess.CompletedProcess:
-        """A Python of its own: a fork, where the libraries see the environment that they were imported in."""
-        known = self.environment(**env)
-        if same_when_imported(known, self.environment()):
-            done = self.python.run([*arguments], known, self.home, timeout=300)
-        else:
-            command = [sys.executable, *arguments]
-            done = subprocess.run(command, env=known, cwd=self.home, capture_output=True, text=True, timeout=300)
+        """A Python of its own."""
+        options = {"env": self.environment(**env), "cwd": self.home, "timeout": 300}
+        done = subprocess.run([self.python, *arguments], capture_output=True, text=True, **options)
         if check:
             assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
         return done
@@ -102,15 +93,15 @@ def as_published(content: bytes) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def session(tiny_sd: Path, tiny_sdxl: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
+def session(
+    tiny_sd: Path, tiny_sdxl: Path, prepared_python: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Session]:
     with LocalHub() as hub:
         for name, folder in ((SD15, tiny_sd), (SDXL, tiny_sdxl)):
             files = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
             encoders = {path: as_published(data) for path, data in files.items() if path.startswith("text_encoder")}
             hub.put(name, {**files, **encoders})
-        session = Session(hub, tmp_path_factory.mktemp("home"))
-        yield session
-        session.python.close()
+        yield Session(hub, tmp_path_factory.mktemp("home"), prepared_python)
 
 
 @pytest.fixture(scope="module")
