@@ -1,6 +1,6 @@
 """MultiLora pipelines: diffusers' own pictures, with networks by name, and one mix for every image of a batch."""
 
-from copy import deepcopy
+from functools import cache
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ from diffusers import (
 from peft.tuners.tuners_utils import BaseTunerLayer
 from recordings import GOLDEN
 from safetensors.torch import save_file
+from tiny_models import pipeline_with_copies
 from webui_diffusers.loaders import read_network
 from webui_diffusers.pipelines.loras import LoraUse, mixed_call, networks_on
 from webui_diffusers.pipelines.multi_lora import MultiLoraPipeline
@@ -36,14 +37,25 @@ def quiet(pipe):
     return pipe
 
 
-@pytest.fixture(scope="module")
-def pair():
-    """A MultiLoraPipeline and diffusers' own over the same models."""
-    pipe = quiet(MultiLoraPipeline.from_pretrained(GOLDEN / "tiny-sd", dtype=torch.float32))
+def euler(kind=MultiLoraPipeline):
+    """A pipeline with models of its own that finds the recordings' networks."""
+    pipe = pipeline_with_copies(kind, "tiny-sd")
     pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
     pipe.lora_folder = LORA
+    return pipe
+
+
+@cache
+def shared():
+    """A MultiLoraPipeline, diffusers' own over the same models, and their state."""
+    pipe = euler()
     own = quiet(StableDiffusionPipeline(**pipe.components, requires_safety_checker=False))
     return pipe, own, state_of(pipe)
+
+
+@pytest.fixture
+def pair():
+    return shared()
 
 
 @pytest.fixture
@@ -94,31 +106,41 @@ def test_without_networks_the_picture_is_diffusers_own(pair, pipe):
 MIXES = [{"kohya_lora": 1.5}, None, [("loha", 2.0), ("alpha_ne_rank", 0.5, 0.9)]]
 
 
+@cache
+def plain():
+    """The batch without networks, by diffusers' pipeline."""
+    return pictures(shared()[1])
+
+
+@cache
+def batch_of_mixes(backend="peft", guidance_scale=7.5):
+    """Its pictures, and how many rows the UNet was given at each of its runs."""
+    rows, pipe = [], shared()[0]
+    hook = pipe.unet.register_forward_hook(lambda module, args, output: rows.append(len(args[0])))
+    try:
+        return pictures(pipe, loras=MIXES, lora_backend=backend, guidance_scale=guidance_scale), rows
+    finally:
+        hook.remove()
+
+
+@cache
+def alone_with_its_mix(i, backend="peft"):
+    return pictures(shared()[0], PROMPTS[i], generator=seeds(3)[i], loras=MIXES[i], lora_backend=backend)
+
+
 @pytest.mark.parametrize("backend", ["peft", "reference"])
-def test_a_batch_of_mixes_is_each_image_alone_with_its_mix(pair, pipe, backend):
-    batch = pictures(pipe, loras=MIXES, lora_backend=backend)
-    plain = pictures(pair[1])
+def test_a_batch_of_mixes_is_each_image_alone_with_its_mix(pipe, backend):
+    batch, _ = batch_of_mixes(backend)
     for i, mix in enumerate(MIXES):
         for other in ("peft", "reference"):
-            alone = pictures(pipe, PROMPTS[i], generator=seeds(3)[i], loras=mix, lora_backend=other)
-            assert_near(batch[i : i + 1], alone)
-        assert (np.abs(batch[i] - plain[i]).max() > 0.01) == bool(mix)
+            assert_near(batch[i : i + 1], alone_with_its_mix(i, other))
+        assert (np.abs(batch[i] - plain()[i]).max() > 0.01) == bool(mix)
 
 
 def test_mixes_of_adapters_take_one_pass_of_the_unet_a_step(pipe):
-    rows = []
-    hook = pipe.unet.register_forward_hook(lambda module, args, output: rows.append(len(args[0])))
-    try:
-        pictures(pipe, loras=MIXES)
-        assert rows == [6] * STEPS
-        rows.clear()
-        pictures(pipe, loras=MIXES, guidance_scale=0.0)
-        assert rows == [3] * STEPS
-        rows.clear()
-        pictures(pipe, loras=MIXES, lora_backend="reference")
-        assert rows == [2] * (3 * STEPS)
-    finally:
-        hook.remove()
+    assert batch_of_mixes()[1] == [6] * STEPS
+    assert batch_of_mixes(guidance_scale=0.0)[1] == [3] * STEPS
+    assert batch_of_mixes("reference")[1] == [2] * (3 * STEPS)
 
 
 def test_tags_hold_for_the_images_of_their_prompt(pipe):
@@ -127,7 +149,7 @@ def test_tags_hold_for_the_images_of_their_prompt(pipe):
         "a blue square",
         "a <lora:loha:2>green star<lora:alpha_ne_rank:.5:.9>",
     ]
-    assert np.array_equal(pictures(pipe, tagged), pictures(pipe, loras=MIXES))
+    assert np.array_equal(pictures(pipe, tagged), batch_of_mixes()[0])
     assert [line.split(":")[0] for line in pipe.network_report().splitlines()] == [
         "kohya_lora",
         "loha",
@@ -135,28 +157,19 @@ def test_tags_hold_for_the_images_of_their_prompt(pipe):
     ]
 
 
-@pytest.mark.parametrize("by", ["prompt", "image"])
-def test_images_of_one_prompt_stand_together(pipe, by):
-    mixes = [{"kohya_lora": 1.0}, None]
-    wanted = pictures(
-        pipe, [text for text in PROMPTS[:2] for _ in "ab"], generator=seeds(4), loras=[*mixes[:1] * 2, *mixes[1:] * 2]
-    )
-    got = pictures(
-        pipe,
-        PROMPTS[:2],
-        negative_prompt=["", ""],
-        num_images_per_prompt=2,
-        generator=seeds(4),
-        loras=mixes if by == "prompt" else [mixes[0], mixes[0], None, None],
-    )
-    assert_near(got, wanted)
+def test_images_of_one_prompt_stand_together(pipe):
+    mix = {"alpha_ne_rank": 2.0}
+    each = [mix, mix, None, None]
+    wanted = pictures(pipe, [text for text in PROMPTS[:2] for _ in "ab"], generator=seeds(4), loras=each)
+    given = {"negative_prompt": ["", ""], "num_images_per_prompt": 2}
+    for mixes in ([mix, None], each):  # one for each prompt, one for each image
+        assert_near(pictures(pipe, PROMPTS[:2], **given, generator=seeds(4), loras=mixes), wanted)
+    assert np.abs(wanted[:2] - pictures(pipe, PROMPTS[:1] * 2, generator=seeds(2))).max() > 0.01
 
 
 def test_one_prompt_with_a_mix_for_each_of_its_images(pipe):
     got = pictures(pipe, PROMPTS[0], negative_prompt="blue", num_images_per_prompt=3, loras=MIXES)
-    for i, mix in enumerate(MIXES):
-        alone = pictures(pipe, PROMPTS[0], negative_prompt="blue", generator=seeds(3)[i], loras=mix)
-        assert_near(got[i : i + 1], alone)
+    assert_near(got, pictures(pipe, PROMPTS[:1] * 3, negative_prompt=["blue"] * 3, loras=MIXES))
 
 
 def test_embeddings_and_latents_go_with_their_images(pipe):
@@ -167,12 +180,13 @@ def test_embeddings_and_latents_go_with_their_images(pipe):
         "prompt_embeds": torch.cat([r[0] for r in rows]),
         "negative_prompt_embeds": torch.cat([r[1] for r in rows]),
     }
-    for backend in ("peft", "reference"):
-        got = pictures(pipe, None, loras=MIXES, latents=latents, lora_backend=backend, **given)
-        for i, mix in enumerate(MIXES):
-            one = {key: value[i : i + 1] for key, value in given.items()}
-            alone = pictures(pipe, None, generator=None, loras=mix, latents=latents[i : i + 1], **one)
-            assert_near(got[i : i + 1], alone)
+    given["latents"] = latents
+    adapted, merged = (pictures(pipe, None, loras=MIXES, lora_backend=way, **given) for way in ("peft", "reference"))
+    for i, mix in enumerate(MIXES):
+        one = {key: value[i : i + 1] for key, value in given.items()}
+        alone = pictures(pipe, None, generator=None, loras=mix, **one)
+        assert_near(adapted[i : i + 1], alone)
+        assert_near(merged[i : i + 1], alone)
 
 
 def test_groups_share_the_noise_of_the_batch(pipe):
@@ -196,9 +210,9 @@ def test_groups_come_back_in_order_in_every_kind_of_output(pipe, kind):
 
 def test_block_strengths_and_paths(pipe):
     entry = (LORA / "kohya_lora.safetensors", 0.5, 1.0, {"M00": 0.0, "OUT03": 2.0})
-    peft = pictures(pipe, loras=[entry])
-    assert_near(peft, pictures(pipe, loras=[entry], lora_backend="reference"))
-    assert np.abs(peft - pictures(pipe, loras=[entry[:3]])).max() > 1e-3
+    merged = pictures(pipe, loras=[entry], lora_backend="reference")
+    assert_near(pictures(pipe, loras=[entry]), merged)
+    assert np.abs(merged - pictures(pipe, loras=[entry[:3]], lora_backend="reference")).max() > 1e-3
 
 
 def test_the_webuis_rules_are_the_webuis(pipe):
@@ -210,7 +224,7 @@ def test_sdxl_does_the_same():
     folder = GOLDEN / "tiny-sdxl-e2e"
     if not folder.is_dir() or not (LORA / "xl_kohya.safetensors").is_file():
         pytest.skip("needs the tiny SDXL")
-    pipe = quiet(MultiLoraXLPipeline.from_pretrained(folder, dtype=torch.float32))
+    pipe = pipeline_with_copies(MultiLoraXLPipeline, folder.name)
     own = quiet(StableDiffusionXLPipeline(**pipe.components))
     assert np.array_equal(pictures(pipe), pictures(own))
     before = state_of(pipe)  # after a first call: text encoders put their own hooks up then
@@ -238,16 +252,17 @@ def test_an_interrupt_leaves_all_as_it_was(pipe):
 
 
 def test_loaded_adapters_act_beside_the_calls_networks_and_stay(pair):
-    pipe = quiet(MultiLoraPipeline.from_pretrained(GOLDEN / "tiny-sd", dtype=torch.float32))
-    pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
-    pipe.lora_folder = LORA
+    pipe = euler()
     pipe.load_lora_weights(LORA, weight_name="kohya_lora.safetensors", adapter_name="mine")
     pipe.set_adapters("mine", 0.5)
     before = state_of(pipe)
     assert_near(pictures(pipe), pictures(pair[0], loras={"kohya_lora": 0.5}))
-    mixes = [{"loha": 2.0}, None, {"loha": 1.0}]
+    mixes = [{"loha": 2.0}, None]
     wanted = [[("kohya_lora", 0.5), *(mix or {}).items()] for mix in mixes]
-    assert_near(pictures(pipe, loras=mixes), pictures(pair[0], loras=wanted))
+    two = {"prompt": PROMPTS[:2], "generator": seeds(2)}
+    got = pictures(pipe, loras=mixes, **two)
+    two["generator"] = seeds(2)
+    assert_near(got, pictures(pair[0], loras=wanted, **two))
     assert_same(state_of(pipe), before)
     assert pipe.get_active_adapters() == ["mine"]
     assert {
@@ -257,14 +272,15 @@ def test_loaded_adapters_act_beside_the_calls_networks_and_stay(pair):
     } == {0.5}
     assert "kohya_lora: 108 layers applied" not in pipe.network_report()
     pipe.unload_lora_weights()
-    assert_near(pictures(pipe), pictures(pair[1]), atol=0)
+    assert_near(pictures(pipe), plain(), atol=0)
 
 
 def test_the_scale_of_cross_attention_kwargs_counts_for_networks_of_the_call(pipe):
-    got = pictures(pipe, loras={"kohya_lora": 1.0}, cross_attention_kwargs={"scale": 0.5})
-    assert_near(got, pictures(pipe, loras={"kohya_lora": 0.5}))
+    one = {"prompt": PROMPTS[0], "loras": {"kohya_lora": 1.5}, "cross_attention_kwargs": {"scale": 0.5}}
+    wanted = pictures(pipe, PROMPTS[0], generator=seeds(1), loras={"kohya_lora": 0.75})
+    assert_near(pictures(pipe, **one, generator=seeds(1)), wanted)
     mixed = pictures(pipe, loras=MIXES, cross_attention_kwargs={"scale": 0.5})
-    assert_near(mixed[:1], pictures(pipe, PROMPTS[0], generator=seeds(1), loras={"kohya_lora": 0.75}))
+    assert_near(mixed[:1], wanted)
 
 
 def test_adapted_networks_switch_and_go(pair, pipe):
@@ -281,7 +297,7 @@ def test_adapted_networks_switch_and_go(pair, pipe):
             "kohya_lora",
         ]
         networks.switch([])
-        assert_near(pictures(pair[1]), pictures(pipe), atol=0)
+        assert_near(pictures(pair[1]), plain(), atol=0)
     assert_near(first, pictures(pipe, loras={"kohya_lora": 1.0}))
 
 
@@ -293,18 +309,16 @@ def test_layerwise_offloading_is_put_back(pair):
             for model in (self.unet, self.text_encoder, self.vae):
                 cpu_offload(model, torch.device("cpu"))
 
-    parts = {name: deepcopy(part) for name, part in pair[0].components.items()}
-    pipe = quiet(Offloaded(**parts, requires_safety_checker=False))
-    pipe.lora_folder = LORA
+    pipe = euler(Offloaded)
     pipe.enable_sequential_cpu_offload()
     assert pipe.unet.conv_in.weight.device.type == "meta"
     short = {"num_inference_steps": 1, "generator": seeds(1), "prompt": PROMPTS[:1]}
+    wanted = pictures(pair[0], loras={"loha": 1.0}, **short)
     for _ in range(2):
         short["generator"] = seeds(1)
         got = pictures(pipe, loras={"loha": 1.0}, **short)
         assert pipe.unet.conv_in.weight.device.type == "meta"
-        short["generator"] = seeds(1)
-        assert_near(got, pictures(pair[0], loras={"loha": 1.0}, **short))
+        assert_near(got, wanted)
     short["generator"] = seeds(1)
     pipe.load_lora_weights(LORA / "loha.safetensors", "mine")
     assert_near(pictures(pipe, **short), got)

@@ -1,6 +1,7 @@
 """WebUITxt2ImgPipeline where StableDiffusionXLPipeline stood, and what the webui's story adds for SDXL."""
 
 import json
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from diffusers import (
 )
 from recordings import GOLDEN
 from safetensors.torch import load_file
+from tiny_models import pipeline_with_copies
 from webui_diffusers.pipelines import PromptEncoder, WebUITxt2ImgPipeline
 
 
@@ -32,7 +34,8 @@ SCHEDULERS = [
     DPMSolverMultistepScheduler,
     UniPCMultistepScheduler,
 ]
-CALL = {"num_inference_steps": 4, "guidance_scale": 6.0, "output_type": "np"}
+CALL = {"num_inference_steps": 2, "guidance_scale": 6.0, "output_type": "np"}
+LATENT = {**CALL, "output_type": "latent"}
 EMBEDS = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
 
 
@@ -48,9 +51,14 @@ def seeded(seed: int = 3) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.fixture(scope="module")
-def theirs(tiny_sdxl: Path) -> StableDiffusionXLPipeline:
-    return loaded(StableDiffusionXLPipeline, tiny_sdxl)
+@cache
+def stock() -> StableDiffusionXLPipeline:
+    return loaded(StableDiffusionXLPipeline, GOLDEN / "tiny-sdxl-e2e")
+
+
+@pytest.fixture
+def theirs() -> StableDiffusionXLPipeline:
+    return stock()
 
 
 @pytest.fixture
@@ -74,11 +82,11 @@ def same_scheduler(theirs):
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_diffusers_arguments_alone_give_diffusers_picture(theirs, ours, scheduler):
-    pictures = []
+    pictures, given = [], {**CALL, "num_inference_steps": 4}  # PNDM begins with four
     for pipe in (theirs, ours):
         pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
         pictures.append(
-            pipe(["a red circle", "a blue square"], negative_prompt=["", "dark"], generator=seeded(), **CALL).images
+            pipe(["a red circle", "a blue square"], negative_prompt=["", "dark"], generator=seeded(), **given).images
         )
     assert np.array_equal(*pictures)
 
@@ -99,15 +107,27 @@ OWN_ARGUMENTS = [
 ]
 
 
-@pytest.mark.parametrize("arguments", OWN_ARGUMENTS, ids=["-".join(a) for a in OWN_ARGUMENTS])
-def test_each_argument_of_diffusers_means_what_it_means_there(theirs, ours, arguments):
-    given = {"prompt": "a red circle", **CALL, **arguments}
-    for pipe in (theirs, ours):
-        pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
-    expected = np.asarray(theirs(**given, generator=seeded()).images)
-    assert np.array_equal(np.asarray(ours(**given, generator=seeded()).images), expected)
-    plain = np.asarray(ours("a red circle", **CALL, generator=seeded()).images)
-    assert plain.shape != expected.shape or not np.array_equal(plain, expected)
+def drawn_with(pipe: DiffusionPipeline, arguments: dict, prompt: str = "a red circle") -> torch.Tensor:
+    """Latents of a call with some of diffusers' arguments, around its Euler scheduler."""
+    pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    generator = [seeded(3), seeded(4)] if "num_images_per_prompt" in arguments else seeded()
+    return pipe(prompt, **{**LATENT, **arguments}, generator=generator).images
+
+
+@cache
+def stock_with(row: int | None) -> torch.Tensor:
+    """The same by diffusers' pipeline, for a row of OWN_ARGUMENTS; None: for no arguments."""
+    return drawn_with(stock(), {} if row is None else OWN_ARGUMENTS[row])
+
+
+ROWS = pytest.mark.parametrize("row", range(len(OWN_ARGUMENTS)), ids=["-".join(a) for a in OWN_ARGUMENTS])
+
+
+@ROWS
+def test_each_argument_of_diffusers_means_what_it_means_there(ours, row):
+    expected, plain = stock_with(row), stock_with(None)
+    assert torch.equal(drawn_with(ours, OWN_ARGUMENTS[row]), expected)
+    assert plain.shape != expected.shape or not torch.equal(plain, expected)
 
 
 # ---- the same arguments on our road: a prompt with an edit that changes nothing
@@ -118,30 +138,25 @@ def test_our_loop_around_a_scheduler_is_diffusers_loop(theirs, ours, scheduler):
     noise = torch.randn((1, 4, 8, 8), generator=seeded(1))
     for pipe in (theirs, ours):
         pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
-    given = {"latents": noise, **CALL, "output_type": "latent"}
+    given = {"latents": noise, **LATENT, "num_inference_steps": 4}
     expected = theirs("a red circle", generator=seeded(5), **given).images
     actual = ours("a red [circle:circle:0.5]", generator=seeded(5), **given).images
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("arguments", OWN_ARGUMENTS, ids=["-".join(a) for a in OWN_ARGUMENTS])
-def test_each_argument_means_the_same_on_our_road(theirs, ours, arguments):
-    given = {**CALL, **arguments, "output_type": "latent"}
-    given |= {"generator": seeded()} if "eta" not in given else {"generator": [seeded(3), seeded(4)]}
-    for pipe in (theirs, ours):
-        pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
-    expected = theirs("a red circle", **given).images
-    given |= {"generator": seeded()} if "eta" not in given else {"generator": [seeded(3), seeded(4)]}
-    torch.testing.assert_close(ours("a red [circle:circle:0.5]", **given).images, expected, rtol=1e-4, atol=1e-4)
+@ROWS
+def test_each_argument_means_the_same_on_our_road(ours, row):
+    actual = drawn_with(ours, OWN_ARGUMENTS[row], "a red [circle:circle:0.5]")
+    torch.testing.assert_close(actual, stock_with(row), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("sizes", [{}, *OWN_ARGUMENTS[:3], {"guidance_rescale": 0.7}], ids=str)
 def test_euler_by_name_is_diffusers_euler_at_equal_sigmas_and_noise(theirs, ours, sizes):
     theirs.scheduler = EulerDiscreteScheduler.from_config(theirs.scheduler.config, timestep_spacing="linspace")
     noise = torch.randn((1, 4, 8, 8), generator=seeded(1))
-    given = {"num_inference_steps": 6, "guidance_scale": 5.0, "output_type": "latent", **sizes}
+    given = {"num_inference_steps": 3, "guidance_scale": 5.0, "output_type": "latent", **sizes}
     expected = theirs("a red circle", latents=noise, **given).images
-    theirs.scheduler.set_timesteps(6)
+    theirs.scheduler.set_timesteps(3)
     start = noise * theirs.scheduler.init_noise_sigma / theirs.scheduler.sigmas[0]
     actual = ours("a red circle", latents=start, sampler="Euler", seed=1, **given).images
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
@@ -202,22 +217,23 @@ SAME = [
 @pytest.mark.parametrize("one, other", SAME, ids=range(len(SAME)))
 def test_second_texts_follow_the_grammar(ours, one, other):
     """Pairs of calls that must say the same; the second of them draws a picture of its own."""
-    given = {"seed": 1, "sampler": "Euler", **CALL}
-    assert np.allclose(ours(**one, **given).images, ours(**other, **given).images, atol=1e-5)
+    given = {"seed": 1, "sampler": "Euler", **LATENT}
+    expected = ours(**other, **given).images
+    assert torch.allclose(ours(**one, **given).images, expected, atol=1e-5)
     changed = ours(**{**other, "prompt_2": "a large green star"}, **given).images
-    assert not np.allclose(changed, ours(**other, **given).images, atol=1e-3)
+    assert not torch.allclose(changed, expected, atol=1e-3)
 
 
 def test_a_second_text_holds_in_the_hires_pass_and_its_tags_count(ours, golden):
-    given = {"seed": 1, "sampler": "Euler", "hires_scale": 1.5, **CALL}
+    given = {"seed": 1, "sampler": "Euler", "hires_scale": 1.5, **LATENT}
     plain = ours("a", **given).images
-    assert np.array_equal(plain, ours("a", prompt_2="a", **given).images)
-    assert not np.allclose(plain, ours("a", prompt_2="a green star", **given).images, atol=1e-3)
-    assert not np.allclose(ours("a", hires_prompt="b", prompt_2="star", **given).images, plain, atol=1e-3)
+    assert torch.equal(plain, ours("a", prompt_2="a", **given).images)
+    assert not torch.allclose(plain, ours("a", prompt_2="a green star", **given).images, atol=1e-3)
+    assert not torch.allclose(ours("a", hires_prompt="b", prompt_2="star", **given).images, plain, atol=1e-3)
     if (golden / "lora" / "xl_kohya.safetensors").is_file():
         ours.add_lora(golden / "lora" / "xl_kohya.safetensors", "xl")
-        tagged = ours("a", prompt_2="a<lora:xl:1>", **CALL, seed=1, sampler="Euler").images
-        assert np.array_equal(tagged, ours("a<lora:xl:1>", **CALL, seed=1, sampler="Euler").images)
+        tagged = ours("a", prompt_2="a<lora:xl:1>", **LATENT, seed=1, sampler="Euler").images
+        assert torch.equal(tagged, ours("a<lora:xl:1>", **LATENT, seed=1, sampler="Euler").images)
 
 
 # ---- embeddings that stand for texts
@@ -262,14 +278,14 @@ def test_pipelines_are_made_from_each_other(theirs, ours):
     assert np.array_equal(back("a red circle", generator=seeded(), **CALL).images, expected)
 
 
-def test_the_refiner_is_a_component(tiny_sdxl, tiny_sdxl_refiner, ours, tmp_path):
+def test_the_refiner_is_a_component(theirs, tiny_sdxl, tiny_sdxl_refiner, ours, tmp_path):
     if not tiny_sdxl_refiner.is_dir():
         pytest.skip("no tiny refiner in this folder of recordings")
     unet = UNet2DConditionModel.from_pretrained(tiny_sdxl_refiner, subfolder="unet", dtype=torch.float32)
-    given = {"seed": 1, "sampler": "Euler", "refiner_switch_at": 0.4, **CALL}
+    given = {"seed": 1, "sampler": "Euler", "refiner_switch_at": 0.5, **CALL}
     with pytest.raises(ValueError, match="no refiner"):
         ours("a red circle", **given)
-    loaded_with = loaded(WebUITxt2ImgPipeline, tiny_sdxl, refiner=unet)
+    loaded_with = loaded(WebUITxt2ImgPipeline, tiny_sdxl, refiner=unet, **theirs.components)
     ours.register_modules(refiner=unet)
     expected = ours("a red circle", negative_prompt="dark", **given).images
     assert np.array_equal(loaded_with("a red circle", negative_prompt="dark", **given).images, expected)
@@ -283,19 +299,19 @@ def test_the_refiner_is_a_component(tiny_sdxl, tiny_sdxl_refiner, ours, tmp_path
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_draws_nearly_the_same(tiny_sdxl, ours, dtype):
-    pipe = loaded(WebUITxt2ImgPipeline, tiny_sdxl).to(dtype)
+def test_half_precision_draws_nearly_the_same(ours, dtype):
+    pipe = pipeline_with_copies(WebUITxt2ImgPipeline, "tiny-sdxl-e2e").to(dtype)
     given = {"prompt": "a (red:1.2) circle", "seed": 1, "sampler": "DPM++ 2M", **CALL}
-    tolerance = 0.01 if dtype == torch.float16 else 0.05
-    assert np.abs(pipe(**given).images - ours(**given).images).mean() < tolerance
+    tolerance, expected = 0.01 if dtype == torch.float16 else 0.05, ours(**given).images
+    assert np.abs(pipe(**given).images - expected).mean() < tolerance
     pipe.text_encoder_2.to(torch.float32)  # encoders may differ in dtype from each other and from the UNet
-    assert np.abs(pipe(**given).images - ours(**given).images).mean() < tolerance
+    assert np.abs(pipe(**given).images - expected).mean() < tolerance
 
 
 @pytest.mark.parametrize("announced", [False, True])
-def test_a_vae_that_overflows_draws_in_float32_and_that_is_remembered(tiny_sdxl, caplog, announced):
+def test_a_vae_that_overflows_draws_in_float32_and_that_is_remembered(ours, caplog, announced):
     """Weights scaled so that activations in between pass 65504; SDXL's own VAE does so in float16, and says so."""
-    pipe = loaded(WebUITxt2ImgPipeline, tiny_sdxl)
+    pipe = pipeline_with_copies(WebUITxt2ImgPipeline, "tiny-sdxl-e2e")
     pipe.vae.register_to_config(force_upcast=announced)
     pipe.vae.decoder.conv_in.weight.data *= 3e4
     pipe.vae.decoder.conv_in.bias.data *= 3e4
@@ -337,11 +353,11 @@ def test_sdxl_networks_are_switched_on_by_tags_and_arguments(ours, golden, name)
     if not path.is_file():
         pytest.skip(f"no {name} in this folder of recordings")
     ours.add_lora(path, "style")
-    given = {"seed": 1, "sampler": "Euler", **CALL}
+    given = {"seed": 1, "sampler": "Euler", **LATENT}
     before = {key: value.clone() for key, value in ours.unet.state_dict().items()}
     tagged = ours("a red circle<lora:style:0.8:0.5>", **given).images
-    assert np.array_equal(tagged, ours("a red circle", loras=[("style", 0.8, 0.5)], **given).images)
-    assert not np.allclose(tagged, ours("a red circle", **given).images, atol=1e-3), ours.network_report()
+    assert torch.equal(tagged, ours("a red circle", loras=[("style", 0.8, 0.5)], **given).images)
+    assert not torch.allclose(tagged, ours("a red circle", **given).images, atol=1e-3), ours.network_report()
     assert all(torch.equal(value, before[key]) for key, value in ours.unet.state_dict().items())
 
 
@@ -388,9 +404,9 @@ def recorded_pipe():
 
 
 @pytest.mark.parametrize("kind", ["sequential", "model"])
-def test_offloaded_components_draw_the_same(tiny_sdxl, ours, kind):
+def test_offloaded_components_draw_the_same(ours, kind):
     """The hooks of `enable_sequential_cpu_offload` and `enable_model_cpu_offload`, with the CPU as the device."""
-    pipe = loaded(WebUITxt2ImgPipeline, tiny_sdxl)
+    pipe = pipeline_with_copies(WebUITxt2ImgPipeline, "tiny-sdxl-e2e")
     models, hook = [pipe.text_encoder, pipe.text_encoder_2, pipe.unet, pipe.vae], None
     for model in models:
         if kind == "sequential":
@@ -399,7 +415,6 @@ def test_offloaded_components_draw_the_same(tiny_sdxl, ours, kind):
             _, hook = cpu_offload_with_hook(model, torch.device("cpu"), prev_module_hook=hook)
             pipe._all_hooks = [*getattr(pipe, "_all_hooks", []), hook]
     given = {"seed": 1, "sampler": "Euler", "hires_scale": 1.5, "hires_upscaler": "Lanczos", **CALL}
-    given["num_inference_steps"] = 2
     for text in ("a red circle", "a (red:1.2) circle"):
         assert np.array_equal(pipe(text, **given).images, ours(text, **given).images)
     expected = ours("a red circle", generator=seeded(), **CALL).images

@@ -1,0 +1,33 @@
+"""Pipelines around the recordings' tiny models, which are read from their folders once per process."""
+
+from copy import deepcopy
+from functools import cache
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, SchedulerMixin
+from recordings import GOLDEN
+
+
+@cache
+def _components(name: str) -> dict[str, Any]:
+    return DiffusionPipeline.from_pretrained(GOLDEN / name, dtype=torch.float32).components
+
+
+def pipeline_with_copies(cls: type, name: str, **more: Any) -> DiffusionPipeline:
+    """A pipeline with models and a scheduler of its own, as from_pretrained would read them."""
+    kinds = (torch.nn.Module, SchedulerMixin)
+    parts = {key: deepcopy(part) if isinstance(part, kinds) else part for key, part in _components(name).items()}
+    return _quiet(cls, parts | more)
+
+
+def pipeline_around(cls: type, name: str, **more: Any) -> DiffusionPipeline:
+    """A pipeline with a scheduler of its own around models that all tests share, and that none may change."""
+    parts = {key: deepcopy(part) if key == "scheduler" else part for key, part in _components(name).items()}
+    return _quiet(cls, parts | more)
+
+
+def _quiet(cls: type, parts: dict[str, Any]) -> DiffusionPipeline:
+    pipe = cls(**parts)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
