@@ -3,8 +3,13 @@
 from inspect import signature
 
 import pytest
-import torch
-from diffusers import (
+from versions import need_blocks
+
+
+need_blocks()
+
+import torch  # noqa: E402
+from diffusers import (  # noqa: E402
     AdaptiveProjectedGuidance,
     ClassifierFreeGuidance,
     ComponentsManager,
@@ -13,13 +18,13 @@ from diffusers import (
     PerturbedAttentionGuidance,
     StableDiffusionXLAutoBlocks,
 )
-from diffusers.modular_pipelines.modular_pipeline import SequentialPipelineBlocks
-from recorded_jobs import job_arguments, job_refiner
-from recordings import GOLDEN, recorded_runs
-from safetensors.torch import load_file
-from webui_diffusers.loaders import merged_networks, read_network
-from webui_diffusers.pipelines import PromptEncoder, WebUITxt2ImgPipeline
-from webui_diffusers.pipelines.blocks import (
+from diffusers.modular_pipelines.modular_pipeline import SequentialPipelineBlocks  # noqa: E402
+from recorded_jobs import job_arguments, job_refiner  # noqa: E402
+from recordings import GOLDEN, recorded_runs  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
+from webui_diffusers.loaders import merged_networks, read_network  # noqa: E402
+from webui_diffusers.pipelines import PromptEncoder, WebUITxt2ImgPipeline  # noqa: E402
+from webui_diffusers.pipelines.blocks import (  # noqa: E402
     WebUIDecodeStep,
     WebUIDenoiseStep,
     WebUIHiresStep,
@@ -31,8 +36,8 @@ from webui_diffusers.pipelines.blocks import (
     WebUITextEncoderStep,
     WebUIXLBlocks,
 )
-from webui_diffusers.pipelines.blocks.inputs import BLOCK_INPUTS, EMBED_NAMES, LEFT_OUT
-from webui_diffusers.pipelines.blocks.modular_api import check_diffusers
+from webui_diffusers.pipelines.blocks.inputs import BLOCK_INPUTS, EMBED_NAMES, LEFT_OUT  # noqa: E402
+from webui_diffusers.pipelines.blocks.modular_api import check_diffusers  # noqa: E402
 
 
 PARTS = [WebUILoraStep, WebUITextEncoderStep, WebUIDenoiseStep, WebUIHiresStep, WebUIDecodeStep]
