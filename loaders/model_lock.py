@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from .utils import LOGGER
+from .utils import one_for_all_copies
 
 
 @dataclass(eq=False)
@@ -27,7 +27,7 @@ class ModelUse:
     models: dict[int, object]  # by id; kept, so that no other object gets the id meanwhile
     alone: bool  # whether it changes them
     is_call: bool  # of a pipeline; else a block of the caller's own, inside of which pipelines may be called
-    thread: int = field(default_factory=threading.get_ident)
+    thread: threading.Thread = field(default_factory=threading.current_thread)  # the system uses its numbers again
 
     def excludes(self, other: "ModelUse") -> bool:
         """Whether the two cannot run at the same time."""
@@ -87,9 +87,9 @@ class ModelGate:
         earlier = [] if nested else self.waiting[:place]
         return [other for other in (*self.running, *earlier) if other.excludes(use)]
 
-    def _waits_for(self, blockers: list[ModelUse], thread: int) -> bool:
+    def _waits_for(self, blockers: list[ModelUse], thread: threading.Thread) -> bool:
         """Whether one of the blockers waits, directly or not, for what `thread` holds."""
-        seen: set[int] = set()
+        seen: set[threading.Thread] = set()
         threads = [other.thread for other in blockers]
         while threads:
             current = threads.pop()
@@ -106,9 +106,8 @@ class ModelGate:
 
 
 def model_gate() -> ModelGate:
-    """The process's one gate. The package and every pipeline in one file are copies of this code, and share models:
-    so it hangs on the logger, which is one for all of them."""
-    return LOGGER.__dict__.setdefault("model_gate", ModelGate())
+    """The process's one gate."""
+    return one_for_all_copies("model_gate", ModelGate)
 
 
 @contextmanager

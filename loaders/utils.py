@@ -5,14 +5,14 @@ import logging
 import os
 import secrets
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from packaging.version import Version
 
@@ -25,6 +25,13 @@ def _package_logger() -> logging.Logger:
 
 
 LOGGER = _package_logger()
+_Made = TypeVar("_Made")
+
+
+def one_for_all_copies(name: str, make: Callable[[], _Made]) -> _Made:
+    """What the process has one of. The package and every pipeline in one file are copies of this code, and share
+    models: so it hangs on the logger, which is one for all of them."""
+    return LOGGER.__dict__.setdefault(name, make())
 
 
 class NameFromText(str):

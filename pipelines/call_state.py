@@ -2,7 +2,8 @@
 
 Callbacks and helpers read and write them there (`pipe._guidance_scale`, `pipe._interrupt`, `pipe.scheduler`, …). With
 several calls on several threads each thread has its own; a thread that draws nothing reads those of the call that
-ended last, and what it writes is for all calls that run: so `pipe._interrupt = True` from outside stops them.
+ended last, and what it writes is for all calls that run: so `pipe._interrupt = True` from outside stops them. Another
+scheduler is for the calls that begin after.
 """
 
 import threading
@@ -10,23 +11,20 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from copy import copy, deepcopy
 from functools import wraps
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from ..loaders.lora.kept import kept_mergers
-from ..loaders.model_lock import models_in_use, tokenizers_alone
-
-
-_TAKING = threading.Lock()
-_taken_schedulers: dict[int, Any] = {}
+from ..loaders.model_lock import model_gate, models_in_use, tokenizers_alone
+from ..loaders.utils import one_for_all_copies
 
 
 class OfCall:
-    """An attribute of which every running call has its own."""
+    """An attribute of which every running call has its own. kept: what others write is not for calls that run."""
 
-    def __init__(self, default: Any = None):
-        self.default = default
+    def __init__(self, default: Any = None, *, kept: bool = False):
+        self.default, self.kept = default, kept
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -44,14 +42,14 @@ class OfCall:
             own[self.name] = value
             return
         pipe.__dict__[self.name] = value
-        for call in list(calls.values()):
+        for call in () if self.kept else list(calls.values()):
             call[self.name] = value
 
 
 class CallState:
     """Goes before diffusers' pipeline among the bases. It is no pipeline itself."""
 
-    scheduler = OfCall()
+    scheduler = OfCall(kept=True)
     _guidance_scale = OfCall()
     _guidance_rescale = OfCall(0.0)
     _clip_skip = OfCall()
@@ -69,23 +67,62 @@ def take_call_state(drew: Any, pipe: Any) -> None:
             setattr(pipe, name, vars(drew)[name])
 
 
+class _Needs(NamedTuple):
+    """What a call asks of the models as they are now."""
+
+    models: list[Any]
+    alone: bool
+
+
 @contextmanager
-def own_call(pipe: Any, *, changes: bool, others: Iterable[Any] = ()) -> Iterator[None]:
+def models_had(pipes: Iterable[Any], changes: bool | Callable[[], bool]) -> Iterator[None]:
+    """The models of pipelines for one block, beside others or alone, and with them all on which networks were kept.
+
+    changes: as in `own_call`. What they need is looked at again once they are had: only then nobody changes them, and
+    the call that went before may have left its networks on.
+    """
+    needs = _needs(pipes, changes)
+    while True:
+        with models_in_use(needs.models, alone=needs.alone):
+            now = _needs(pipes, changes)
+            if needs.alone >= now.alone and {*map(id, needs.models)} >= {*map(id, now.models)}:
+                yield
+                return
+        needs = now
+
+
+def _needs(pipes: Iterable[Any], changes: bool | Callable[[], bool]) -> _Needs:
+    own = [model for pipe in pipes for model in pipe.components.values() if hasattr(model, "parameters")]
+    kept = [merger for pipe in pipes for merger in kept_mergers(pipe)]
+    changed = changes() if callable(changes) else changes
+    alone = changed or bool(kept) or any(map(_is_changed_by_running, own))
+    return _Needs(own + [model for merger in kept for model in merger.models], alone)
+
+
+def _is_changed_by_running(model: Any) -> bool:
+    """Whether hooks move its weights about, or cast them, while it runs: accelerate's or diffusers' own."""
+    if hasattr(model, "_hf_hook"):
+        return True
+    hooks = (module.__dict__.get("_diffusers_hook") for module in model.modules())
+    return any(found is not None and found.hooks for found in hooks)
+
+
+@contextmanager
+def own_call(pipe: Any, *, changes: bool | Callable[[], bool], others: Iterable[Any] = ()) -> Iterator[None]:
     """One call of a pipeline: its models beside other calls, or alone where it changes them, and its own state.
 
-    changes: whether it puts networks, adapters or another padding on the models. others: pipelines of this package
-    that draw a part of it (`hires_model`, `ad_checkpoint`). Offloading hooks move the models about, so with them a
-    call is alone too, as with networks that the last call left on; hooks are reset at the end.
+    changes: whether it puts networks, adapters or another padding on the models; a function is asked while nobody
+    changes them. others: pipelines of this package that draw a part of it (`hires_model`, `ad_checkpoint`). Hooks that
+    offload or cast weights change the models while they run, so with them a call is alone too, as with networks that
+    the last call left on; offloading hooks are reset at the end.
     Raises RuntimeError inside a call that changes the same models.
     """
     pipes = list({id(one): one for one in (pipe, *others)}.values())
-    models = [model for one in pipes for model in one.components.values() if hasattr(model, "parameters")]
-    hooked = any(hasattr(model, "_hf_hook") for model in models)
-    alone = changes or hooked or any(map(kept_mergers, pipes))
-    with models_in_use(models, alone=alone), ExitStack() as states:
+    with models_had(pipes, changes), ExitStack() as states:
         for one in pipes:
             states.enter_context(own_state(one))
         yield
+        hooked = any(hasattr(model, "_hf_hook") for one in pipes for model in one.components.values())
         for one in pipes if hooked else ():
             one.maybe_free_model_hooks()
 
@@ -103,10 +140,12 @@ def encoding_alone(encode: Callable[..., Any]) -> Callable[..., Any]:
 
 def stock_changes_models(pipe: Any, arguments: Mapping[str, Any]) -> bool:
     """Whether diffusers' own call changes the models while it draws: the adapters' scale, or the VAE's dtype."""
-    upcasts = pipe.vae is not None and pipe.vae.config.get("force_upcast", False)
-    if upcasts:  # the `dtype` of diffusers' models walks through all of them
-        upcasts = next(pipe.vae.parameters()).dtype == torch.float16
-    return upcasts or "scale" in (arguments.get("cross_attention_kwargs") or {})
+    if "scale" in (arguments.get("cross_attention_kwargs") or {}):
+        return True
+    if pipe.vae is None or not pipe.vae.config.get("force_upcast", False):
+        return False
+    with model_gate().part_lock(pipe.vae):  # another call may have it in float32 just now
+        return next(pipe.vae.parameters()).dtype == torch.float16  # `dtype` walks through all of them
 
 
 @contextmanager
@@ -114,11 +153,8 @@ def own_state(pipe: Any) -> Iterator[None]:
     """One call's attributes, for the thread that makes it; afterwards the pipeline shows those of this call."""
     calls, thread = _running_calls(pipe), threading.get_ident()
     outer = calls.get(thread)
-    own: dict[str, Any] = {"_interrupt": False}
     with _free_scheduler(pipe.scheduler) as scheduler:
-        copied = scheduler is not pipe.scheduler
-        if copied:
-            own["scheduler"] = scheduler
+        own: dict[str, Any] = {"_interrupt": False, "scheduler": scheduler}
         calls[thread] = own
         try:
             yield
@@ -127,7 +163,7 @@ def own_state(pipe: Any) -> Iterator[None]:
                 calls.pop(thread, None)
             else:
                 calls[thread] = outer
-            if copied and own["scheduler"] is scheduler:
+            if own["scheduler"] is scheduler:  # else a callback has put another one there
                 del own["scheduler"]
             pipe.__dict__.update(own)
 
@@ -138,17 +174,17 @@ def _free_scheduler(scheduler: Any) -> Iterator[Any]:
 
     Pipelines made of one another share theirs, so it is asked for here and not of the pipeline.
     """
-    with _TAKING:
-        free = id(scheduler) not in _taken_schedulers
-        if free:
-            _taken_schedulers[id(scheduler)] = scheduler
-    if not free:
-        yield deepcopy(copy(scheduler))  # `copy` first: what the other call sets on it meanwhile does no harm
-        return
+    taken: dict[int, tuple[Any, object]] = one_for_all_copies("taken_schedulers", dict)
+    mine = scheduler, object()
     try:
-        yield scheduler
+        if taken.setdefault(id(scheduler), mine) is mine:
+            yield scheduler
+        else:  # `copy` first: what the other call sets on it meanwhile does no harm
+            with _free_scheduler(deepcopy(copy(scheduler))) as own:
+                yield own
     finally:
-        del _taken_schedulers[id(scheduler)]
+        if taken.get(id(scheduler)) is mine:
+            del taken[id(scheduler)]
 
 
 def _running_calls(pipe: Any) -> dict[int, dict[str, Any]]:

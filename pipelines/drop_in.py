@@ -137,7 +137,7 @@ def draw_as_diffusers(
     noise = stock_noise(pipe, given)
     seeds = generator_seeds(noise.generator, 1, noise.device)
     embeddings: tuple[str, ...] = ()
-    with own_call(pipe, changes=stock_changes_models(pipe, given)):
+    with own_call(pipe, changes=lambda: stock_changes_models(pipe, given)):
         release_networks(pipe)
         if texts.encoder is not None:
             embeds, found = stock_embeds(pipe, given, texts.encoder)

@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import Tensor
 
-from ..loaders.lora.kept import kept_mergers, release_networks
+from ..loaders.lora.kept import release_networks
 from ..loaders.lora.library import NamesNetworks, NetworkLibrary
 from ..loaders.lora.peft_loading import load_network_as_adapter
 from ..loaders.lora.plan import NetworkReport
-from .call_state import own_call
+from .call_state import models_had, own_call
 
 
 class LoraMethods(NamesNetworks):
@@ -37,9 +37,10 @@ class LoraMethods(NamesNetworks):
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """diffusers' own, with the weights of the checkpoint, whatever networks are on."""
-        if kept_mergers(self):
-            self.unload_networks()
-        super().save_pretrained(*args, **kwargs)  # type: ignore[misc]
+        with models_had([self], changes=False):
+            release_networks(self)
+            self.__dict__.pop("_kept_merger", None)
+            super().save_pretrained(*args, **kwargs)  # type: ignore[misc]
 
     def load_lora_weights(
         self,

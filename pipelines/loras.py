@@ -197,7 +197,7 @@ def draw_with_networks(
             raise ValueError(unknown_choice("argument", name, known))
     call = mixed_call(library, arguments, loras)
     if not any(call.mixes):
-        with own_call(pipe, changes=stock_changes_models(pipe, call.arguments)):
+        with own_call(pipe, changes=lambda: stock_changes_models(pipe, call.arguments)):
             release_networks(pipe)
             return draw(pipe, **call.arguments), []
     _warn_of_embeddings(call)

@@ -13,6 +13,7 @@ import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from diffusers.utils import dynamic_modules_utils
 from packaging.version import Version
+from recordings import GOLDEN
 from versions import DIFFUSERS
 from webui_diffusers.pipelines import WebUITxt2ImgPipeline
 from webui_diffusers.pipelines.bundle.build import PACK_ROOT, PIPELINES, bundle, bundle_module_name, pipeline_file
@@ -161,6 +162,16 @@ def test_the_bundle_loads_through_from_pipe_with_the_components_it_is_given(modu
     trusted = {"trust_remote_code": True} if DIFFUSERS >= Version("0.40") else {}  # then not asked
     pipe = DiffusionPipeline.from_pipe(plain, custom_pipeline=code, **trusted)
     assert pipe.unet is plain.unet and pipe.upscaler is None
+    assert np.array_equal(_picture(pipe), packaged)
+
+
+def test_networks_that_another_copy_of_the_code_left_on_a_model_are_taken_out(modules, tiny_sd: Path, packaged):
+    keeper = WebUITxt2ImgPipeline.from_pretrained(tiny_sd, dtype=torch.float32)
+    keeper.keep_networks = True
+    keeper(**CALL, loras={GOLDEN / "lora" / "kohya_lora.safetensors": 1.0})
+    code = str(pipeline_file("webui-txt2img"))
+    pipe = DiffusionPipeline.from_pipe(keeper, custom_pipeline=code, trust_remote_code=True)
+    assert type(pipe) is not type(keeper) and pipe.unet is keeper.unet
     assert np.array_equal(_picture(pipe), packaged)
 
 

@@ -143,6 +143,23 @@ def test_two_that_wait_for_each_other_are_told_instead():
     assert len(errors) == 1 and "wait for each other" in errors[0]
 
 
+def test_a_thread_with_the_number_of_one_that_has_ended_is_another_thread():
+    model = Model()
+    for _ in range(50):
+        block = models_in_use([model], alone=True, is_call=False)
+        opener = threading.Thread(target=block.__enter__)
+        opener.start()
+        opener.join()
+        late = Step([model], alone=True)
+        entered = late.is_in()
+        block.__exit__(None, None, None)
+        late.ends()
+        assert not entered
+        if late.thread.ident == opener.ident:
+            return
+    pytest.skip("the system gave no number twice")
+
+
 def test_an_interrupt_while_waiting_leaves_nobody_in_the_queue():
     model = Model()
     writer = Step([model], alone=True)

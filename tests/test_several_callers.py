@@ -8,17 +8,20 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
 from recordings import GOLDEN
 from webui_diffusers.loaders import merged_networks, read_network
-from webui_diffusers.loaders.model_lock import model_gate
+from webui_diffusers.loaders.lora.kept import kept_mergers
+from webui_diffusers.loaders.lora.merge import NetworkMerger
+from webui_diffusers.loaders.model_lock import model_gate, models_in_use
 from webui_diffusers.pipelines import MultiLoraPipeline, WebUITxt2ImgPipeline
-from webui_diffusers.pipelines.call_state import own_state
+from webui_diffusers.pipelines.call_state import own_state, stock_changes_models
 from webui_diffusers.pipelines.images.vae import finite_or_float32
 from webui_diffusers.pipelines.prompt.encode import PromptEncoder
 from webui_diffusers.pipelines.prompt.text_encoder import RowCache
@@ -103,6 +106,24 @@ def test_calls_that_begin_together_never_share_a_scheduler(pipe):
         sys.setswitchinterval(usual)
 
 
+def test_another_scheduler_is_for_the_calls_that_begin_after(pipe):
+    scheduler, other = pipe.scheduler, EulerDiscreteScheduler.from_config(pipe.scheduler.config)
+
+    def draw(callback: Callable | None = None) -> np.ndarray:
+        seeded = torch.Generator().manual_seed(1)
+        return pipe(**PLAIN, output_type="np", generator=seeded, callback_on_step_end=callback).images
+
+    def callback(running: Any, step: int, timestep: Any, tensors: dict) -> dict:
+        together(lambda own: setattr(pipe, "scheduler", own), [other])
+        return {}
+
+    alone = draw()
+    assert np.array_equal(draw(callback), alone)
+    assert pipe.scheduler is other and not np.array_equal(draw(), alone)
+    pipe.scheduler = scheduler
+    assert np.array_equal(draw(), alone)
+
+
 def test_a_call_inside_a_callback_leaves_the_outer_ones_steps_alone(pipe):
     def draw(callback: Callable | None = None) -> np.ndarray:
         seeded = torch.Generator().manual_seed(1)
@@ -117,6 +138,17 @@ def test_a_call_inside_a_callback_leaves_the_outer_ones_steps_alone(pipe):
     alone = draw()
     assert np.array_equal(draw(callback), alone)
     assert inner and all(np.array_equal(one, alone) for one in inner)
+
+
+def test_a_call_inside_one_that_draws_with_a_copy_has_a_copy_of_its_own(pipe):
+    def schedulers(_: Any) -> list[Any]:
+        with own_state(pipe):
+            outer = pipe.scheduler
+            with own_state(pipe):
+                return [outer, pipe.scheduler]
+
+    with own_state(pipe):
+        assert len({id(pipe.scheduler), *map(id, together(schedulers, [None])[0])}) == 3
 
 
 def test_what_a_callback_reads_and_writes_belongs_to_its_call(pipe):
@@ -203,6 +235,108 @@ def test_who_changes_the_checkpoint_of_a_second_pass_waits_for_the_call(pipe, ti
     assert waited[0][0] == 1
     waited[0][1].join()
     assert np.array_equal(results[0], other(**tiled).images)
+
+
+def test_networks_that_a_call_left_on_are_taken_out_by_one_call_alone(pipe, monkeypatch):
+    restoring, most = [], []
+    restore = NetworkMerger.restore
+
+    def slow_restore(merger: NetworkMerger) -> None:
+        if merger.active:
+            restoring.append(merger)
+            time.sleep(0.2)
+            most.append(len(restoring))
+            restore(merger)
+            restoring.remove(merger)
+
+    monkeypatch.setattr(NetworkMerger, "restore", slow_restore)
+    other, plain, waiting = WebUITxt2ImgPipeline.from_pipe(pipe), {**FAST, **JOBS[0]}, []
+    other.set_progress_bar_config(disable=True)
+    alone = pipe(**plain).images
+    pipe.keep_networks = True
+    with ThreadPoolExecutor(2) as pool:
+
+        def callback(running: Any, step: int, timestep: Any, tensors: dict) -> dict:
+            if not waiting:
+                waiting.extend(pool.submit(lambda: other(**plain).images) for _ in range(2))
+                while len(model_gate().waiting) < 2:
+                    time.sleep(0.01)
+            return {}
+
+        try:
+            pipe(**FAST, **JOBS[1], callback_on_step_end=callback)
+            assert all(np.array_equal(found.result(30), alone) for found in waiting)
+        finally:
+            pipe.keep_networks = False
+            pipe.unload_networks()
+    assert most == [1]
+
+
+def test_who_takes_networks_out_waits_for_all_models_that_they_are_on(pipe, tiny_sd):
+    components = {**pipe.components, "unet": UNet2DConditionModel.from_pretrained(tiny_sd, subfolder="unet")}
+    other = WebUITxt2ImgPipeline(**components, requires_safety_checker=False)  # shares the text encoder alone
+    other.set_progress_bar_config(disable=True)
+    alone = other(**FAST, **JOBS[0]).images
+    pipe.keep_networks = True
+    try:
+        pipe(**FAST, **JOBS[1])
+        with ThreadPoolExecutor(1) as pool:
+            with models_in_use([pipe.unet], alone=False):
+                drawn = pool.submit(lambda: other(**FAST, **JOBS[0]).images)
+                while not drawn.done() and not model_gate().waiting:
+                    time.sleep(0.01)
+                assert not drawn.done() and kept_mergers(pipe)
+            assert np.array_equal(drawn.result(30), alone) and not kept_mergers(pipe)
+    finally:
+        pipe.keep_networks = False
+        pipe.unload_networks()
+
+
+def test_a_vae_that_is_in_float32_for_a_moment_is_still_a_float16_one(tiny_sdxl):
+    vae = AutoencoderKL.from_pretrained(tiny_sdxl, subfolder="vae").half()
+    vae.register_to_config(force_upcast=True)
+    with ThreadPoolExecutor(1) as pool, model_gate().part_lock(vae):
+        vae.float()
+        asked = pool.submit(stock_changes_models, SimpleNamespace(vae=vae), {})
+        time.sleep(0.1)
+        vae.half()
+    assert asked.result(30)
+
+
+def test_a_model_whose_hooks_cast_its_weights_is_used_by_one_call_at_a_time(tiny_sd):
+    pipe = WebUITxt2ImgPipeline.from_pretrained(tiny_sd, dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.unet.enable_layerwise_casting(storage_dtype=torch.bfloat16, compute_dtype=torch.float32)
+    running = []
+
+    def callback(drawing: Any, step: int, timestep: Any, tensors: dict) -> dict:
+        running.append(len(model_gate().running))
+        time.sleep(0.05)
+        return {}
+
+    def draw(job: dict) -> np.ndarray:
+        return pipe(**FAST, **job, callback_on_step_end=callback).images
+
+    jobs = [JOBS[0], JOBS[4]]
+    assert all(map(np.array_equal, [draw(job) for job in jobs], together(draw, jobs)))
+    assert {*running} == {1}
+
+
+def test_what_is_saved_while_networks_are_on_are_the_models_own_weights(pipe, tmp_path):
+    before, saved = weights(pipe), []
+    with ThreadPoolExecutor(1) as pool:
+
+        def callback(running: Any, step: int, timestep: Any, tensors: dict) -> dict:
+            if not saved:
+                saved.append(pool.submit(pipe.save_pretrained, tmp_path))
+                while not saved[0].done() and not model_gate().waiting:
+                    time.sleep(0.01)
+            return {}
+
+        pipe(**FAST, **JOBS[1], callback_on_step_end=callback)
+        saved[0].result(60)
+    after = weights(WebUITxt2ImgPipeline.from_pretrained(tmp_path, dtype=torch.float32))
+    assert all(torch.equal(before[key], after[key]) for key in before)
 
 
 def test_multi_lora_pipelines_wait_too(tiny_sd: Path):

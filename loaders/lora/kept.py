@@ -8,23 +8,22 @@ from weakref import WeakKeyDictionary, ref
 
 from torch import nn
 
+from ..utils import one_for_all_copies
 from .merge import NetworkMerger
 from .targets import pipe_models
 
 
-_KEPT: WeakKeyDictionary[nn.Module, ref[NetworkMerger]] = WeakKeyDictionary()
-
-
 def kept_mergers(pipe: object) -> list[NetworkMerger]:
     """The mergers whose networks are on the models of a pipeline between calls."""
-    found = [_KEPT[model]() for model in pipe_models(pipe).values() if model in _KEPT]
+    refs = [_kept().get(model) for model in pipe_models(pipe).values()]  # another thread may take one out meanwhile
+    found = [kept() for kept in refs if kept is not None]
     return list({id(merger): merger for merger in found if merger is not None and merger.active}.values())
 
 
 def keep_networks_on(pipe: object, merger: NetworkMerger) -> None:
     """Leave a merger's networks on the models of its pipeline. They go when the merger does, at the latest."""
     for model in pipe_models(pipe).values():
-        _KEPT[model] = ref(merger)
+        _kept()[model] = ref(merger)
 
 
 def release_networks(pipe: object) -> None:
@@ -32,4 +31,8 @@ def release_networks(pipe: object) -> None:
     for merger in kept_mergers(pipe):
         merger.restore()
     for model in pipe_models(pipe).values():
-        _KEPT.pop(model, None)
+        _kept().pop(model, None)
+
+
+def _kept() -> "WeakKeyDictionary[nn.Module, ref[NetworkMerger]]":
+    return one_for_all_copies("kept_networks", WeakKeyDictionary)

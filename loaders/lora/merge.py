@@ -77,6 +77,7 @@ class NetworkMerger:
         self._backup_device = backup_device
         self._files: CheckpointFiles | None = None
         self._touched: dict[ModuleKey, TouchedModule] = {}
+        self.models: list[nn.Module] = []  # whose weights may differ from their originals
 
     @property
     def active(self) -> bool:
@@ -103,6 +104,7 @@ class NetworkMerger:
         self._check_originals()
         layers = PipeLayers(self._pipe)
         self._leave_replaced(layers)
+        self.models = list(layers.components.values())
         plan, reports = plan_networks(layers, network_uses(uses), semantics, strict=strict)
         before = {key: touched.steps for key, touched in self._touched.items()}
         changed = [key for key in {**before, **plan} if before.get(key) != plan.get(key)]
