@@ -88,7 +88,7 @@ def requirements_text(packages: set[str]) -> str:
     """requirements.txt for what a bundle imports, with the versions that the pack's own metadata asks for.
 
     >>> requirements_text({"torch", "PIL", "re"}).splitlines()[-2:]
-    ['torch>=2.4', 'transformers>=4.57']
+    ['torch>=2.6', 'transformers>=5.0']
     """
     lines = [line for line in requires("webui-diffusers") or [] if ";" not in line]  # without the extras'
     asked = {re.split(r"[^\w.-]", line)[0].lower(): line for line in lines}

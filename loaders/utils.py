@@ -9,12 +9,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
-
-from packaging.version import Version
+from typing import TypeVar
 
 
 def _package_logger() -> logging.Logger:
@@ -55,17 +52,6 @@ def require(module: str, *, extra: str, feature: str) -> ModuleType:
         if error.name != module.partition(".")[0]:
             raise  # `module` is there; something that it needs is not
         raise ImportError(f"{feature} needs `{module}`: pip install 'webui-diffusers[{extra}]'") from error
-
-
-def diffusers_arguments(**arguments: Any) -> dict[str, Any]:
-    """Arguments of `from_pretrained` and `from_single_file` as the installed diffusers calls them: before 0.40 it
-    reads `torch_dtype` and ignores `dtype`.
-
-    >>> AutoencoderKL.from_pretrained(folder, **diffusers_arguments(dtype=torch.float16))
-    """
-    if "dtype" in arguments and Version(version("diffusers")) < Version("0.40"):
-        arguments["torch_dtype"] = arguments.pop("dtype")
-    return arguments
 
 
 def unknown_choice(kind: str, name: object, known: Iterable[str]) -> str:

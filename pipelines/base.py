@@ -13,7 +13,6 @@ from ..loaders.checkpoint.load import load_single_file
 from ..loaders.checkpoint.vae import load_vae
 from ..loaders.lora.library import NetworkLibrary
 from ..loaders.lora.plan import NetworkReport
-from ..loaders.utils import diffusers_arguments
 from .bundle.saving import SavedWithCode
 from .call_state import CallState, encoding_alone
 from .components import component_names
@@ -104,11 +103,6 @@ class WebUIMixin(CallState, LoraMethods, SavedWithCode, StableDiffusionXLLoraLoa
         return {name: part for name, part in parts.items() if part is not None or name in own}
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
-        """diffusers' own, which reads `dtype` whatever its version."""
-        return super().from_pretrained(pretrained_model_name_or_path, **diffusers_arguments(**kwargs))
-
-    @classmethod
     def from_single_file(cls, pretrained_model_link_or_path: str | Path, **kwargs: Any) -> Any:
         """A checkpoint file alone, offline: which base it is and its configuration are told by its keys.
 
@@ -134,7 +128,7 @@ class WebUIMixin(CallState, LoraMethods, SavedWithCode, StableDiffusionXLLoraLoa
     @classmethod
     def from_pipe(cls, pipeline: Any, **kwargs: Any) -> Any:
         """diffusers' own; from another pipeline of this pack also what is attached to it: networks, embeddings."""
-        pipe = super().from_pipe(pipeline, **diffusers_arguments(**kwargs))
+        pipe = super().from_pipe(pipeline, **kwargs)
         pipe.attached = getattr(pipeline, "attached", pipe.attached)
         return pipe
 

@@ -14,7 +14,7 @@ def overridable_components(names: Sequence[str]) -> Callable[[_Init], _Init]:
     """For a pipeline's `__init__`: let `from_pretrained` and `from_pipe` treat the components `names` as components.
 
     Both are asked of DiffusionPipeline where a pipeline comes from the Hub, and tell components from settings by
-    whether the signature gives a default (`DiffusionPipeline._get_signature_keys`, diffusers 0.36 to 0.42). With
+    whether the signature gives a default (`DiffusionPipeline._get_signature_keys`, diffusers 0.40 to 0.42). With
     `= None`, `from_pretrained(..., safety_checker=None)` is ignored without a word as soon as the folder has one, and
     `from_pipe` hands over the pair (library, class) in place of the component; without it, `from_pipe` refuses until
     each is named. So the signature that others see is given defaults that look like none, except to a `from_pipe`

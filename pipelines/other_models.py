@@ -7,7 +7,7 @@ from typing import Any
 
 from diffusers import AutoencoderKL, DiffusionPipeline
 
-from ..loaders.utils import NameFromText, diffusers_arguments, unknown_choice
+from ..loaders.utils import NameFromText, unknown_choice
 from .prompt.text_encoder import RowCache
 
 
@@ -91,8 +91,8 @@ def _loaded_checkpoint(pipe: Any, checkpoint: Any) -> Any:
     path = Path(checkpoint)
     dtype = pipe.unet.dtype
     if path.is_file():
-        return type(pipe).from_single_file(str(path), **diffusers_arguments(dtype=dtype)).to(pipe._execution_device)
-    return DiffusionPipeline.from_pretrained(str(path), **diffusers_arguments(dtype=dtype)).to(pipe._execution_device)
+        return type(pipe).from_single_file(str(path), dtype=dtype).to(pipe._execution_device)
+    return DiffusionPipeline.from_pretrained(str(path), dtype=dtype).to(pipe._execution_device)
 
 
 def _loaded_vae(vae: Any, pipe: Any) -> Any:
@@ -100,4 +100,4 @@ def _loaded_vae(vae: Any, pipe: Any) -> Any:
         return vae
     path = Path(vae)
     load = AutoencoderKL.from_single_file if path.is_file() else AutoencoderKL.from_pretrained
-    return load(str(path), **diffusers_arguments(dtype=pipe.vae.dtype)).to(pipe._execution_device)
+    return load(str(path), dtype=pipe.vae.dtype).to(pipe._execution_device)

@@ -3,7 +3,6 @@
 from functools import lru_cache
 from pathlib import Path
 
-import torch
 from diffusers import UNet2DConditionModel
 from recordings import GOLDEN
 from webui_diffusers.pipelines.options import WEBUI_OPTIONS
@@ -75,8 +74,8 @@ def job_refiner(name: str | None) -> UNet2DConditionModel | None:
     if name is None:
         return None
     if name == "refiner":
-        return UNet2DConditionModel.from_pretrained(GOLDEN / "tiny-sdxl-e2e-refiner" / "unet", dtype=torch.float32)
-    unet = UNet2DConditionModel.from_pretrained(GOLDEN / "tiny-sdxl-e2e" / "unet", dtype=torch.float32)
+        return UNet2DConditionModel.from_pretrained(GOLDEN / "tiny-sdxl-e2e-refiner" / "unet")
+    unet = UNet2DConditionModel.from_pretrained(GOLDEN / "tiny-sdxl-e2e" / "unet")
     for parameter in unet.conv_out.parameters():
         parameter.data *= 0.9
     return unet

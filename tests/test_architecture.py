@@ -8,7 +8,6 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from versions import HAS_BLOCKS
 
 
 try:
@@ -209,8 +208,6 @@ def test_files_and_functions_fit_a_screen():
 def test_a_fresh_interpreter_finds_old_modules_and_all_public_names():
     """In one process, because importing the model libraries takes seconds."""
     packages = {p.parent.relative_to(ROOT).as_posix().replace("/", ".") for p in SOURCES}
-    if not HAS_BLOCKS:
-        packages -= {"pipelines.blocks"}
     code = (
         "from webui_diffusers.loaders import single_file\n"
         "import webui_diffusers.pipelines.cli_jobs as jobs\n"

@@ -3,13 +3,8 @@
 from inspect import signature
 
 import pytest
-from versions import need_blocks
-
-
-need_blocks()
-
-import torch  # noqa: E402
-from diffusers import (  # noqa: E402
+import torch
+from diffusers import (
     AdaptiveProjectedGuidance,
     ClassifierFreeGuidance,
     ComponentsManager,
@@ -18,13 +13,13 @@ from diffusers import (  # noqa: E402
     PerturbedAttentionGuidance,
     StableDiffusionXLAutoBlocks,
 )
-from diffusers.modular_pipelines.modular_pipeline import SequentialPipelineBlocks  # noqa: E402
-from recorded_jobs import job_arguments, job_refiner  # noqa: E402
-from recordings import GOLDEN, recorded_runs  # noqa: E402
-from safetensors.torch import load_file  # noqa: E402
-from webui_diffusers.loaders import merged_networks, read_network  # noqa: E402
-from webui_diffusers.pipelines import PromptEncoder, WebUITxt2ImgPipeline  # noqa: E402
-from webui_diffusers.pipelines.blocks import (  # noqa: E402
+from diffusers.modular_pipelines.modular_pipeline import SequentialPipelineBlocks
+from recorded_jobs import job_arguments, job_refiner
+from recordings import GOLDEN, recorded_runs
+from safetensors.torch import load_file
+from webui_diffusers.loaders import merged_networks, read_network
+from webui_diffusers.pipelines import PromptEncoder, WebUITxt2ImgPipeline
+from webui_diffusers.pipelines.blocks import (
     WebUIDecodeStep,
     WebUIDenoiseStep,
     WebUIHiresStep,
@@ -36,8 +31,8 @@ from webui_diffusers.pipelines.blocks import (  # noqa: E402
     WebUITextEncoderStep,
     WebUIXLBlocks,
 )
-from webui_diffusers.pipelines.blocks.inputs import BLOCK_INPUTS, EMBED_NAMES, LEFT_OUT  # noqa: E402
-from webui_diffusers.pipelines.blocks.modular_api import check_diffusers  # noqa: E402
+from webui_diffusers.pipelines.blocks.inputs import BLOCK_INPUTS, EMBED_NAMES, LEFT_OUT
+from webui_diffusers.pipelines.blocks.modular_api import check_diffusers
 
 
 PARTS = [WebUILoraStep, WebUITextEncoderStep, WebUIDenoiseStep, WebUIHiresStep, WebUIDecodeStep]

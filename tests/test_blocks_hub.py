@@ -10,18 +10,13 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from versions import need_blocks
+import torch
+from local_hub import LocalHub
+from webui_diffusers.pipelines import WebUITxt2ImgPipeline
+from webui_diffusers.pipelines.blocks.modular_api import TESTED_DIFFUSERS
+from webui_diffusers.pipelines.bundle.build import BLOCKS
 
-
-need_blocks()
-
-import torch  # noqa: E402
-from local_hub import LocalHub  # noqa: E402
-from webui_diffusers.pipelines import WebUITxt2ImgPipeline  # noqa: E402
-from webui_diffusers.pipelines.blocks.modular_api import TESTED_DIFFUSERS  # noqa: E402
-from webui_diffusers.pipelines.bundle.build import BLOCKS  # noqa: E402
-
-from hub_upload import UploadError, available_pipelines, build_repository, lines_to_paste  # noqa: E402
+from hub_upload import UploadError, available_pipelines, build_repository, lines_to_paste
 
 
 ROOT = Path(__file__).parent.parent

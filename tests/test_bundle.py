@@ -12,9 +12,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from diffusers.utils import dynamic_modules_utils
-from packaging.version import Version
 from recordings import GOLDEN
-from versions import DIFFUSERS
 from webui_diffusers.pipelines import WebUITxt2ImgPipeline
 from webui_diffusers.pipelines.bundle.build import PACK_ROOT, PIPELINES, bundle, bundle_module_name, pipeline_file
 from webui_diffusers.pipelines.bundle.sources import BUNDLE_REQUIREMENTS, BundleError
@@ -159,8 +157,7 @@ def test_the_bundle_and_the_checkout_draw_what_the_package_draws(modules, tiny_s
 def test_the_bundle_loads_through_from_pipe_with_the_components_it_is_given(modules, tiny_sd: Path, packaged):
     plain = StableDiffusionPipeline.from_pretrained(tiny_sd, dtype=torch.float32)
     code = str(pipeline_file("webui-txt2img"))
-    trusted = {"trust_remote_code": True} if DIFFUSERS >= Version("0.40") else {}  # then not asked
-    pipe = DiffusionPipeline.from_pipe(plain, custom_pipeline=code, **trusted)
+    pipe = DiffusionPipeline.from_pipe(plain, custom_pipeline=code, trust_remote_code=True)
     assert pipe.unet is plain.unet and pipe.upscaler is None
     assert np.array_equal(_picture(pipe), packaged)
 

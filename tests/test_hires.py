@@ -66,9 +66,7 @@ def has_tensors(file: Path) -> bool:
 def vaes() -> dict[str, AutoencoderKL]:
     folders = {model: GOLDEN / model / "vae" for model in ("tiny-sd", "tiny-sdxl-e2e")}
     return {
-        model: AutoencoderKL.from_pretrained(folder, dtype=torch.float32).eval()
-        for model, folder in folders.items()
-        if folder.is_dir()
+        model: AutoencoderKL.from_pretrained(folder).eval() for model, folder in folders.items() if folder.is_dir()
     }
 
 

@@ -159,7 +159,7 @@ def test_a_repository_has_what_the_hub_shows_and_what_the_code_reads(published: 
     assert files["pipeline.py"] == files["webui_txt2img.py"]
     assert b'BUNDLE_HOME = "your-org/webui-txt2img"' in files["pipeline.py"]
     assert b'custom_pipeline="your-org/webui-txt2img"' in files["README.md"]
-    assert "diffusers>=0.36" in files["requirements.txt"].decode().splitlines()
+    assert "diffusers>=0.40" in files["requirements.txt"].decode().splitlines()
     full = published.hub.repo("tester/webui-txt2img")
     assert full.private and not published.hub.repo("your-org/webui-txt2img").private
     index = json.loads(full.files["model_index.json"])

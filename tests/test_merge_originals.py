@@ -17,7 +17,6 @@ from webui_diffusers.loaders.lora.merge import NetworkMerger, merged_networks
 from webui_diffusers.loaders.lora.originals import KeptOriginal
 from webui_diffusers.loaders.lora.peft_adapters import attach_network
 from webui_diffusers.loaders.lora.read import read_network
-from webui_diffusers.loaders.utils import diffusers_arguments
 
 
 ATTENTION = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
@@ -26,7 +25,7 @@ TEXT = "lora_te_text_model_encoder_layers_0_mlp_fc1"
 
 
 def load(folder, dtype=torch.float32):
-    return StableDiffusionPipeline.from_pretrained(folder, **diffusers_arguments(dtype=dtype), safety_checker=None)
+    return StableDiffusionPipeline.from_pretrained(folder, dtype=dtype, safety_checker=None)
 
 
 @pytest.fixture(scope="module")

@@ -9,18 +9,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from packaging.version import Version
 from safetensors.torch import save, save_file
 from torch import nn
-from versions import SAFETENSORS
 from webui_diffusers.loaders import NetworkError
 from webui_diffusers.loaders.lora.library import NetworkLibrary
 from webui_diffusers.loaders.lora.merge import merged_networks
 from webui_diffusers.loaders.lora.peft_adapters import attach_network
 from webui_diffusers.loaders.lora.read import read_network
 
-
-WRITTEN_LATELY = (torch.complex64,) if SAFETENSORS >= Version("0.7") else ()
 
 # --- a model of four layers, and a file of every family for it ---
 
@@ -104,8 +100,8 @@ def another_shape(choose, tensors):
 
 def another_dtype(choose, tensors):
     key = choose.choice(list(tensors))
-    kinds = (torch.int64, torch.bool, torch.float64, torch.float16, torch.bfloat16, torch.uint8, torch.float8_e4m3fn,
-             *WRITTEN_LATELY)  # fmt: skip
+    kinds = (torch.int64, torch.bool, torch.float64, torch.float16, torch.bfloat16, torch.uint8, torch.complex64,
+             torch.float8_e4m3fn)  # fmt: skip
     return {**tensors, key: tensors[key].to(choose.choice(kinds))}
 
 

@@ -27,7 +27,6 @@ import webui_diffusers.pipelines
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.utils import dynamic_modules_utils
 from webui_diffusers.loaders import load_upscaler
-from webui_diffusers.loaders.utils import diffusers_arguments
 from webui_diffusers.pipelines import WebUIImg2ImgPipeline, WebUITxt2ImgPipeline
 from webui_diffusers.pipelines.bundle.build import PACK_ROOT, PIPELINES, pipeline_file
 
@@ -166,9 +165,7 @@ def test_a_folder_serves_as_code_for_another_model(saved: Path, tiny_sd: Path, p
 
 def test_a_half_precision_variant_reloads(tiny_sd: Path, tmp_path: Path):
     WebUITxt2ImgPipeline.from_pretrained(tiny_sd, dtype=torch.bfloat16).save_pretrained(tmp_path, variant="bf16")
-    pipe = DiffusionPipeline.from_pretrained(
-        tmp_path, variant="bf16", **diffusers_arguments(dtype=torch.bfloat16), **TRUST
-    )
+    pipe = DiffusionPipeline.from_pretrained(tmp_path, variant="bf16", dtype=torch.bfloat16, **TRUST)
     assert pipe.unet.dtype == torch.bfloat16
 
 

@@ -24,7 +24,6 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from webui_diffusers.loaders.checkpoint.configs import model_config_files
 from webui_diffusers.loaders.checkpoint.describe import CheckpointError, describe_checkpoint
 from webui_diffusers.loaders.checkpoint.load import load_single_file, predicts_noise, read_refiner
-from webui_diffusers.loaders.utils import diffusers_arguments
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -147,7 +146,7 @@ def test_an_sd2_file_loads_as_its_folder(tmp_path: Path, tiny_sd: Path) -> None:
 def test_a_text_encoder_spelled_as_in_older_files_is_found(
     tmp_path: Path, tiny_sd: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pipe = StableDiffusionPipeline.from_pretrained(tiny_sd, **diffusers_arguments(dtype=dtype))
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_sd, dtype=dtype)
     tensors = {key.replace(".text_model.", "."): value for key, value in one_file(pipe).items()}
     tensors["cond_stage_model.transformer.embeddings.position_ids"] = torch.arange(77)[None]
     save_file(tensors, tmp_path / "old.safetensors")
@@ -196,7 +195,7 @@ EXTRA = {
 
 
 def test_a_unet_shows_that_it_predicts_noise(tiny_sd: Path) -> None:
-    unet = UNet2DConditionModel.from_pretrained(tiny_sd, subfolder="unet", dtype=torch.float32)
+    unet = UNet2DConditionModel.from_pretrained(tiny_sd, subfolder="unet")
     assert predicts_noise(unet)
     torch.manual_seed(0)
     assert not predicts_noise(UNet2DConditionModel.from_config(unet.config))
@@ -258,7 +257,7 @@ def test_a_hole_is_said(tmp_path: Path, tiny_sd: Path, lost: str, says: str) -> 
 def test_a_refiner_must_be_one(tmp_path: Path, tiny_sdxl_refiner: Path) -> None:
     if not tiny_sdxl_refiner.is_dir():
         pytest.skip("no tiny refiner in this folder of recordings")
-    unet = UNet2DConditionModel.from_pretrained(tiny_sdxl_refiner, subfolder="unet", dtype=torch.float32)
+    unet = UNet2DConditionModel.from_pretrained(tiny_sdxl_refiner, subfolder="unet")
     save_file(ldm_unet(unet.state_dict(), unet.config.layers_per_block), tmp_path / "r.safetensors")
     loaded = read_refiner(tmp_path / "r.safetensors", config=str(tiny_sdxl_refiner))
     assert all(torch.equal(value, unet.state_dict()[key]) for key, value in loaded.state_dict().items())

@@ -171,7 +171,7 @@ def test_an_sd2_file_whose_name_says_v_is_drawn_as_one(tmp_path, monkeypatch, sd
 
 
 def test_a_refiner_comes_from_its_file(tmp_path, sdxl, tiny_sdxl_refiner):
-    unet = UNet2DConditionModel.from_pretrained(tiny_sdxl_refiner, subfolder="unet", dtype=torch.float32)
+    unet = UNet2DConditionModel.from_pretrained(tiny_sdxl_refiner, subfolder="unet")
     save_file(ldm_unet(unet.state_dict(), unet.config.layers_per_block), tmp_path / "refiner.safetensors")
     read = read_refiner(tmp_path / "refiner.safetensors", config=str(tiny_sdxl_refiner), dtype=torch.float32)
     named = {**NAMED, "refiner_switch_at": 0.3}

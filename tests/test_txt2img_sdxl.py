@@ -281,7 +281,7 @@ def test_pipelines_are_made_from_each_other(theirs, ours):
 def test_the_refiner_is_a_component(theirs, tiny_sdxl, tiny_sdxl_refiner, ours, tmp_path):
     if not tiny_sdxl_refiner.is_dir():
         pytest.skip("no tiny refiner in this folder of recordings")
-    unet = UNet2DConditionModel.from_pretrained(tiny_sdxl_refiner, subfolder="unet", dtype=torch.float32)
+    unet = UNet2DConditionModel.from_pretrained(tiny_sdxl_refiner, subfolder="unet")
     given = {"seed": 1, "sampler": "Euler", "refiner_switch_at": 0.5, **CALL}
     with pytest.raises(ValueError, match="no refiner"):
         ours("a red circle", **given)

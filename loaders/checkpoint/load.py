@@ -20,7 +20,7 @@ from huggingface_hub import hf_hub_download
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedModel
 
 from ..casting import cast
-from ..utils import LOGGER, diffusers_arguments
+from ..utils import LOGGER
 from ..weight_files import WeightFileError, weight_file_kind
 from .configs import MODEL_BASES, model_config_folder
 from .describe import (
@@ -55,7 +55,7 @@ def load_single_file(load: Callable[..., _Pipe], path: str | Path, kwargs: Mappi
     """
     local = local_checkpoint(path, kwargs)
     with lightning_checkpoints(), _explained_holes(local), _rightly_named(local) as place:
-        pipe = load(str(place), **diffusers_arguments(**single_file_arguments(local, kwargs)))
+        pipe = load(str(place), **single_file_arguments(local, kwargs))
     _refuse_holes(pipe, local)
     if not any(kwargs.get(name) is not None for name in _OWN_CONFIGURATION):
         _settle_diffusion(pipe, describe_checkpoint(local), kwargs)
@@ -118,7 +118,7 @@ def read_refiner(path: str | Path, *, like: str | None = None, **kwargs: Any) ->
     Raises CheckpointError when the file holds another model.
     """
     local = local_checkpoint(path, kwargs)
-    arguments, odd = diffusers_arguments(**kwargs), {}
+    arguments, odd = dict(kwargs), {}
     if arguments.get("config") is None:
         info = describe_checkpoint(local)
         if info.base not in ("sdxl-refiner", like):

@@ -14,7 +14,6 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor, nn
 
 from ..casting import cast
-from ..utils import diffusers_arguments
 from .configs import MODEL_BASES, SD_VAE_CONFIG
 from .describe import CheckpointError, opened_checkpoint, what_else_it_is
 from .names import part_tensors, vae_names
@@ -98,9 +97,9 @@ def _saved_vae(folder: Path, like: nn.Module | None, dtype: torch.dtype) -> Auto
         if (place / "config.json").is_file():
             name = AutoencoderKL.load_config(place).get("_class_name")
             if name == AutoencoderTiny.__name__:
-                return AutoencoderTiny.from_pretrained(place, **diffusers_arguments(dtype=dtype))
+                return AutoencoderTiny.from_pretrained(place, dtype=dtype)
             if name == AutoencoderKL.__name__:
-                vae = AutoencoderKL.from_pretrained(place, **diffusers_arguments(dtype=dtype))
+                vae = AutoencoderKL.from_pretrained(place, dtype=dtype)
                 if isinstance(like, AutoencoderKL):
                     vae.register_to_config(scaling_factor=like.config.scaling_factor)
                 return vae

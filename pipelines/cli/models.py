@@ -8,7 +8,6 @@ from typing import Any
 
 import click
 
-from ...loaders.utils import diffusers_arguments
 from .common import HeadedOption, add_options, choose_device, choose_dtype
 
 
@@ -157,7 +156,7 @@ def _extra_parts(setup: ModelSetup, dtype: Any) -> dict[str, Any]:
     if setup.vae and not Path(setup.vae).expanduser().exists():
         from diffusers import AutoencoderKL
 
-        parts["vae"] = AutoencoderKL.from_pretrained(setup.vae, **diffusers_arguments(dtype=dtype))
+        parts["vae"] = AutoencoderKL.from_pretrained(setup.vae, dtype=dtype)
     if setup.refiner:
         parts["refiner"] = _load_refiner(setup.refiner, dtype)
     if setup.upscaler:
@@ -182,7 +181,7 @@ def _load_refiner(source: str, dtype: Any) -> Any:
         return read_refiner(path, dtype=dtype)
     alone = path.is_dir() and (path / "config.json").is_file()
     place = {} if alone else {"subfolder": "unet"}
-    return UNet2DConditionModel.from_pretrained(source, **place, **diffusers_arguments(dtype=dtype))
+    return UNet2DConditionModel.from_pretrained(source, **place, dtype=dtype)
 
 
 class PipelineCache:

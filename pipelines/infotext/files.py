@@ -201,5 +201,5 @@ def _text_options(kind: str, infotext: str | None, texts: Mapping[str, str]) -> 
         return {"comment": infotext.encode("utf-8", "replace")}
     exif = Image.Exif()
     exif.endian = ">"
-    exif.get_ifd(EXIF_FOLDER)[USER_COMMENT] = COMMENT_UNICODE + infotext.encode("utf-16-be", "surrogatepass")
+    exif[EXIF_FOLDER] = {USER_COMMENT: COMMENT_UNICODE + infotext.encode("utf-16-be", "surrogatepass")}
     return {"exif": exif.tobytes()}

@@ -17,12 +17,12 @@ READING_METHODS = ("GET", "HEAD", "OPTIONS")
 class BodyLimit:
     """A body of more than `limit` bytes is refused (413) before it is read whole."""
 
-    def __init__(self, inner: Any, limit: int):
-        self.inner, self.limit = inner, limit
+    def __init__(self, app: Any, limit: int):
+        self.app, self.limit = app, limit
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
-            await self.inner(scope, receive, send)
+            await self.app(scope, receive, send)
             return
         announced = dict(scope["headers"]).get(b"content-length", b"0")
         if not announced.isdigit() or int(announced) > self.limit:
@@ -38,7 +38,7 @@ class BodyLimit:
                 raise HTTPException(413, self._too_large())
             return message
 
-        await self.inner(scope, counted, send)
+        await self.app(scope, counted, send)
 
     def _too_large(self) -> str:
         return f"The body of the request is larger than {self.limit} bytes. Send smaller pictures."
@@ -47,12 +47,12 @@ class BodyLimit:
 class BasicAuth:
     """HTTP Basic authentication by "user:password" pairs, compared in constant time and all of them each time."""
 
-    def __init__(self, inner: Any, pairs: Sequence[str]):
-        self.inner, self.pairs = inner, [pair.encode() for pair in pairs]
+    def __init__(self, app: Any, pairs: Sequence[str]):
+        self.app, self.pairs = app, [pair.encode() for pair in pairs]
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan" or self._knows(dict(scope["headers"]).get(b"authorization", b"")):
-            await self.inner(scope, receive, send)
+            await self.app(scope, receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
         else:
@@ -76,13 +76,13 @@ class ForeignPages:
     ("*": all); with `hosts`, also one that calls the server by another name, as after DNS rebinding.
     """
 
-    def __init__(self, inner: Any, origins: Sequence[str] = (), hosts: Sequence[str] = ()):
-        self.inner, self.origins, self.hosts = inner, set(origins), {host.lower() for host in hosts}
+    def __init__(self, app: Any, origins: Sequence[str] = (), hosts: Sequence[str] = ()):
+        self.app, self.origins, self.hosts = app, set(origins), {host.lower() for host in hosts}
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         refusal = None if scope["type"] == "lifespan" else self._refusal(scope)
         if refusal is None:
-            await self.inner(scope, receive, send)
+            await self.app(scope, receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
         else:
