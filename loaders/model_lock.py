@@ -11,7 +11,7 @@ other pipelines (`from_pipe` shares models). So each use of a model is announced
 """
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -137,3 +137,24 @@ def tokenizers_alone(*tokenizers: Any) -> Iterator[None]:
         for number in sorted(own):  # everybody takes them in one order
             locks.enter_context(model_gate().part_lock(own[number]))
         yield
+
+
+def making_modules() -> threading.RLock:
+    """Held while modules are made. Loading a model and putting an adapter on one change `nn.Module` itself for a
+    moment (accelerate, PEFT), for every thread of the process."""
+    return one_for_all_copies("making_modules", threading.RLock)
+
+
+def loaded_once(known: dict[Any, Any], key: Any, load: Callable[[], Any]) -> Any:
+    """known[key]; where it is not there, `load()` makes it. Of several threads that ask for it, one does."""
+    if key not in known:
+        with making_modules():
+            if key not in known:
+                known[key] = load()
+    return known[key]
+
+
+def moved_whole(model: Any, device: Any) -> Any:
+    """`model.to(device)`; a thread that asks while another one moves the model waits until all of it is there."""
+    with model_gate().part_lock(model):
+        return model.to(device)

@@ -11,15 +11,18 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from huggingface_hub import hf_hub_download, snapshot_download
 from torch import Generator, Tensor
+from torch.overrides import TorchFunctionMode
 
 from .data_files import PACKAGE_FILES, package_file
 from .downloads import PublishedFile, fetch_published
+from .model_lock import making_modules
 from .realesrgan_backend import realesrgan_network
 from .upscaler_model import UpscalerNetwork, read_upscaler_state, upscaler_network
 from .utils import LOGGER, NameFromText
@@ -28,6 +31,10 @@ from .weight_files import WeightFileError
 
 UPSCALER_WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 _UPSCALER_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
+_RANDOM_FUNCTIONS = (  # all of torch's
+    *("rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial", "uniform_", "normal_", "random_"),
+    *("bernoulli_", "exponential_", "geometric_", "cauchy_", "log_normal_"),
+)
 _REALESRGAN_RELEASES = "https://github.com/xinntao/Real-ESRGAN/releases/download"
 
 
@@ -148,15 +155,27 @@ class ImageUpscaler(ModelMixin, ConfigMixin):
         arguments = getattr(self.network, "hyperparameters", None)
         if arguments is None or generator.device.type != "cpu":
             return
-        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-            torch.set_rng_state(generator.get_state())
+        with making_modules(), _DrawnBy(generator), torch.device("cpu"):
             type(self.network)(**arguments)
-            after = torch.get_rng_state()
-        generator.set_state(after)  # outside the fork, which would take it back from torch's own generator
 
     def _works_in(self, dtype: torch.dtype) -> bool:
         unfit = {torch.float16: not self.parts.half, torch.bfloat16: not self.parts.bfloat16}
         return not unfit.get(dtype, False)
+
+
+class _DrawnBy(TorchFunctionMode):
+    """Inside the block this thread's random numbers come from a generator, and torch's own stays as it is."""
+
+    def __init__(self, generator: Generator):
+        super().__init__()
+        self.generator = generator
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        named = {"generator": None} if getattr(func, "__name__", "") in _RANDOM_FUNCTIONS else {}
+        named |= kwargs or {}
+        if "generator" in named and named["generator"] is None:  # `nn.init` names it always
+            named["generator"] = self.generator
+        return func(*args, **named)
 
 
 def load_upscaler(

@@ -107,6 +107,24 @@ def aside_file(path: Path) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
+def take_name(source: Path, target: Path) -> None:
+    """Move a file to a name that nothing has. Raises FileExistsError where something has, whichever process was
+    faster, and FileNotFoundError without `source`."""
+    try:
+        os.link(source, target)
+    except (FileExistsError, FileNotFoundError):
+        raise
+    except OSError:  # a file system without links
+        os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))  # from here on the name is ours
+        try:
+            source.replace(target)
+        except BaseException:
+            target.unlink(missing_ok=True)
+            raise
+    else:
+        source.unlink(missing_ok=True)
+
+
 def flush_to_disk(path: Path) -> None:
     """Wait until the system has written a file's content."""
     with path.open("rb+") as stream:

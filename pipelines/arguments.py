@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..loaders.faces.load import load_face_detector, load_face_restorer
+from ..loaders.model_lock import moved_whole
 from ..loaders.utils import unknown_choice
 from .argument_values import check_clip_skip
 from .checks import (
@@ -280,7 +281,8 @@ def _face_restoration(
         detector = pipe.attached.face_model("MTCNN", load_face_detector)
     device = pipe._execution_device
     weight = options["code_former_weight"] if fidelity is None else fidelity
-    restore = picture_restorer(restorer.to(device), detector.to(device), pipe.face_parser, fidelity=weight)
+    restorer, detector = moved_whole(restorer, device), moved_whole(detector, device)
+    restore = picture_restorer(restorer, detector, pipe.face_parser, fidelity=weight)
     return FaceRestoration(name, restore)
 
 

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..loaders.model_lock import model_gate
 from ..loaders.utils import unknown_choice
 from .control.guidance import ActiveControl, ControlGuidance, KeptImage, KeptRegion, PassControl
 from .control.units import ControlUnit, read_units
@@ -108,8 +109,9 @@ def networks_at_device(pipe: Any, control: PassControl) -> Iterator[None]:
     """
     device, moved = pipe._execution_device, []
     for model in dict.fromkeys(one.model for one in control.active):
-        if not any(hasattr(part, "_hf_hook") for part in model.modules()) and model.device != device:
-            moved.append(model.to(device))
+        if not any(hasattr(part, "_hf_hook") for part in model.modules()):
+            with model_gate().part_lock(model):  # another thread may be moving it: then until all of it is there
+                moved += [] if model.device == device else [model.to(device)]
     try:
         yield
     finally:

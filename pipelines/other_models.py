@@ -7,6 +7,7 @@ from typing import Any
 
 from diffusers import AutoencoderKL, DiffusionPipeline
 
+from ..loaders.model_lock import loaded_once
 from ..loaders.utils import NameFromText, unknown_choice
 from .prompt.text_encoder import RowCache
 
@@ -31,12 +32,13 @@ class OtherModels:
     def find(self, kind: str, name: str, argument: str) -> Any:
         """A "checkpoint" or "VAE" by name or path, as it was given; a name out of somebody's text is
         no path. Raises ValueError where there is none."""
-        for (own_kind, known), model in self._given.items():
+        given = list(self._given.items())  # another thread may add one meanwhile
+        for (own_kind, known), model in given:
             if own_kind == kind and name in (known, Path(known).stem, f"{known}.safetensors"):
                 return model
         if Path(name).expanduser().exists() and not isinstance(name, NameFromText):
             return Path(name).expanduser()
-        known_names = [known for own_kind, known in self._given if own_kind == kind]
+        known_names = [known for (own_kind, known), _ in given if own_kind == kind]
         adder = "add_checkpoint" if kind == "checkpoint" else "add_vae"
         raise ValueError(
             f"{unknown_choice(f'`{argument}`:', name, known_names)} Make the {kind} known with "
@@ -47,15 +49,17 @@ class OtherModels:
         """A pipeline of `pipe`'s class with another checkpoint, VAE, or both: pipelines, models or paths. name: what
         texts call the checkpoint, where nothing tells where it came from."""
         key = tuple(part if isinstance(part, (Path, str)) else id(part) for part in (checkpoint, vae))
-        if key not in self._made:
+
+        def load() -> tuple[Any, Any, Any]:
             made = _with_models(pipe, checkpoint, vae)
             if checkpoint is not None:
                 source = getattr(checkpoint, "config", {}).get("_name_or_path") or name
                 made.register_to_config(
                     _name_or_path=str(checkpoint if isinstance(checkpoint, Path) else source or "")
                 )
-            self._made[key] = (made, checkpoint, vae)  # held, so that ids stay theirs
-        return self._made[key][0]
+            return made, checkpoint, vae  # held, so that ids stay theirs
+
+        return loaded_once(self._made, key, load)[0]
 
 
 def hires_pipe(pipe: Any, model: Any) -> Any:

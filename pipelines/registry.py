@@ -13,6 +13,7 @@ from ..loaders.detectors.library import DetectorLibrary
 from ..loaders.hashes import model_hash
 from ..loaders.lora.library import NetworkLibrary
 from ..loaders.lora.read import Network
+from ..loaders.model_lock import loaded_once, making_modules
 from ..loaders.textual_inversion import (
     TextualInversion,
     embedding_folder_state,
@@ -43,9 +44,8 @@ class Attachments:
         self.detectors = DetectorLibrary()
         self.models = OtherModels()
         self.row_cache = RowCache()
-        self._folder_state: tuple = ()
-        self._folder_embeddings: dict[tuple, dict[str, TextualInversion]] = {}  # by widths, for that state
-        self._fitting: dict[tuple, dict[str, dict[str, Tensor]]] = {}  # by encoders and embeddings
+        self._folder_embeddings: tuple[tuple, dict[tuple, dict[str, TextualInversion]]] = ((), {})  # state, by widths
+        self._fitting: dict[tuple, tuple[dict[str, dict[str, Tensor]], Any]] = {}  # by encoders and embeddings
 
     def add_embedding(self, path: str | Path, name: str | None = None) -> str:
         """Make a textual inversion known by `name`, by default its own. Returns the name."""
@@ -80,27 +80,30 @@ class Attachments:
     ) -> dict[str, dict[str, Tensor]]:
         """Name -> vectors by text encoder, of those that are for these encoders; worked out once for the same ones."""
         key = (tuple(parts), tuple(widths), *((name, id(found)) for name, found in known.items()))
-        if key not in self._fitting:
+        fitting, _ = self._fitting.get(key, (None, None))
+        if fitting is None:
             fitting = {}
             for name, found in known.items():
                 try:
                     fitting[name] = dict(zip(parts, found.for_encoders(widths), strict=True))
                 except ValueError as error:
                     LOGGER.warning("%s Its name is read as plain text.", error)
-            self._fitting = {key: fitting}
-        return self._fitting[key]
+            self._fitting = {key: (fitting, known)}  # these held, so that ids stay theirs
+        return fitting
 
     def _known_embeddings(self, widths: Sequence[int] | None = None) -> dict[str, TextualInversion]:
         """All by name: those of the folder, read again only when its files changed, and those added."""
         if self.embeddings_folder is None:
             return dict(self.embeddings)
         state = embedding_folder_state(self.embeddings_folder)
-        if state != self._folder_state:
-            self._folder_state, self._folder_embeddings = state, {}
+        known, by_widths = self._folder_embeddings
+        if state != known:
+            by_widths = {}
+            self._folder_embeddings = state, by_widths
         wanted = tuple(widths or ())
-        if wanted not in self._folder_embeddings:
-            self._folder_embeddings[wanted] = read_embedding_folder(self.embeddings_folder, widths)[0]
-        return {**self._folder_embeddings[wanted], **self.embeddings}
+        if wanted not in by_widths:
+            by_widths[wanted] = read_embedding_folder(self.embeddings_folder, widths)[0]
+        return {**by_widths[wanted], **self.embeddings}
 
     def upscaler(self, name: str | None, component: UpscalerModel | None) -> tuple[str, UpscalerModel | str]:
         """What enlarges between the passes: its label in a text, and a filter's label or a model.
@@ -113,9 +116,7 @@ class Attachments:
             return upscaler_label(component), component
         if name in LATENT_UPSCALERS or name in PIXEL_FILTERS or name == "None":
             return name, name
-        if name not in self.upscalers:
-            self.upscalers[name] = load_upscaler(name)
-        return file_label(name), self.upscalers[name]
+        return file_label(name), loaded_once(self.upscalers, name, lambda: load_upscaler(name))
 
     def add_controlnet(self, model: Any, name: str | None, unet: Any) -> str:
         """Make a control network, or that in a file or folder, known by `name`, by default its own. Returns the name.
@@ -143,14 +144,14 @@ class Attachments:
                 unknown_choice("`control_units`: model", name, [*self.controlnets, *filter(None, named)])
                 + " Make one known with `pipe.add_controlnet(path)`, or name their folder: `pipe.controlnet_folder`."
             )
-        self.add_controlnet(name, stem, unet)
+        with making_modules():
+            if stem not in self.controlnets:  # another thread may have loaded it by now
+                self.add_controlnet(name, stem, unet)
         return self.controlnets[stem]
 
     def face_model(self, name: str, load: Callable[[str], Any]) -> Any:
         """A network for faces by name or path, loaded once by `load`."""
-        if name not in self.face_models:
-            self.face_models[name] = load(name)
-        return self.face_models[name]
+        return loaded_once(self.face_models, name, lambda: load(name))
 
 
 def upscaler_label(upscaler: Any) -> str:

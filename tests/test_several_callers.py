@@ -359,6 +359,8 @@ def test_multi_lora_pipelines_wait_too(tiny_sd: Path):
 
 def test_texts_are_cut_as_each_caller_asks(pipe):
     """diffusers sets in the tokenizer how it cuts and pads, and then lets it cut."""
+    if getattr(pipe.tokenizer, "backend_tokenizer", None) is None:
+        pytest.skip("this tokenizer is told with each text how to cut it")
     reached, encoded = threading.Event(), threading.Event()
 
     class Pausing(type(pipe.tokenizer)):

@@ -12,7 +12,6 @@ built from one list of merges, once.
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +19,7 @@ from pathlib import Path
 import huggingface_hub  # its names load when asked for
 
 from ..data_files import package_file
-from ..utils import cache_folder
+from ..utils import atomic_write, cache_folder
 
 
 def model_config_folder(
@@ -95,26 +94,20 @@ def _clip_merges_file() -> Path:
 
 
 def _written_folder(folder: Path, texts: Mapping[str, str]) -> Path:
-    """Write aside and move into place, so that another process never sees half a folder."""
-    if all((folder / name).is_file() for name in texts):
-        return folder
-    shutil.rmtree(folder, ignore_errors=True)  # something was cleared away from it
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}-"))
-    try:
-        tokenizer = clip_tokenizer_files()
-        for name, text in texts.items():
-            (aside / name).parent.mkdir(exist_ok=True)
-            (aside / name).write_text(text, encoding="utf-8")
-            if name.endswith("tokenizer_config.json"):
-                for part, content in tokenizer.items():
-                    (aside / name).with_name(part).write_text(content, encoding="utf-8", newline="\n")
-        aside.rename(folder)
-    except OSError:
-        if not folder.is_dir():  # another process may have been faster
-            raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    """The folder with these files, and with those of its tokenizers. Each file is whole as soon as it is there and is
+    never taken away: other processes make the same folder, or read from it, at the same time."""
+    tokenizers = [name.rpartition("/")[0] for name in texts if name.endswith("tokenizer_config.json")]
+    names = [*texts, *(f"{place}/{part}" for place in tokenizers for part in ("vocab.json", "merges.txt"))]
+    missing = [name for name in names if not (folder / name).is_file()]
+    words = clip_tokenizer_files() if any(name not in texts for name in missing) else {}
+    for name in missing:
+        content = texts[name] if name in texts else words[name.rpartition("/")[2]]
+        try:
+            with atomic_write(folder / name) as aside:
+                aside.write_text(content, encoding="utf-8", newline="\n")
+        except OSError:
+            if not (folder / name).is_file():  # another process may have been faster
+                raise
     return folder
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from diffusers import ModelMixin
 
 from ..faces.load import load_face_detector
+from ..model_lock import loaded_once
 from ..utils import LOGGER, NameFromText, unknown_choice
 from .yolo import YoloDetector
 
@@ -51,10 +52,10 @@ class DetectorLibrary:
         """
         face = self._face_name(name)
         if face is not None:
-            detector = self._load(face, lambda: load_face_detector(face))
+            detector = loaded_once(self._loaded, face, lambda: load_face_detector(face))
             return lambda picture: face_boxes(detector, picture)
         path = self.file(name)
-        yolo = self._load(str(path), lambda: YoloDetector(path))
+        yolo = loaded_once(self._loaded, str(path), lambda: YoloDetector(path))
         wanted = [part.strip() for part in classes.split(",") if part.strip()]
         return lambda picture: yolo(picture, confidence, wanted)
 
@@ -100,11 +101,6 @@ class DetectorLibrary:
         stand_in = FACE_DETECTOR_NAMES[self.fallback.lower()]
         LOGGER.warning("%s stands in for the detector %s: boxes, and so pictures, differ a little.", stand_in, name)
         return stand_in
-
-    def _load(self, key: str, load: Callable[[], Any]) -> Any:
-        if key not in self._loaded:
-            self._loaded[key] = load()
-        return self._loaded[key]
 
 
 def face_boxes(detector: ModelMixin, picture: np.ndarray) -> tuple[np.ndarray, np.ndarray, None]:

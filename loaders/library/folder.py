@@ -96,15 +96,16 @@ class WebUIFolder:
     def files(self, kind: str) -> list[LibraryFile]:
         """All files of a kind, folder by folder in natural order; looked for once, until `refresh`."""
         known_kinds([kind])
-        if kind not in self._files:
-            self._files[kind] = [
+        known = self._files  # `refresh`, perhaps of another thread, puts another one in its place
+        if kind not in known:
+            known[kind] = [
                 LibraryFile(
                     kind, _name_of(location), location, place, self._known_sha256(kind, location, place, stat), stat
                 )
                 for folder in self._folders[kind]
                 for location, place, stat in files_of_kind(kind, folder)
             ]
-        return self._files[kind]
+        return known[kind]
 
     def refresh(self) -> None:
         """Look at the folders again when next asked."""
@@ -171,8 +172,9 @@ class WebUIFolder:
     def _names_of(self, kind: str) -> dict[str, LibraryFile]:
         """By what a file of a kind is called: as written, and in lower case; later files do not hide earlier ones,
         except networks, of which the last counts as in the webui."""
-        if kind in self._names:
-            return self._names[kind]
+        known = self._names
+        if kind in known:
+            return known[kind]
         names: dict[str, LibraryFile] = {}
         files = self.files(kind) if kind != "lora" else self.files(kind)[::-1]
         for spelling in (str, str.lower):
@@ -181,7 +183,7 @@ class WebUIFolder:
                     names.setdefault(spelling(name), file)
         if kind == "lora":
             self._add_aliases(names, files)
-        self._names[kind] = names
+        known[kind] = names
         return names
 
     def _add_aliases(self, names: dict[str, LibraryFile], files: list[LibraryFile]) -> None:
@@ -277,12 +279,13 @@ class WebUIFolder:
         known = self._index.known(location, stat, "sha256")
         if known is not None or self.path is None or kind not in _WEBUI_WORDS:
             return known
-        if self._told is None:
-            self._told = webui_hashes(self.path)
+        told = self._told
+        if told is None:
+            told = self._told = webui_hashes(self.path)
         names = (f"{_WEBUI_WORDS[kind]}/{place}", f"{_WEBUI_WORDS[kind]}/{_stem(place.rpartition('/')[2])}")
         for table, fact in (("hashes", "sha256"), ("hashes-addnet", "tensors")):
-            for name in names if self._told[table] else ():
-                time, digest = self._told[table].get(name, (0.0, ""))
+            for name in names if told[table] else ():
+                time, digest = told[table].get(name, (0.0, ""))
                 if digest and stat.st_mtime <= time:
                     self._index.keep(location, stat, {fact: digest})
                     known = digest if fact == "sha256" else known

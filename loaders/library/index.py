@@ -32,7 +32,7 @@ class FileIndex:
         digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:16]
         self._place = cache_folder() / "library" / f"{digest}.json"
         self._facts: dict[str, dict[str, Any]] = self._kept()
-        self._changed = False
+        self._learnt: set[str] = set()  # paths of files of which something was learnt since it was saved
 
     def known(self, path: str, stat: os.stat_result, fact: str) -> str | None:
         """A fact that was worked out before: "sha256", "tensors" or "legacy"."""
@@ -48,7 +48,7 @@ class FileIndex:
         after = {**before, **stamp, **facts}
         if after != before:
             self._facts[path] = after
-            self._changed = True
+            self._learnt.add(path)
 
     def worked_out(
         self, path: str, stat: os.stat_result, fact: str, on_bytes: Callable[[int, int], None] | None = None
@@ -82,11 +82,13 @@ class FileIndex:
         return facts.get("size") == stat.st_size and facts.get("changed") == stat.st_mtime_ns
 
     def save(self) -> None:
-        """Write what was learnt since; a cache folder that cannot be written is done without."""
-        if self._changed:
+        """Write what was learnt since, beside what other processes have; a cache folder that cannot be written is done
+        without."""
+        learnt, self._learnt = self._learnt, set()
+        if learnt:
+            files = {**self._facts, **self._kept(), **{path: self._facts[path] for path in learnt}}
             with contextlib.suppress(OSError), atomic_write(self._place) as aside:
-                aside.write_text(json.dumps({"version": _INDEX_VERSION, "files": self._facts}), encoding="utf-8")
-            self._changed = False
+                aside.write_text(json.dumps({"version": _INDEX_VERSION, "files": files}), encoding="utf-8")
 
     def _kept(self) -> dict[str, dict[str, Any]]:
         try:

@@ -15,10 +15,12 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from threading import RLock
 from typing import NamedTuple
 
 from ..library.index import FileIndex
 from ..library.layout import FolderTimes, files_of_kind, natural_key
+from ..model_lock import model_gate
 from ..utils import LOGGER, near_names
 from ..weight_files import NetworkError
 from .block_weights import block_strengths
@@ -120,16 +122,18 @@ class NetworkLibrary:
     def folder(self, folder: str | Path | None) -> None:
         if folder is not None and not Path(folder).is_dir():
             raise ValueError(f"`{folder}` is no folder, so no networks can be found in it. Check the spelling.")
-        self._folder = None if folder is None else Path(folder)
-        self._in_folder = self._known = self._hashes = self._index = None
+        with self._alone():
+            self._folder = None if folder is None else Path(folder)
+            self._in_folder = self._known = self._hashes = self._index = None
 
     @property
     def entries(self) -> list[NetworkEntry]:
         """All files, in the order in which later ones hide earlier ones: the folder's sorted as people count, then
         those added."""
-        if self._in_folder is None:
-            self._in_folder = self._scan() if self._folder is not None else []
-        return [*self._in_folder, *self._added]
+        with self._alone():
+            if self._in_folder is None:
+                self._in_folder = self._scan() if self._folder is not None else []
+            return [*self._in_folder, *self._added]
 
     @property
     def forbidden_aliases(self) -> set[str]:
@@ -149,29 +153,34 @@ class NetworkLibrary:
                 f"`{name}` cannot be written in a tag, which ends names at `:`, `=` and `>`. Take another."
             )
         entry = NetworkEntry(name, network.metadata.get("ss_output_name", name), network.path, network.metadata)
-        self._added.append(entry)
-        self._known = self._hashes = None
         self._networks[_file_stamp(entry.path)] = network
+        with self._alone():
+            self._added.append(entry)
+            self._known = self._hashes = None
         return entry
 
     def find(self, name: str) -> NetworkEntry | None:
         """The file called `name`, or None. On a miss the folder is looked through once more, if files came or went."""
-        found = self._names().get(name)
-        if found is None and self._folder is not None and self._state is not None and not self._state.holds():
-            self._in_folder = self._known = self._hashes = None
+        with self._alone():
             found = self._names().get(name)
-        return found
+            if found is None and self._folder is not None and self._state is not None and not self._state.holds():
+                self._in_folder = self._known = self._hashes = None
+                found = self._names().get(name)
+            return found
 
     def find_by_hash(self, short_hash: str) -> NetworkEntry | None:
         """The file whose hash begins like this (at least 8 digits), or None: for names in others' images."""
         if len(short_hash) < 8:
             return None
-        if self._hashes is None:
-            self._hashes = [(found, entry) for entry in self.entries if (found := self._hash(entry))]
+        hashes, entries = self._hashes, self.entries
+        if hashes is None:
+            hashes = [(found, entry) for entry in entries if (found := self._hash(entry))]
             if self._index is not None:
                 self._index.save()
+            with self._alone():  # not while hashing, which takes its time
+                self._hashes = hashes if self.entries == entries else None
         asked = short_hash.lower()[:12]
-        return next((entry for found, entry in self._hashes if found.startswith(asked)), None)
+        return next((entry for found, entry in hashes if found.startswith(asked)), None)
 
     def network(self, name: str) -> Network:
         """The network called `name`, read once. Raises NetworkError, listing what is known, for an unknown name."""
@@ -180,7 +189,7 @@ class NetworkLibrary:
             raise NetworkError(self._unknown(name))
         stamp = _file_stamp(entry.path)
         if stamp not in self._networks:
-            self._networks[stamp] = read_network(entry.path)
+            self._networks.setdefault(stamp, read_network(entry.path))  # one for all calls, which compare them
         return self._networks[stamp]
 
     def uses(self, mentions: Iterable[NetworkMention]) -> list[tuple]:
@@ -190,8 +199,15 @@ class NetworkLibrary:
         """
         return [(self.network(mention.name), *mention.use) for mention in mentions]
 
+    def _alone(self) -> RLock:
+        """Held while what is known of the files is looked at and changed. Not in the library itself: it is copied."""
+        return model_gate().part_lock(self)
+
     def _names(self) -> dict[str, NetworkEntry]:
-        """Every name that finds a file; of equal ones the later file has it. An alias may hide another file's name."""
+        """Every name that finds a file; of equal ones the later file has it. An alias may hide another file's name.
+
+        For holders of `_alone`.
+        """
         if self._known is not None:
             return self._known
         entries, forbidden = self.entries, self.forbidden_aliases
@@ -227,7 +243,8 @@ class NetworkLibrary:
         return self._index.worked_out(str(entry.path), entry.path.stat(), "tensors")[:12]
 
     def _unknown(self, name: str) -> str:
-        names = sorted(self._names(), key=natural_key)
+        with self._alone():
+            names = sorted(self._names(), key=natural_key)
         near = near_names(name, names, 3)
         where = f"in `{self._folder}`" if self._folder is not None else "added"
         hint = f"Perhaps {' or '.join(f'`{n}`' for n in near)}? " if near else ""

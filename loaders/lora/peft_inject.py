@@ -12,6 +12,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.hotswap import hotswap_adapter_from_state_dict
 from torch import Tensor, nn
 
+from ..model_lock import making_modules
 from .peft_tuners import ComponentAdapter
 from .targets import PipeLayers
 
@@ -31,7 +32,7 @@ def inject_component(model: nn.Module, adapter: ComponentAdapter, name: str) -> 
 
     Raises RuntimeError where PEFT takes not just these tensors: the versions of PEFT and this file disagree.
     """
-    with warnings.catch_warnings(), _lora_innermost(model, adapter):
+    with making_modules(), warnings.catch_warnings(), _lora_innermost(model, adapter):
         warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
         inject_adapter_in_model(adapter.config, model, name, low_cpu_mem_usage=True, state_dict=adapter.state)
         left = set_peft_model_state_dict(model, adapter.state, name, low_cpu_mem_usage=True)
@@ -215,7 +216,7 @@ def _layer_state(layer: BaseTunerLayer) -> _LayerState:
 
 
 def _restore_layer(layer: BaseTunerLayer, state: _LayerState) -> None:
-    with warnings.catch_warnings():
+    with making_modules(), warnings.catch_warnings():  # the filter is every thread's
         warnings.filterwarnings("ignore", message="Adapter .* was active which is now deleted")
         for name in layer._get_available_adapters() - state.adapters:
             layer.delete_adapter(name)

@@ -25,7 +25,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from PIL import Image
 
-from ...loaders.utils import atomic_write
+from ...loaders.utils import atomic_write, take_name
 from ..infotext.files import save_picture
 from .job_names import FolderState, Job, choose_names, plain_file_name, record_paths
 
@@ -243,20 +243,14 @@ def _free_names(name: str) -> Iterator[str]:
 def place_file(source: Path, target: Path) -> None:
     """Move a file to a name that nothing has; FileExistsError where something has. Another process may do the same."""
     try:
-        os.link(source, target)
+        take_name(source, target)
     except FileNotFoundError:  # another process was faster
         return
     except FileExistsError:
         with contextlib.suppress(FileNotFoundError):
             if not os.path.samefile(source, target):
                 raise
-    except OSError as error:  # a file system without links
-        if target.exists():
-            raise FileExistsError(str(target)) from error
-        with contextlib.suppress(FileNotFoundError):
-            source.replace(target)
-        return
-    source.unlink(missing_ok=True)
+        source.unlink(missing_ok=True)
 
 
 def _is_file_entry(entry: Any) -> bool:

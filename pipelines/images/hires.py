@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Generator, Tensor, nn
 
+from ...loaders.model_lock import moved_whole
 from .upscale import WEBUI_TILE, WEBUI_TILE_OVERLAP, UpscalerModel, enlarge_picture
 from .vae import encode_pictures, latents_to_pixels, pixels_to_vae_input
 
@@ -156,7 +157,7 @@ def enlarge_latents(
         enlarged = upscale_latents(latents, upscaler, target.enlarged_height, target.enlarged_width)
         return crop_latents(enlarged, target)
     if isinstance(upscaler, nn.Module):
-        upscaler.to(latents.device)
+        moved_whole(upscaler, latents.device)
     return enlarge_through_pixels(
         vae,
         latents,

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 from .init_image import InitArguments, InitPictures, stretched_picture
 from .masks import LatentMasks, latent_masks
-from .vae import encode_pictures, pixels_to_vae_input
+from .vae import encode_pictures, finite_or_float32, pixels_to_vae_input
 
 
 class InitLatents(NamedTuple):
@@ -118,6 +118,7 @@ def takes_inpainting_channels(unet: Any, channels: int) -> bool:
 def blank_channels(vae: Any, width: int, height: int, count: int, device: torch.device) -> Tensor:
     """What an inpainting UNet sees where nothing is given: all is to be painted, over grey. (count, 1 + c, h, w) for
     an image of width x height pixels."""
-    grey = torch.zeros((1, 3, height, width), device=device, dtype=vae.dtype)
-    hidden = vae.encode(grey).latent_dist.mode().float() * vae.config.scaling_factor
+    grey = torch.zeros((1, 3, height, width), device=device)
+    (mode,) = finite_or_float32(vae, lambda x: vae.encode(x).latent_dist.mode(), [grey], "encoded grey")
+    hidden = mode * vae.config.scaling_factor
     return inpainting_channels(torch.ones((1, 1, height, width), device=device), hidden.expand(count, -1, -1, -1))

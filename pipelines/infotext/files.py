@@ -9,14 +9,13 @@ GIF                comment
 >>> call_arguments(parse_infotext(read_infotext("fox.webp")))
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, PngImagePlugin
 
-from ...loaders.utils import aside_file, atomic_write, flush_to_disk
+from ...loaders.utils import aside_file, atomic_write, flush_to_disk, take_name
 from .embedded import COMMENT_UNICODE, EXIF_FOLDER, PARAMETERS_CHUNK, USER_COMMENT, embedded_texts
 from .filenames import next_picture_number, picture_name
 from .other_programs import read_tool_text
@@ -139,11 +138,9 @@ def _put_where_free(aside: Path, path: Path) -> Path:
         if chosen.exists():
             continue
         try:
-            os.link(aside, chosen)
+            take_name(aside, chosen)
         except FileExistsError:
             continue
-        except OSError:  # a file system without links
-            aside.replace(chosen)
         return chosen
     raise ValueError(f"`{path}`: all numbers behind this name are taken. Choose another pattern or folder.")
 

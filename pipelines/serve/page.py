@@ -260,10 +260,10 @@ class Page:
     ) -> AsyncIterator[dict[Any, Any] | tuple[Any, ...]]:
         """Draw in the worker's queue, showing how far it is; the new picture goes before the earlier ones."""
         visitor = str(request.session_hash)
-        if visitor in self._jobs:  # one at a time for everybody
+        _, reading, _ = await self._reading(box, sent)
+        if visitor in self._jobs:  # one at a time for everybody; asked here, where nobody else comes between
             yield _shown()
             return
-        _, reading, _ = await self._reading(box, sent)
         try:
             changes = PageChanges(seed, steps, hires or HIRES_AS_WRITTEN)
             generation = page_generation(reading, changes, self.shelf.settings)

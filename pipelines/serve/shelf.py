@@ -1,6 +1,5 @@
 """The models and files that a server may use, and the model in hand. Files are found by name, never by path."""
 
-import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -14,6 +13,7 @@ from ...loaders.checkpoint.describe import describe_checkpoint
 from ...loaders.checkpoint.load import read_refiner
 from ...loaders.checkpoint.vae import load_vae
 from ...loaders.faces.load import load_face_restorer
+from ...loaders.model_lock import model_gate
 from ...loaders.upscaler import UPSCALER_LABELS, load_upscaler
 from ...loaders.utils import NameFromRequest, unknown_choice
 from ..face_restore import FaceRestorePipeline
@@ -49,7 +49,6 @@ class ModelShelf:
         self.settings["sd_model_checkpoint"] = first[0]["title"] if first else ""
         self._loaded = self.settings["sd_model_checkpoint"] if self._pipe is not None else None
         self._vae = self._own_vae = self._refiner = None
-        self._previews = threading.Lock()
 
     @property
     def version(self) -> str:
@@ -95,7 +94,8 @@ class ModelShelf:
         """Let the model go. One that was given, and not found in a library, only leaves the accelerator."""
         if self._pipe is None:
             return
-        self._pipe.to("cpu")
+        with model_gate().part_lock(self._pipe.vae):  # until a preview is done
+            self._pipe.to("cpu")
         if self.library is not None:
             self._pipe = self._loaded = None
 
@@ -184,7 +184,11 @@ class ModelShelf:
     def preview(self, progress: Progress) -> str | None:
         """base64 of what the latents of the last step look like, small; None where there is nothing to see."""
         latents, pipe = progress.latents, self._pipe
-        if latents is None or pipe is None or not self._previews.acquire(blocking=False):
+        if latents is None or pipe is None:
+            return None
+        vae = pipe.vae
+        in_use = model_gate().part_lock(vae)
+        if not in_use.acquire(blocking=False):  # what is drawn goes first
             return None
         try:
             small = latents[:1].detach()
@@ -192,11 +196,11 @@ class ModelShelf:
             if side > PREVIEW_SIDE:
                 small = torch.nn.functional.interpolate(small, scale_factor=PREVIEW_SIDE / side, mode="area")
             with torch.no_grad():
-                pixels = pipe.vae.decode(small.to(pipe.vae.dtype) / pipe.vae.config.scaling_factor).sample
+                pixels = vae.decode(small.to(vae.device, vae.dtype) / vae.config.scaling_factor).sample
             levels = ((pixels[0].float() / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
             return encode_picture(Image.fromarray(levels), None, "jpg")
         finally:
-            self._previews.release()
+            in_use.release()
 
     # --- pictures
 
@@ -272,19 +276,21 @@ class ModelShelf:
 
     def loras(self) -> list[dict[str, Any]]:
         """The networks that prompts may name."""
-        known = self.names("lora") if self._pipe is None else [entry.name for entry in self._pipe.networks.entries]
+        pipe = self._pipe  # the worker may let it go meanwhile
+        known = self.names("lora") if pipe is None else [entry.name for entry in pipe.networks.entries]
         return [{"name": name, "alias": name, "path": None, "metadata": {}} for name in known]
 
     def embeddings(self) -> dict[str, Any]:
         """The textual inversions that prompts may name."""
-        known = list(self._pipe.attached.embeddings) if self._pipe is not None else []
-        names = sorted({*known, *self.names("embedding")})
+        pipe = self._pipe
+        names = sorted({*([] if pipe is None else pipe.attached.embeddings), *self.names("embedding")})
         fact = {"step": None, "sd_checkpoint": None, "sd_checkpoint_name": None, "shape": None, "vectors": None}
         return {"loaded": {name: dict(fact) for name in names}, "skipped": {}}
 
     def upscalers(self) -> list[str]:
         """Labels that enlarge: the two filters, the Real-ESRGAN models, the library's files."""
-        own = [] if self._pipe is None else self._pipe.attached.upscalers
+        pipe = self._pipe
+        own = [] if pipe is None else pipe.attached.upscalers
         return list(dict.fromkeys(["None", *PIXEL_FILTERS, *UPSCALER_LABELS, *self.names("upscaler"), *own]))
 
     def latent_upscalers(self) -> list[str]:
@@ -297,7 +303,8 @@ class ModelShelf:
 
     def controlnets(self) -> list[str]:
         """Names for the units' `model`."""
-        own = [] if self._pipe is None else self._pipe.attached.controlnets
+        pipe = self._pipe
+        own = [] if pipe is None else pipe.attached.controlnets
         return sorted({*self.names("controlnet"), *own})
 
     def refresh(self) -> None:
