@@ -3,7 +3,9 @@
 from functools import lru_cache
 from pathlib import Path
 
-from diffusers import UNet2DConditionModel
+import torch
+from diffusers import DiffusionPipeline, UNet2DConditionModel
+from diffusers.utils import BaseOutput
 from recordings import GOLDEN
 from webui_diffusers.pipelines.options import WEBUI_OPTIONS
 
@@ -62,6 +64,14 @@ def job_arguments(run: dict) -> dict:
             "hires_schedule": p["hr_scheduler"],
         }
     return given
+
+
+def drawn_and_latents(pipe: DiffusionPipeline, given: dict) -> tuple[BaseOutput, torch.Tensor]:
+    """What a call gives, and the latents that its images were decoded from: the last that the VAE was given."""
+    seen: list[torch.Tensor] = []
+    with pipe.vae.post_quant_conv.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0])):
+        drawn = pipe(**given)
+    return drawn, torch.cat(seen[-len(drawn.images) :]) * pipe.vae.config.scaling_factor
 
 
 def tiny_upscaler(label: str) -> Path:

@@ -17,6 +17,7 @@ from diffusers.modular_pipelines.modular_pipeline import SequentialPipelineBlock
 from recorded_jobs import job_arguments, job_refiner
 from recordings import GOLDEN, recorded_runs
 from safetensors.torch import load_file
+from tiny_models import pipeline_with_copies
 from webui_diffusers.loaders import merged_networks, read_network
 from webui_diffusers.pipelines import PromptEncoder, WebUITxt2ImgPipeline
 from webui_diffusers.pipelines.blocks import (
@@ -36,15 +37,13 @@ from webui_diffusers.pipelines.blocks.modular_api import check_diffusers
 
 
 PARTS = [WebUILoraStep, WebUITextEncoderStep, WebUIDenoiseStep, WebUIHiresStep, WebUIDecodeStep]
-CALL = {"num_inference_steps": 3, "output_type": "latent"}
+CALL = {"num_inference_steps": 2, "output_type": "latent"}
 SEEDED = {"seed": 1, "sampler": "Euler", **CALL}
 
 
 @pytest.fixture(scope="module")
-def pipe(tiny_sdxl) -> WebUITxt2ImgPipeline:
-    found = WebUITxt2ImgPipeline.from_pretrained(tiny_sdxl, dtype=torch.float32)
-    found.set_progress_bar_config(disable=True)
-    return found
+def pipe() -> WebUITxt2ImgPipeline:
+    return pipeline_with_copies(WebUITxt2ImgPipeline, "tiny-sdxl-e2e")
 
 
 def modular(blocks, pipe, **components):
@@ -332,7 +331,7 @@ def test_diffusers_text_encoder_before_our_denoise(pipe):
         (in_place, ["a circle", "b"], 1),
         (in_place, ["a"], 2),
     ):
-        given = {"num_images_per_prompt": each, **SEEDED}
+        given = {"num_images_per_prompt": each, **SEEDED, "num_inference_steps": 3}
         expected = pipe(prompts, negative_prompt="dark", guidance_scale=7.5, **given).images
         asked = {"prompt": prompts, "negative_prompt": ["dark"] * len(prompts), **given, "output": "latents"}
         torch.testing.assert_close(modular(blocks, pipe)(**asked), expected, atol=1e-4, rtol=0)
@@ -350,11 +349,11 @@ def test_diffusers_prepared_noise_is_drawn_from_where_no_seed_is_given(pipe):
 
 def test_hires_after_diffusers_blocks_is_the_pipelines_second_pass(pipe):
     mixed = modular(sequence(**stock(decode=None), hires=WebUIHiresStep), pipe)
-    given = {"seed": 1, "sampler": "Euler", "num_inference_steps": 3, "hires_scale": 1.5}
+    given = {"seed": 1, "sampler": "Euler", "num_inference_steps": 2, "hires_scale": 1.5}
     noise = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(1))
     drawn = mixed(prompt="a circle", latents=noise, **given)
     alone = modular(WebUIHiresStep(), pipe)
-    first = modular(sequence(**stock(decode=None)), pipe)(prompt="a circle", latents=noise, num_inference_steps=3)
+    first = modular(sequence(**stock(decode=None)), pipe)(prompt="a circle", latents=noise, num_inference_steps=2)
     assert drawn.latents.shape == (1, 4, 12, 12)
     assert torch.equal(alone(prompt="a circle", latents=first.latents, **given, output="latents"), drawn.latents)
     assert torch.equal(alone(prompt="a", latents=noise, seed=1, sampler="Euler", output="latents"), noise)
@@ -396,7 +395,7 @@ def test_a_guider_guides_our_euler_as_it_guides_diffusers_own(pipe, name):
         "prompt": "a red circle",
         "negative_prompt": "dark",
         "latents": noise,
-        "num_inference_steps": 6,
+        "num_inference_steps": 4,
         "output": "latents",
     }
     theirs = modular(sequence(**stock(decode=None)), pipe, scheduler=scheduler, guider=make())
@@ -415,10 +414,10 @@ def test_a_guider_sees_each_piece_of_and_as_a_prompt(pipe):
     guided = modular(
         WebUIXLBlocks(), pipe, guider=ClassifierFreeGuidance(guidance_scale=4.0, use_original_formulation=True)
     )
-    given = {"negative_prompt": "dark", **SEEDED, "output": "latents"}
+    given = {"negative_prompt": "dark", **SEEDED, "num_inference_steps": 3}
     torch.testing.assert_close(
-        guided(prompt="a circle AND b :0.5", **given),
-        pipe("a circle AND b :0.5", negative_prompt="dark", guidance_scale=5.0, **SEEDED).images,
+        guided(prompt="a circle AND b :0.5", **given, output="latents"),
+        pipe("a circle AND b :0.5", guidance_scale=5.0, **given).images,
         atol=1e-4,
         rtol=0,
     )
@@ -473,10 +472,8 @@ def test_embeddings_leave_with_the_dtype_of_the_encoder(pipe):
 
 
 @pytest.fixture(scope="module")
-def sd_pipe(tiny_sd):
-    found = WebUITxt2ImgPipeline.from_pretrained(tiny_sd, dtype=torch.float32)
-    found.set_progress_bar_config(disable=True)
-    return found
+def sd_pipe():
+    return pipeline_with_copies(WebUITxt2ImgPipeline, "tiny-sd")
 
 
 def test_the_blocks_for_sd_draw_what_the_pipeline_draws(sd_pipe, golden):

@@ -7,7 +7,6 @@ import pytest
 import torch
 from accelerate import cpu_offload, cpu_offload_with_hook
 from diffusers import (
-    AutoencoderKL,
     ConfigMixin,
     ControlNetModel,
     ModelMixin,
@@ -22,6 +21,7 @@ from peft import LoraConfig
 from PIL import Image
 from recordings import GOLDEN
 from safetensors.torch import save_file
+from tiny_models import pipeline_with_copies
 from webui_diffusers.pipelines import WebUIImg2ImgPipeline, WebUITxt2ImgPipeline
 
 
@@ -42,9 +42,7 @@ def network(name: str = "tiny-controlnet") -> ControlNetModel:
 
 
 def loaded(control, model: str = "tiny-sd", kind: type = WebUITxt2ImgPipeline):
-    pipe = kind.from_pretrained(GOLDEN / model, controlnet=control, dtype=torch.float32)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return pipeline_with_copies(kind, model, controlnet=control)
 
 
 @pytest.fixture(scope="module")
@@ -59,12 +57,12 @@ def own():
 
 
 def latents(pipe, **given):
-    call = {"prompt": "a (red:1.2) circle", "seed": 7, "sampler": "Euler a", "num_inference_steps": 3, **given}
+    call = {"prompt": "a (red:1.2) circle", "seed": 7, "sampler": "Euler a", "num_inference_steps": 2, **given}
     return pipe(**call, output_type="latent").images
 
 
 def drawn(pipe, **given):
-    call = {"prompt": "a red circle", "num_inference_steps": 3, **given}
+    call = {"prompt": "a red circle", "num_inference_steps": 2, **given}
     return np.asarray(pipe(**call, generator=torch.Generator().manual_seed(5), output_type="np").images)
 
 
@@ -117,7 +115,6 @@ def test_a_vae_that_works_in_tiles_decodes_what_was_drawn_under_control(own):
     given = {"control_units": [{**UNIT, "module": "inpaint_only", "mask": Image.new("L", (64, 64), 255)}]}
     large = {"width": 128, "height": 128, "output_type": "np", "seed": 1, "sampler": "Euler", "num_inference_steps": 2}
     whole = own("a circle", **large, **given).images
-    own.vae = AutoencoderKL.from_pretrained(GOLDEN / "tiny-sd" / "vae")
     own.vae.tile_sample_min_size, own.vae.tile_latent_min_size = 64, 8
     own.vae.enable_tiling()
     tiled = own("a circle", **large, **given).images
@@ -171,8 +168,9 @@ def test_a_callback_may_change_latents_scale_and_mind(sd):
     names = ["latents", "prompt_embeds"]
     changed = latents(sd, **given, callback_on_step_end=look, callback_on_step_end_tensor_inputs=names)
     assert steps == [(0, (1, 4, 8, 8), 2), (1, (1, 4, 8, 8), 1), (2, (1, 4, 8, 8), 1)]
-    assert torch.isfinite(changed).all() and not torch.allclose(changed, latents(sd, **given), atol=1e-2)
-    assert torch.equal(latents(sd, **given), latents(sd, **given))  # nothing of it is left
+    plain = latents(sd, **given)
+    assert torch.isfinite(changed).all() and not torch.allclose(changed, plain, atol=1e-2)
+    assert torch.equal(latents(sd, **given), plain)  # nothing of it is left
 
 
 def test_a_stopped_first_pass_makes_no_second(sd):
@@ -199,17 +197,17 @@ class PaintedFace(ModelMixin, ConfigMixin):
 
 
 def test_faces_are_restored_in_images_drawn_under_control(own):
-    photo = Image.open(FACES / "astro_320.png").convert("RGB")
+    photo = Image.open(FACES / "astro_320.png").convert("RGB").crop((60, 10, 252, 202))
     mask = Image.new("L", photo.size)
     mask.paste(255, (0, 0, 16, 16))
     unit = {"image": photo, "mask": mask, "module": "inpaint_only"}  # what is not masked is kept
-    given = {"seed": 1, "sampler": "Euler", "num_inference_steps": 1, "width": 320, "height": 320}
+    given = {"seed": 1, "sampler": "Euler", "num_inference_steps": 1, "width": 192, "height": 192}
     own.face_restorer = PaintedFace()
     own("a circle", control_units=[unit], **given)
     assert own.face_restorer.faces == 0
     image = own("a circle", control_units=[unit], restore_faces="CodeFormer", **given).images[0]
     assert own.face_restorer.faces == 1
-    assert np.abs(np.asarray(image)[129, 156].astype(int) - (255, 0, 0)).max() <= 2
+    assert np.abs(np.asarray(image)[119, 96].astype(int) - (255, 0, 0)).max() <= 2
 
 
 # --- handed on

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_models import pipeline_with_copies
 from webui_diffusers.loaders import load_upscaler
 from webui_diffusers.pipelines import (
     WebUIImg2ImgPipeline,
@@ -21,9 +22,8 @@ PLAIN = {"num_inference_steps": 2, "output_type": "np"}
 
 
 @pytest.fixture(scope="module")
-def pipe(tiny_sd: Path, golden: Path) -> WebUITxt2ImgPipeline:
-    pipe = WebUITxt2ImgPipeline.from_pretrained(tiny_sd, dtype=torch.float32)
-    pipe.set_progress_bar_config(disable=True)
+def pipe(golden: Path) -> WebUITxt2ImgPipeline:
+    pipe = pipeline_with_copies(WebUITxt2ImgPipeline, "tiny-sd")
     pipe.add_embedding(golden / "prompt" / "ti" / "zorbstyle.pt")
     return pipe
 

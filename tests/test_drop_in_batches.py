@@ -1,6 +1,6 @@
 """A picture by diffusers' arguments depends on nothing else in its batch; weighted and long prompts are diffusers'."""
 
-from pathlib import Path
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -12,28 +12,23 @@ from diffusers import (
     StableDiffusionXLPipeline,
 )
 from peft import LoraConfig, inject_adapter_in_model
+from tiny_models import pipeline_around, pipeline_with_copies
 from webui_diffusers.pipelines import PromptEncoder, WebUIImg2ImgPipeline, WebUITxt2ImgPipeline
 
 
 LONG = "a blue square, " * 30  # three chunks
-CALL = {"num_inference_steps": 3, "guidance_scale": 6.0, "output_type": "np"}
+CALL = {"num_inference_steps": 2, "guidance_scale": 6.0, "output_type": "np"}
 STATIC = "a (red:1.3) circle, " + LONG
 
 
-def loaded(folder: Path, cls: type[DiffusionPipeline]) -> DiffusionPipeline:
-    pipe = cls.from_pretrained(folder, dtype=torch.float32)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-@pytest.fixture(scope="module", params=["tiny_sd", "tiny_sdxl"])
+@pytest.fixture(scope="module", params=["tiny-sd", "tiny-sdxl-e2e"])
 def pipe(request) -> WebUITxt2ImgPipeline:
-    return loaded(request.getfixturevalue(request.param), WebUITxt2ImgPipeline)
+    return pipeline_with_copies(WebUITxt2ImgPipeline, request.param)
 
 
 @pytest.fixture
-def xl(tiny_sdxl: Path) -> WebUITxt2ImgPipeline:
-    return loaded(tiny_sdxl, WebUITxt2ImgPipeline)
+def xl() -> WebUITxt2ImgPipeline:
+    return pipeline_with_copies(WebUITxt2ImgPipeline, "tiny-sdxl-e2e")
 
 
 def stock_of(pipe: WebUITxt2ImgPipeline) -> DiffusionPipeline:
@@ -75,11 +70,11 @@ def test_a_weighted_long_prompt_is_drawn_by_diffusers_from_its_encoding(pipe, gi
     expected = stock_of(pipe)(**encoded, generator=generators(1)[0], **CALL | given).images
     output = pipe(STATIC, negative_prompt=LONG, generator=generators(1)[0], **CALL | given)
     assert np.array_equal(output.images, expected)
-    assert output.infotexts[0].startswith(f"{STATIC}\nNegative prompt: {LONG}\nSteps: 3, Sampler: ")
+    assert output.infotexts[0].startswith(f"{STATIC}\nNegative prompt: {LONG}\nSteps: 2, Sampler: ")
 
 
-def test_an_argument_that_only_diffusers_reads_goes_with_a_weighted_prompt(tiny_sdxl):
-    pipe, image = loaded(tiny_sdxl, WebUIImg2ImgPipeline), np.zeros((1, 64, 64, 3), np.float32)
+def test_an_argument_that_only_diffusers_reads_goes_with_a_weighted_prompt():
+    pipe, image = pipeline_around(WebUIImg2ImgPipeline, "tiny-sdxl-e2e"), np.zeros((1, 64, 64, 3), np.float32)
     given = {"image": image, "denoising_start": 0.5, "aesthetic_score": 7.0, **CALL}
     stock = StableDiffusionXLImg2ImgPipeline(**pipe.components)
     expected = stock(**PromptEncoder.from_pipe(pipe)(STATIC, LONG), generator=generators(1)[0], **given).images
@@ -88,6 +83,7 @@ def test_an_argument_that_only_diffusers_reads_goes_with_a_weighted_prompt(tiny_
 
 
 def test_rows_are_padded_as_the_tokenizers_settings_say(xl):
+    xl.tokenizer_2 = deepcopy(xl.tokenizer_2)
     xl.tokenizer_2.pad_token = xl.tokenizer_2.eos_token
     expected = stock_of(xl)("a red circle", generator=generators(1), **CALL).images[0]
     for neighbour in (LONG, "a [blue:green:0.5] square"):
@@ -147,4 +143,4 @@ def test_a_folder_without_a_first_text_encoder_is_saved_and_loaded(xl, tmp_path)
     parts = {name: part for name, part in xl.components.items() if name not in ("text_encoder", "tokenizer")}
     alone = WebUITxt2ImgPipeline(**parts, text_encoder=None, tokenizer=None)
     alone.save_pretrained(tmp_path)
-    assert loaded(tmp_path, WebUITxt2ImgPipeline).text_encoder is None
+    assert WebUITxt2ImgPipeline.from_pretrained(tmp_path).text_encoder is None

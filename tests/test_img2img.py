@@ -22,9 +22,10 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from PIL import Image, ImageDraw
-from recorded_jobs import sampling_arguments
+from recorded_jobs import drawn_and_latents, sampling_arguments
 from recordings import GOLDEN, recorded_runs
 from safetensors.torch import load_file
+from tiny_models import pipeline_around, pipeline_with_copies
 from webui_diffusers.pipelines import WebUIImg2ImgPipeline, WebUITxt2ImgPipeline
 from webui_diffusers.pipelines.images.fit import RESIZE_MODES
 from webui_diffusers.pipelines.images.init_image import MASKED_CONTENTS, batch_rows, pictures_to_start_from
@@ -35,7 +36,7 @@ MODELS = {"sampling": "tiny-sd", "sampling_xl": "tiny-sdxl-e2e"}
 LOOSE = ("SDE", "adaptive", "PLMS")  # they amplify the last bits of a UNet
 UNSET = {"seed_resize_from_w": 0, "seed_resize_from_h": 0}  # what the SDXL recordings leave out
 PLAIN = {"num_inference_steps": 4, "guidance_scale": 6.0, "output_type": "np"}
-WEBUI = {"num_inference_steps": 4, "guidance_scale": 6.0, "seed": 1, "sampler": "Euler"}
+WEBUI = {"num_inference_steps": 2, "guidance_scale": 6.0, "seed": 1, "sampler": "Euler"}
 
 
 def runs() -> list:
@@ -47,15 +48,11 @@ def runs() -> list:
     ]
 
 
-def loaded(cls: type, name: str, **kwargs) -> DiffusionPipeline:
-    pipe = cls.from_pretrained(GOLDEN / name, dtype=torch.float32, **kwargs)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
 @lru_cache(maxsize=2)
 def recorded_pipeline(name: str) -> WebUIImg2ImgPipeline:
-    return loaded(WebUIImg2ImgPipeline, name)
+    pipe = WebUIImg2ImgPipeline.from_pretrained(GOLDEN / name, dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 @pytest.fixture
@@ -68,15 +65,15 @@ def ours() -> Iterator[WebUIImg2ImgPipeline]:
 
 @pytest.fixture
 def theirs(ours: WebUIImg2ImgPipeline) -> StableDiffusionImg2ImgPipeline:
-    pipe = StableDiffusionImg2ImgPipeline.from_pretrained(GOLDEN / "tiny-sd", **theirs_parts(ours))
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return stock(StableDiffusionImg2ImgPipeline, ours)
 
 
-def theirs_parts(pipe: DiffusionPipeline) -> dict:
-    """The models of a pipeline of ours, for one of diffusers'."""
+def stock(kind: type, pipe: DiffusionPipeline) -> DiffusionPipeline:
+    """A pipeline of diffusers' around the models of one of ours."""
     names = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
-    return {name: pipe.components[name] for name in names} | {"safety_checker": None}
+    made = kind(**{name: pipe.components[name] for name in names}, safety_checker=None, feature_extractor=None)
+    made.set_progress_bar_config(disable=True)
+    return made
 
 
 def photo(width: int = 64, height: int = 64, seed: int = 0) -> Image.Image:
@@ -136,11 +133,9 @@ def test_the_picture_is_the_webuis(folder: str, run: dict, file: Path):
     stored, pipe = load_file(file), recorded_pipeline(MODELS[folder])
     given = arguments(run, stored)
     torch.manual_seed(run["global_seed_before_run"])
-    latents = pipe(**given, output_type="latent").images
+    drawn, latents = drawn_and_latents(pipe, given)
     tolerance = 1e-3 if any(word in given["sampler"] for word in LOOSE) else 1e-4
     torch.testing.assert_close(latents, stored["latents"], atol=tolerance, rtol=0)
-    torch.manual_seed(run["global_seed_before_run"])
-    drawn = pipe(**given)
     pictures = np.stack([np.asarray(picture) for picture in drawn.images])
     assert np.abs(pictures.astype(int) - stored["images"].numpy()).max() <= 1
     fields = parse_infotext(drawn.infotexts[0])
@@ -166,7 +161,7 @@ def test_diffusers_arguments_alone_give_diffusers_picture(theirs, ours, schedule
 
 
 def test_sdxl_is_diffusers_too():
-    theirs = loaded(StableDiffusionXLImg2ImgPipeline, "tiny-sdxl-e2e", add_watermarker=False)
+    theirs = pipeline_around(StableDiffusionXLImg2ImgPipeline, "tiny-sdxl-e2e", add_watermarker=False)
     ours = recorded_pipeline("tiny-sdxl-e2e")
     for given in (
         {"strength": 0.6, "negative_prompt": "dark"},
@@ -223,7 +218,7 @@ def test_transparent_pictures_are_laid_on_a_colour_before_diffusers_sees_them(ou
 
 
 def test_pipelines_are_made_from_each_other(ours, theirs):
-    made = WebUIImg2ImgPipeline.from_pipe(loaded(WebUITxt2ImgPipeline, "tiny-sd"))
+    made = WebUIImg2ImgPipeline.from_pipe(pipeline_with_copies(WebUITxt2ImgPipeline, "tiny-sd"))
     given = {**WEBUI, "image": photo(), "output_type": "np", "generator": seeded(1)}
     expected = ours("(a red circle:1.2)", **given).images
     given["generator"].manual_seed(1)
@@ -380,7 +375,7 @@ def test_the_overlay_and_the_colours_are_options(ours):
 
 @pytest.mark.parametrize("scheduler", [DDIMScheduler, EulerDiscreteScheduler])
 def test_a_mask_with_a_scheduler_is_diffusers_inpainting(ours, scheduler):
-    theirs = StableDiffusionInpaintPipeline.from_pretrained(GOLDEN / "tiny-sd", **theirs_parts(ours))
+    theirs = stock(StableDiffusionInpaintPipeline, ours)
     for pipe in (theirs, ours):
         pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
     given = {"image": photo(), "mask_image": box_mask((16, 8, 48, 40)), "strength": 0.7, "num_inference_steps": 6}
@@ -418,7 +413,7 @@ def heard_channels(pipe: DiffusionPipeline, **given) -> torch.Tensor:
 
 def test_an_inpainting_unet_is_shown_what_diffusers_shows_it(ours):
     ours.register_modules(unet=inpainting_unet(ours.unet, 1), vae=sharp_vae(ours.vae))
-    theirs = StableDiffusionInpaintPipeline.from_pretrained(GOLDEN / "tiny-sd", **theirs_parts(ours))
+    theirs = stock(StableDiffusionInpaintPipeline, ours)
     given = {"prompt": "a", "image": photo(), "mask_image": box_mask((16, 8, 48, 40)), "strength": 0.7}
     given |= {"num_inference_steps": 3, "generator": seeded(1)}
     expected = heard_channels(theirs, **given)
@@ -464,9 +459,11 @@ def test_a_callback_sees_every_step_and_may_stop(ours):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_draws_nearly_the_same(ours, dtype):
-    half = loaded(WebUIImg2ImgPipeline, "tiny-sd").to(dtype)
-    given = {**WEBUI, "strength": 0.6, "mask_image": box_mask((16, 8, 48, 40)), "output_type": "np"}
-    first, second = (pipe("a (red:1.2) circle", photo(), generator=seeded(1), **given).images for pipe in (ours, half))
+    half = pipeline_with_copies(WebUIImg2ImgPipeline, "tiny-sd").to(dtype)
+    given = {**WEBUI, "strength": 0.6, "mask_image": box_mask((8, 8, 24, 24), 32, 32), "output_type": "np"}
+    first, second = (
+        pipe("a (red:1.2) circle", photo(32, 32), generator=seeded(1), **given).images for pipe in (ours, half)
+    )
     assert np.abs(first - second).mean() < 0.05
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
+from tiny_models import pipeline_with_copies
 from webui_diffusers.loaders import NetworkError
 from webui_diffusers.loaders.lora import merge
 from webui_diffusers.loaders.lora.merge import NetworkMerger, merged_networks
@@ -28,9 +29,14 @@ def load(folder, dtype=torch.float32):
     return StableDiffusionPipeline.from_pretrained(folder, dtype=dtype, safety_checker=None)
 
 
+def copied():
+    """The same with weights that were copied: where they come from does not matter, or they still say it."""
+    return pipeline_with_copies(StableDiffusionPipeline, "tiny-sd")
+
+
 @pytest.fixture(scope="module")
-def pipe(tiny_sd):
-    return load(tiny_sd)
+def pipe():
+    return copied()
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +87,7 @@ def test_a_model_that_was_read_from_a_folder_needs_no_copies(tiny_sd, networks, 
 
 
 def test_a_single_file_by_original_names_serves_as_well(tiny_sd, networks, tmp_path):
-    pipe = load(tiny_sd)
+    pipe = copied()
     weight = attention(pipe).to_q.weight.detach()
     fc1 = next(
         value
@@ -113,8 +119,8 @@ def test_a_model_that_was_read_by_itself_from_a_path_needs_no_copies(tiny_sd, ne
     merger.restore()
 
 
-def test_what_no_file_has_is_kept_in_as_few_bits_as_say_it(tiny_sd, networks):
-    pipe = load(tiny_sd)
+def test_what_no_file_has_is_kept_in_as_few_bits_as_say_it(networks):
+    pipe = copied()
     with torch.no_grad():
         attention(pipe).to_q.weight.add_(1)  # trained further, say
         attention(pipe).to_out[0].weight.copy_(torch.ones(32, 32))
@@ -218,8 +224,8 @@ def test_a_file_that_is_written_over_while_networks_are_on_is_an_error_before_an
     )  # what is not lost is back
 
 
-def test_a_set_of_networks_may_be_let_go(tiny_sd, networks):
-    pipe = load(tiny_sd)
+def test_a_set_of_networks_may_be_let_go(networks):
+    pipe = copied()
     before, merger = state(pipe), NetworkMerger(pipe)
     merger.switch([(networks[0], 1, 1)], "reference")
     del merger
@@ -229,8 +235,8 @@ def test_a_set_of_networks_may_be_let_go(tiny_sd, networks):
 # --- fused projections ---
 
 
-def test_fused_projections_get_what_their_parts_get(tiny_sd, networks):
-    plain, fused = load(tiny_sd), load(tiny_sd)
+def test_fused_projections_get_what_their_parts_get(networks):
+    plain, fused = copied(), copied()
     fused.unet.fuse_qkv_projections()
     before = state(fused)
     sample, texts = torch.randn(1, 4, 8, 8), torch.randn(1, 7, plain.unet.config.cross_attention_dim)
@@ -262,8 +268,8 @@ class Packed(torch.nn.Parameter):
     """As the quantisers' own: a parameter that is no plain one."""
 
 
-def test_a_quantised_model_is_refused_before_anything_is_written(tiny_sd, networks):
-    pipe = load(tiny_sd)
+def test_a_quantised_model_is_refused_before_anything_is_written(networks):
+    pipe = copied()
     before = state(pipe)
     layer = attention(pipe).to_out[0]
     layer.weight = Packed(layer.weight.detach(), requires_grad=False)
@@ -273,8 +279,8 @@ def test_a_quantised_model_is_refused_before_anything_is_written(tiny_sd, networ
     assert_same(pipe, before)
 
 
-def test_a_quantised_linear_layer_takes_an_adapter_and_a_quantised_convolution_is_refused(tiny_sd, networks, tmp_path):
-    pipe = load(tiny_sd)
+def test_a_quantised_linear_layer_takes_an_adapter_and_a_quantised_convolution_is_refused(networks, tmp_path):
+    pipe = copied()
     layer, x = attention(pipe).to_q, torch.randn(2, 32)
     plain = layer(x)
     layer.weight = Packed(layer.weight.detach(), requires_grad=False)
@@ -290,8 +296,8 @@ def test_a_quantised_linear_layer_takes_an_adapter_and_a_quantised_convolution_i
         attach_network(pipe, tmp_path / "b.safetensors", "x")
 
 
-def test_fused_projections_take_no_adapter(tiny_sd, networks):
-    pipe = load(tiny_sd)
+def test_fused_projections_take_no_adapter(networks):
+    pipe = copied()
     pipe.unet.fuse_qkv_projections()
     with pytest.raises(NetworkError, match="unfuse_qkv_projections"):
         attach_network(pipe, networks[1], "x")
@@ -310,8 +316,8 @@ def test_a_model_quantised_by_torch_itself_is_refused_by_name(networks):
             pytest.fail("it was applied")
 
 
-def test_weights_stored_in_float8_are_changed_through_float32(tiny_sd, networks):
-    pipe = load(tiny_sd)
+def test_weights_stored_in_float8_are_changed_through_float32(networks):
+    pipe = copied()
     pipe.unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
     weight = attention(pipe).to_q.weight
     assert weight.dtype == torch.float8_e4m3fn
@@ -337,8 +343,8 @@ HUGE = {
 
 
 @pytest.mark.parametrize("what", list(HUGE))
-def test_a_product_that_is_not_finite_is_refused_and_nothing_is_written(tiny_sd, tmp_path, what):
-    pipe = load(tiny_sd, torch.float16 if what == "only when cast" else torch.float32)
+def test_a_product_that_is_not_finite_is_refused_and_nothing_is_written(tmp_path, what):
+    pipe = copied().to(torch.float16 if what == "only when cast" else torch.float32)
     save_file({f"{LAYER}_to_k.diff": torch.ones(32, 32)} | {f"{LAYER}_to_q{key}": v for key, v in HUGE[what].items()},
               tmp_path / "a.safetensors")  # fmt: skip
     before = state(pipe)

@@ -103,7 +103,7 @@ def test_without_networks_the_picture_is_diffusers_own(pair, pipe):
     assert pipe.network_report() == "No networks were in use."
 
 
-MIXES = [{"kohya_lora": 1.5}, None, [("loha", 2.0), ("alpha_ne_rank", 0.5, 0.9)]]
+MIXES = [{"fp16_lora": 1.5}, None, [("loha", 2.0), ("alpha_ne_rank", 0.5, 0.9)]]
 
 
 @cache
@@ -145,13 +145,13 @@ def test_mixes_of_adapters_take_one_pass_of_the_unet_a_step(pipe):
 
 def test_tags_hold_for_the_images_of_their_prompt(pipe):
     tagged = [
-        "a red circle<lora:kohya_lora:1.5>",
+        "a red circle<lora:fp16_lora:1.5>",
         "a blue square",
         "a <lora:loha:2>green star<lora:alpha_ne_rank:.5:.9>",
     ]
     assert np.array_equal(pictures(pipe, tagged), batch_of_mixes()[0])
     assert [line.split(":")[0] for line in pipe.network_report().splitlines()] == [
-        "kohya_lora",
+        "fp16_lora",
         "loha",
         "alpha_ne_rank",
     ]
@@ -209,7 +209,7 @@ def test_groups_come_back_in_order_in_every_kind_of_output(pipe, kind):
 
 
 def test_block_strengths_and_paths(pipe):
-    entry = (LORA / "kohya_lora.safetensors", 0.5, 1.0, {"M00": 0.0, "OUT03": 2.0})
+    entry = (LORA / "fp16_lora.safetensors", 0.5, 1.0, {"M00": 0.0, "OUT03": 2.0})
     merged = pictures(pipe, loras=[entry], lora_backend="reference")
     assert_near(pictures(pipe, loras=[entry]), merged)
     assert np.abs(merged - pictures(pipe, loras=[entry[:3]], lora_backend="reference")).max() > 1e-3
@@ -246,19 +246,19 @@ def test_an_interrupt_leaves_all_as_it_was(pipe):
     def stop(pipe, step, timestep, tensors):
         raise KeyboardInterrupt
 
-    for mixes, backend in ((MIXES, "peft"), ({"kohya_lora": 1.0}, "peft"), (MIXES, "webui")):
+    for mixes, backend in ((MIXES, "peft"), ({"fp16_lora": 1.0}, "peft"), (MIXES, "webui")):
         with pytest.raises(KeyboardInterrupt):
             pictures(pipe, loras=mixes, lora_backend=backend, callback_on_step_end=stop)
 
 
 def test_loaded_adapters_act_beside_the_calls_networks_and_stay(pair):
     pipe = euler()
-    pipe.load_lora_weights(LORA, weight_name="kohya_lora.safetensors", adapter_name="mine")
+    pipe.load_lora_weights(LORA, weight_name="fp16_lora.safetensors", adapter_name="mine")
     pipe.set_adapters("mine", 0.5)
     before = state_of(pipe)
-    assert_near(pictures(pipe), pictures(pair[0], loras={"kohya_lora": 0.5}))
+    assert_near(pictures(pipe), pictures(pair[0], loras={"fp16_lora": 0.5}))
     mixes = [{"loha": 2.0}, None]
-    wanted = [[("kohya_lora", 0.5), *(mix or {}).items()] for mix in mixes]
+    wanted = [[("fp16_lora", 0.5), *(mix or {}).items()] for mix in mixes]
     two = {"prompt": PROMPTS[:2], "generator": seeds(2)}
     got = pictures(pipe, loras=mixes, **two)
     two["generator"] = seeds(2)
@@ -270,35 +270,35 @@ def test_loaded_adapters_act_beside_the_calls_networks_and_stay(pair):
         for m in pipe.unet.modules()
         if isinstance(m, BaseTunerLayer)
     } == {0.5}
-    assert "kohya_lora: 108 layers applied" not in pipe.network_report()
+    assert "fp16_lora: 29 layers applied" not in pipe.network_report()
     pipe.unload_lora_weights()
     assert_near(pictures(pipe), plain(), atol=0)
 
 
 def test_the_scale_of_cross_attention_kwargs_counts_for_networks_of_the_call(pipe):
-    one = {"prompt": PROMPTS[0], "loras": {"kohya_lora": 1.5}, "cross_attention_kwargs": {"scale": 0.5}}
-    wanted = pictures(pipe, PROMPTS[0], generator=seeds(1), loras={"kohya_lora": 0.75})
+    one = {"prompt": PROMPTS[0], "loras": {"fp16_lora": 1.5}, "cross_attention_kwargs": {"scale": 0.5}}
+    wanted = pictures(pipe, PROMPTS[0], generator=seeds(1), loras={"fp16_lora": 0.75})
     assert_near(pictures(pipe, **one, generator=seeds(1)), wanted)
     mixed = pictures(pipe, loras=MIXES, cross_attention_kwargs={"scale": 0.5})
     assert_near(mixed[:1], wanted)
 
 
 def test_adapted_networks_switch_and_go(pair, pipe):
-    a, b = (read_network(LORA / f"{name}.safetensors") for name in ("kohya_lora", "lokr_full"))
+    a, b = (read_network(LORA / f"{name}.safetensors") for name in ("fp16_lora", "lokr_full"))
     with networks_on(pipe, "peft") as networks:
         assert networks.switch([]) == []
         reports = networks.switch([LoraUse("a", (a, 1.0, 1.0))])
-        assert [report.name for report in reports] == ["kohya_lora"]
+        assert [report.name for report in reports] == ["fp16_lora"]
         first = pictures(pair[1])
         assert [
             report.name for report in networks.switch([LoraUse("b", (b, 1.0, 1.0)), LoraUse("a", (a, 0.1, 0.1))])
         ] == [
             "lokr_full",
-            "kohya_lora",
+            "fp16_lora",
         ]
         networks.switch([])
         assert_near(pictures(pair[1]), plain(), atol=0)
-    assert_near(first, pictures(pipe, loras={"kohya_lora": 1.0}))
+    assert_near(first, pictures(pipe, loras={"fp16_lora": 1.0}))
 
 
 def test_layerwise_offloading_is_put_back(pair):
@@ -337,10 +337,10 @@ def test_embeddings_inside_a_network_are_spoken_of(pipe, caplog):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"loras": {"kohya_loro": 1.0}}, "No network is called `kohya_loro`. Perhaps `kohya_lora`"),
+        ({"loras": {"fp16_loro": 1.0}}, "No network is called `fp16_loro`. Perhaps `fp16_lora`"),
         ({"loras": [None, {"loha": 1.0}]}, "lists 2 mixes for 3 images of 3 prompts"),
-        ({"loras": ["kohya_lora"]}, "Each must be \\(name, weight\\)"),
-        ({"loras": {"kohya_lora": float("nan")}}, "finite number"),
+        ({"loras": ["fp16_lora"]}, "Each must be \\(name, weight\\)"),
+        ({"loras": {"fp16_lora": float("nan")}}, "finite number"),
         ({"loras": {"ia3": 1.0}}, "cannot be a PEFT adapter"),
         ({"loras": [None, {"diag_oft": 1.0}, None]}, "cannot be a PEFT adapter"),
         ({"loras": {"bad_sdxl_on_sd1": 1.0}}, "another base model"),
@@ -355,8 +355,8 @@ def test_bad_calls_are_refused_and_change_nothing(pipe, arguments, says):
 
 
 def test_a_prompt_that_is_no_mix_is_read_as_one_mix(pipe, tmp_path):
-    uses = mixed_call(pipe.networks, {"prompt": PROMPTS}, [["loha", 0.5], ("kohya_lora", 1)]).mixes
-    assert [[lora.network.name for lora in mix] for mix in uses] == [["loha", "kohya_lora"]] * 3
+    uses = mixed_call(pipe.networks, {"prompt": PROMPTS}, [["loha", 0.5], ("fp16_lora", 1)]).mixes
+    assert [[lora.network.name for lora in mix] for mix in uses] == [["loha", "fp16_lora"]] * 3
     assert mixed_call(pipe.networks, {"prompt": PROMPTS}, []).mixes == [[]] * 3
     nested = mixed_call(pipe.networks, {"prompt": PROMPTS}, [[["loha", 0.5]], [], None]).mixes
     assert [len(mix) for mix in nested] == [1, 0, 0]

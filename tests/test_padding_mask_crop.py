@@ -12,11 +12,12 @@ from diffusers import (
 )
 from PIL import Image
 from recordings import GOLDEN
+from tiny_models import pipeline_with_copies
 from webui_diffusers.pipelines import WebUIImg2ImgPipeline
 
 
 SIZE = (96, 80)
-PLAIN = {"prompt": "a red circle", "negative_prompt": "blue", "num_inference_steps": 3, "strength": 0.8}
+PLAIN = {"prompt": "a red circle", "negative_prompt": "blue", "num_inference_steps": 2, "strength": 0.8}
 WEBUI = {**PLAIN, "seed": 3, "sampler": "Euler", "width": 64, "height": 64}
 
 
@@ -34,13 +35,8 @@ INIT, CONTROL, MASKED = noise_image(1), noise_image(2), {"image": noise_image(1)
 
 
 def loaded(model: str, network: str):
-    pipe = WebUIImg2ImgPipeline.from_pretrained(
-        GOLDEN / model,
-        controlnet=ControlNetModel.from_pretrained(GOLDEN / "controlnet" / "models" / network),
-        dtype=torch.float32,
-    )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    control = ControlNetModel.from_pretrained(GOLDEN / "controlnet" / "models" / network)
+    return pipeline_with_copies(WebUIImg2ImgPipeline, model, controlnet=control)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import pytest
 import torch
 from diffusers import (
     DDIMScheduler,
-    DiffusionPipeline,
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
@@ -18,6 +17,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UniPCMultistepScheduler,
 )
+from tiny_models import pipeline_around, pipeline_with_copies
 from torch._dynamo.eval_frame import OptimizedModule
 from webui_diffusers.pipelines import WebUITxt2ImgPipeline
 
@@ -30,43 +30,29 @@ SCHEDULERS = [
     DPMSolverMultistepScheduler,
     UniPCMultistepScheduler,
 ]
-CALL = {"num_inference_steps": 5, "guidance_scale": 6.0, "output_type": "np"}
-
-
-def loaded(cls: type, folder: Path, **kwargs) -> DiffusionPipeline:
-    pipe = cls.from_pretrained(folder, dtype=torch.float32, **kwargs)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+CALL = {"num_inference_steps": 2, "guidance_scale": 6.0, "output_type": "np"}
 
 
 @pytest.fixture(scope="module")
 def theirs(tiny_sd: Path) -> StableDiffusionPipeline:
-    return loaded(StableDiffusionPipeline, tiny_sd, safety_checker=None)
-
-
-@pytest.fixture(scope="module")
-def shared(tiny_sd: Path) -> WebUITxt2ImgPipeline:
-    return loaded(WebUITxt2ImgPipeline, tiny_sd)
-
-
-@pytest.fixture
-def ours(shared: WebUITxt2ImgPipeline) -> WebUITxt2ImgPipeline:
-    """A pipeline of the test's own, on models that all tests share."""
-    scheduler = type(shared.scheduler).from_config(shared.scheduler.config)
-    pipe = WebUITxt2ImgPipeline(**{**shared.components, "scheduler": scheduler}, requires_safety_checker=False)
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_sd, dtype=torch.float32, safety_checker=None)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
+@pytest.fixture
+def ours() -> WebUITxt2ImgPipeline:
+    """A pipeline of the test's own, on models that all tests share."""
+    return pipeline_around(WebUITxt2ImgPipeline, "tiny-sd")
+
+
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_diffusers_arguments_alone_give_diffusers_picture(theirs, ours, scheduler):
-    pictures = []
+    pictures, texts = [], {"prompt": ["a red circle", "a blue square"], "negative_prompt": ["", "dark"]}
     for pipe in (theirs, ours):
         pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
-        generator = torch.Generator().manual_seed(3)
-        pictures.append(
-            pipe(["a red circle", "a blue square"], negative_prompt=["", "dark"], generator=generator, **CALL)
-        )
+        given = {**texts, **CALL, "num_inference_steps": 4, "generator": torch.Generator().manual_seed(3)}
+        pictures.append(pipe(**given))
     assert np.array_equal(pictures[0].images, pictures[1].images)
     assert pictures[1].nsfw_content_detected is None
 
@@ -77,14 +63,14 @@ def test_our_loop_around_a_scheduler_is_diffusers_loop(theirs, ours, scheduler):
     noise = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(1))
     for pipe in (theirs, ours):
         pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
-    theirs_at = theirs("a red circle", latents=noise, generator=torch.Generator().manual_seed(5), **CALL).images
-    text = "a red [circle:circle:0.5]"
-    edited = ours(text, latents=noise, generator=torch.Generator().manual_seed(5), **CALL).images
+    given = {**CALL, "num_inference_steps": 4, "latents": noise}
+    theirs_at = theirs("a red circle", generator=torch.Generator().manual_seed(5), **given).images
+    edited = ours("a red [circle:circle:0.5]", generator=torch.Generator().manual_seed(5), **given).images
     assert np.abs(edited - theirs_at).max() < 1e-4
 
 
-def test_positions_of_arguments_are_diffusers(ours, tiny_sd):
-    theirs = loaded(StableDiffusionPipeline, tiny_sd, safety_checker=None)
+def test_positions_of_arguments_are_diffusers(ours):
+    theirs = pipeline_around(StableDiffusionPipeline, "tiny-sd")
     first = ours("a red circle", 64, 64, 3, generator=torch.Generator().manual_seed(0), output_type="np").images
     second = theirs("a red circle", 64, 64, 3, generator=torch.Generator().manual_seed(0), output_type="np").images
     assert np.array_equal(first, second)
@@ -141,7 +127,7 @@ def test_interrupting_keeps_what_was_drawn(ours):
         pipe._interrupt = i == 1
         return {}
 
-    images = ours("a", num_inference_steps=6, seed=1, sampler="Euler", hires_scale=2, callback_on_step_end=stop).images
+    images = ours("a", num_inference_steps=3, seed=1, sampler="Euler", hires_scale=2, callback_on_step_end=stop).images
     assert images[0].size == (64, 64)
     assert ours("a", num_inference_steps=2, seed=1, sampler="Euler").images[0].size == (64, 64)
 
@@ -156,18 +142,18 @@ def test_pipelines_are_made_from_each_other(ours, theirs):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_draws_nearly_the_same(tiny_sd, ours, dtype):
-    pipe = loaded(WebUITxt2ImgPipeline, tiny_sd)
+def test_half_precision_draws_nearly_the_same(ours, dtype):
+    pipe = pipeline_with_copies(WebUITxt2ImgPipeline, "tiny-sd")
     pipe.to(dtype)
-    given = {"seed": 1, "sampler": "DPM++ 2M", "num_inference_steps": 6, "output_type": "np"}
+    given = {"seed": 1, "sampler": "DPM++ 2M", "num_inference_steps": 3, "output_type": "np"}
     difference = np.abs(pipe("a (red:1.2) circle", **given).images - ours("a (red:1.2) circle", **given).images)
     assert difference.mean() < (0.01 if dtype == torch.float16 else 0.05)
 
 
-def test_mixed_dtypes_work(tiny_sd, ours):
-    pipe = loaded(WebUITxt2ImgPipeline, tiny_sd)
+def test_mixed_dtypes_work(ours):
+    pipe = pipeline_with_copies(WebUITxt2ImgPipeline, "tiny-sd")
     pipe.text_encoder.to(torch.float16)
-    given = {"seed": 1, "sampler": "Euler", "num_inference_steps": 4, "output_type": "np"}
+    given = {"seed": 1, "sampler": "Euler", "num_inference_steps": 2, "output_type": "np"}
     assert np.abs(pipe("a red circle", **given).images - ours("a red circle", **given).images).mean() < 0.01
 
 
@@ -183,7 +169,7 @@ def test_vae_slicing_and_tiling_and_progress_settings(ours):
 
 def test_given_embeddings_stand_for_a_prompt(ours, theirs):
     embeds, negative = theirs.encode_prompt("a red circle", "cpu", 1, True, "dark")
-    given = {"seed": 1, "sampler": "Euler", "num_inference_steps": 3, "output_type": "np"}
+    given = {"seed": 1, "sampler": "Euler", "num_inference_steps": 2, "output_type": "np"}
     by_embeds = ours(prompt_embeds=embeds, negative_prompt_embeds=negative, **given).images
     assert np.allclose(by_embeds, ours("a red circle", negative_prompt="dark", **given).images, atol=1e-5)
     with pytest.raises(ValueError, match="prompt_embeds"):
@@ -259,9 +245,9 @@ def test_strange_prompts_are_drawn(ours, prompt):
     assert ours(prompt, num_inference_steps=1, sampler="Euler", seed=1).images
 
 
-def test_a_unet_for_inpainting_is_told_that_all_is_to_be_painted(tiny_sd):
+def test_a_unet_for_inpainting_is_told_that_all_is_to_be_painted():
     """With zero weights on the extra channels it draws as the plain one; a UNet of another kind is refused."""
-    ours = loaded(WebUITxt2ImgPipeline, tiny_sd)
+    ours = pipeline_with_copies(WebUITxt2ImgPipeline, "tiny-sd")
     plain = ours("a red circle", seed=1, sampler="Euler", **CALL).images
     for channels in (9, 8):
         wide = torch.nn.Conv2d(channels, ours.unet.conv_in.out_channels, 3, padding=1)
@@ -283,10 +269,10 @@ def test_what_is_attached_goes_along_from_pipe_to_pipe(ours):
 
 
 @pytest.mark.parametrize(
-    "kind, folder", [(StableDiffusionPipeline, "tiny_sd"), (StableDiffusionXLPipeline, "tiny_sdxl")]
+    "kind, name", [(StableDiffusionPipeline, "tiny-sd"), (StableDiffusionXLPipeline, "tiny-sdxl-e2e")]
 )
-def test_methods_and_callback_tensors_are_those_of_the_kind_of_model(kind, folder, request):
-    pipe = WebUITxt2ImgPipeline.from_pretrained(request.getfixturevalue(folder), dtype=torch.float32)
+def test_methods_and_callback_tensors_are_those_of_the_kind_of_model(kind, name):
+    pipe = pipeline_around(WebUITxt2ImgPipeline, name)
     stock = kind(**{name: part for name, part in pipe.components.items() if name in signature(kind).parameters})
     assert signature(pipe.encode_prompt) == signature(stock.encode_prompt)
     assert pipe._callback_tensor_inputs == stock._callback_tensor_inputs
@@ -296,7 +282,6 @@ def test_methods_and_callback_tensors_are_those_of_the_kind_of_model(kind, folde
         seen.append({name: tensor is not None for name, tensor in tensors.items()})
         return tensors
 
-    pipe.set_progress_bar_config(disable=True)
     for more in ({}, {"sampler": "Euler", "seed": 1}):
         names = list(stock._callback_tensor_inputs)
         pipe(

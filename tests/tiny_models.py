@@ -2,6 +2,7 @@
 
 from copy import deepcopy
 from functools import cache
+from inspect import signature
 from typing import Any
 
 import torch
@@ -15,19 +16,23 @@ def _components(name: str) -> dict[str, Any]:
 
 
 def pipeline_with_copies(cls: type, name: str, **more: Any) -> DiffusionPipeline:
-    """A pipeline with models and a scheduler of its own, as from_pretrained would read them."""
+    """A pipeline with models and a scheduler of its own, as from_pretrained would read them; tokenizers are shared."""
     kinds = (torch.nn.Module, SchedulerMixin)
     parts = {key: deepcopy(part) if isinstance(part, kinds) else part for key, part in _components(name).items()}
-    return _quiet(cls, parts | more)
+    return _made(cls, name, parts, more)
 
 
 def pipeline_around(cls: type, name: str, **more: Any) -> DiffusionPipeline:
     """A pipeline with a scheduler of its own around models that all tests share, and that none may change."""
     parts = {key: deepcopy(part) if key == "scheduler" else part for key, part in _components(name).items()}
-    return _quiet(cls, parts | more)
+    return _made(cls, name, parts, more)
 
 
-def _quiet(cls: type, parts: dict[str, Any]) -> DiffusionPipeline:
-    pipe = cls(**parts)
+def _made(cls: type, name: str, parts: dict[str, Any], more: dict[str, Any]) -> DiffusionPipeline:
+    taken = signature(cls.__init__).parameters
+    parts = {key: part for key, part in parts.items() if key in taken}
+    config = {"requires_safety_checker": False} if "requires_safety_checker" in taken else {}
+    pipe = cls(**{**parts, **config, **more})
+    pipe.register_to_config(_name_or_path=str(GOLDEN / name))
     pipe.set_progress_bar_config(disable=True)
     return pipe
