@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from diffusers.utils import dynamic_modules_utils
 from recordings import GOLDEN
+from tiny_models import pipeline_around
 from webui_diffusers.pipelines import WebUITxt2ImgPipeline
 from webui_diffusers.pipelines.bundle.build import PACK_ROOT, PIPELINES, bundle, bundle_module_name, pipeline_file
 from webui_diffusers.pipelines.bundle.sources import BUNDLE_REQUIREMENTS, BundleError
@@ -29,7 +31,7 @@ CALL = {
     "prompt": "a (red:1.3) circle, [on a field:0.5]",
     "seed": 3,
     "sampler": "Euler a",
-    "num_inference_steps": 3,
+    "num_inference_steps": 2,
     "output_type": "np",
 }
 
@@ -51,7 +53,7 @@ def modules(tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture(scope="module")
 def packaged(tiny_sd: Path) -> np.ndarray:
     """What the imported class draws."""
-    return _picture(WebUITxt2ImgPipeline.from_pretrained(tiny_sd, dtype=torch.float32))
+    return _picture(pipeline_around(WebUITxt2ImgPipeline, tiny_sd.name))
 
 
 def _load(model: Path, code: str | Path, **more) -> DiffusionPipeline:
@@ -67,9 +69,15 @@ def _picture(pipe: DiffusionPipeline) -> np.ndarray:
 # --- the text
 
 
+@cache
+def made(name: str) -> str:
+    """A pipeline's bundle."""
+    return bundle(name)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_bundle_is_one_readable_file_with_its_origin_in_the_head(name: str):
-    text = bundle(name)
+    text = made(name)
     assert text == bundle(name)
     first = text.splitlines()[0]
     expected = rf"# {PIPELINES[name].class_name}: {name} [\w.]+, commit ([0-9a-f]+\+?|unknown), content [0-9a-f]{{12}}"
@@ -81,7 +89,7 @@ def test_a_bundle_is_one_readable_file_with_its_origin_in_the_head(name: str):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_that_the_sources_define_is_missing_and_nothing_is_defined_twice(name: str):
-    tree = ast.parse(bundle(name))
+    tree = ast.parse(made(name))
     defined = [node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
     assert len(defined) == len(set(defined))
     file = ROOT / "unused.py"
@@ -98,7 +106,7 @@ def test_nothing_that_the_sources_define_is_missing_and_nothing_is_defined_twice
             str(file),
             "-",
         ],
-        input=bundle(name),
+        input=made(name),
         capture_output=True,
         text=True,
     )
@@ -107,7 +115,7 @@ def test_nothing_that_the_sources_define_is_missing_and_nothing_is_defined_twice
 
 @pytest.mark.parametrize("name", NAMES)
 def test_diffusers_finds_no_import_that_a_plain_install_lacks(name: str, tmp_path: Path, caplog):
-    (tmp_path / "x.py").write_text(bundle(name), encoding="utf-8")
+    (tmp_path / "x.py").write_text(made(name), encoding="utf-8")
     assert dynamic_modules_utils.check_imports(tmp_path / "x.py") == []
     assert not caplog.records
 
@@ -126,16 +134,16 @@ def test_requirements_are_the_packages_own():
 def test_the_commits_and_the_home_are_in_the_text():
     text = bundle("webui-txt2img", home="your-org/webui-txt2img")
     assert 'BUNDLE_HOME = "your-org/webui-txt2img"' in text
-    assert text != bundle("webui-txt2img")
+    assert text != made("webui-txt2img")
 
 
 def test_pipeline_file_is_made_once_under_a_name_of_its_own(tmp_path: Path, monkeypatch):
     monkeypatch.setenv("WEBUI_DIFFUSERS_CACHE", str(tmp_path))
     path = pipeline_file("webui-txt2img")
-    made = path.stat().st_mtime_ns
+    written = path.stat().st_mtime_ns
     assert path.name == "webui_txt2img.py" and path.is_relative_to(tmp_path)
-    assert path.read_text(encoding="utf-8") == bundle("webui-txt2img")
-    assert pipeline_file("webui-txt2img") == path and path.stat().st_mtime_ns == made
+    assert path.read_text(encoding="utf-8") == made("webui-txt2img")
+    assert pipeline_file("webui-txt2img") == path and path.stat().st_mtime_ns == written
     with pytest.raises(ValueError, match="no pipeline 'txt2img'.*webui-txt2img"):
         pipeline_file("txt2img")
 
@@ -155,7 +163,7 @@ def test_the_bundle_and_the_checkout_draw_what_the_package_draws(modules, tiny_s
 
 
 def test_the_bundle_loads_through_from_pipe_with_the_components_it_is_given(modules, tiny_sd: Path, packaged):
-    plain = StableDiffusionPipeline.from_pretrained(tiny_sd, dtype=torch.float32)
+    plain = pipeline_around(StableDiffusionPipeline, tiny_sd.name)
     code = str(pipeline_file("webui-txt2img"))
     pipe = DiffusionPipeline.from_pipe(plain, custom_pipeline=code, trust_remote_code=True)
     assert pipe.unet is plain.unet and pipe.upscaler is None
@@ -177,7 +185,7 @@ def test_files_of_one_name_run_apart_and_loading_again_changes_nothing(modules, 
     folders = [tmp_path / name for name in ("first", "second", "other")]
     for folder, version in zip(folders, ("", "# another version\n", "")):
         folder.mkdir()
-        text = bundle("webui-txt2img") if folder.name != "other" else OTHER_PACK
+        text = made("webui-txt2img") if folder.name != "other" else OTHER_PACK
         (folder / "pipeline.py").write_text(_with_digest(text, version), encoding="utf-8")
     first = _load(tiny_sd, folders[0])
     second = _load(tiny_sd, folders[1])
@@ -193,7 +201,7 @@ def test_files_of_one_name_run_apart_and_loading_again_changes_nothing(modules, 
 
 
 def test_code_that_is_not_that_of_its_file_does_not_run(modules, tiny_sd: Path, tmp_path):
-    text = bundle("webui-txt2img")
+    text = made("webui-txt2img")
     (tmp_path / "stale.py").write_text(text.replace("content ", "content 0", 1), encoding="utf-8")
     with pytest.raises(ImportError, match="not what is in .*stale.py.*Load it again"):
         _load(tiny_sd, tmp_path / "stale.py")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+from diffusers import DPMSolverMultistepScheduler, PNDMScheduler, StableDiffusionPipeline
 from PIL import Image, ImageOps
 from safetensors import safe_open
 from scipy.ndimage import binary_dilation
@@ -79,6 +79,14 @@ def drawn(request, demo_pipe) -> tuple[tuple[str, ...], int, np.ndarray]:
     return prompts, steps, draw(demo_pipe, prompts, steps)
 
 
+def ours_of(pipe: StableDiffusionPipeline) -> WebUITxt2ImgPipeline:
+    """Our pipeline with the same models and the folder's scheduler."""
+    scheduler = PNDMScheduler.from_pretrained(DEMO / "model", subfolder="scheduler")
+    ours = WebUITxt2ImgPipeline(**{**pipe.components, "scheduler": scheduler})
+    ours.set_progress_bar_config(disable=True)
+    return ours
+
+
 def draw(pipe, prompts, steps: int) -> np.ndarray:
     """(n, 128, 128, 3) in [0, 1]; the n-th picture has seed n."""
     generators = [torch.Generator().manual_seed(seed) for seed in range(len(prompts))]
@@ -146,11 +154,9 @@ def test_a_named_background_has_that_colour(demo_pipe):
 
 
 @pytest.mark.parametrize(("style", "share"), [("flat", 0.6), ("contrast", 0.25)])
-def test_a_style_lora_moves_pictures_to_its_own_drawings(style, share, drawn):
+def test_a_style_lora_moves_pictures_to_its_own_drawings(style, share, demo_pipe, drawn):
     prompts, steps, pictures = drawn
-    pipe = StableDiffusionPipeline.from_pretrained(DEMO / "model", dtype=torch.float32, safety_checker=None)
-    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
-    pipe.set_progress_bar_config(disable=True)
+    pipe = copy.deepcopy(demo_pipe)
     merge_by_hand(pipe, DEMO / "loras" / f"{style}.safetensors", 1.0)
     styled = draw(pipe, prompts, steps)
     thumbnails, names = known_thumbnails()
@@ -163,9 +169,8 @@ def test_a_style_lora_moves_pictures_to_its_own_drawings(style, share, drawn):
         assert chroma(styled) < 0.25 * chroma(pictures)
 
 
-def test_a_weight_of_one_and_a_half_moves_the_picture_further_than_one_and_a_tenth():
-    pipe = WebUITxt2ImgPipeline.from_pretrained(DEMO / "model", dtype=torch.float32)
-    pipe.set_progress_bar_config(disable=True)
+def test_a_weight_of_one_and_a_half_moves_the_picture_further_than_one_and_a_tenth(demo_pipe):
+    pipe = ours_of(demo_pipe)
 
     def drawn(weight: float) -> np.ndarray:
         prompts = [f"a ({name}:{weight}) on a {colour} background" for name, colour in WEIGHTED]
@@ -225,9 +230,8 @@ def edges_met(given: np.ndarray, drawn: np.ndarray) -> float:
     return 2 * precision * recall / max(precision + recall, 1e-9)
 
 
-def test_the_control_net_leads_any_prompt_along_the_edges_that_are_given():
-    pipe = WebUITxt2ImgPipeline.from_pretrained(DEMO / "model", dtype=torch.float32)
-    pipe.set_progress_bar_config(disable=True)
+def test_the_control_net_leads_any_prompt_along_the_edges_that_are_given(demo_pipe):
+    pipe = ours_of(demo_pipe)
     pipe.controlnet_folder = DEMO / "controlnets"
     call = {"seed": 7, "sampler": "DPM++ 2M", "num_inference_steps": 10, "guidance_scale": 5.0}
     shape = ImageOps.mirror(pipe("a balloon", **call).images[0])

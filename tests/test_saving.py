@@ -26,6 +26,7 @@ import torch
 import webui_diffusers.pipelines
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.utils import dynamic_modules_utils
+from tiny_models import pipeline_with_copies
 from webui_diffusers.loaders import load_upscaler
 from webui_diffusers.pipelines import WebUIImg2ImgPipeline, WebUITxt2ImgPipeline
 from webui_diffusers.pipelines.bundle.build import PACK_ROOT, PIPELINES, pipeline_file
@@ -59,7 +60,7 @@ def upscaler():
 def saved(tiny_sd: Path, upscaler, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that the package's pipeline saved, with an upscaler and a refiner."""
     refiner = UNet2DConditionModel.from_pretrained(tiny_sd, subfolder="unet")
-    pipe = WebUITxt2ImgPipeline.from_pretrained(tiny_sd, upscaler=upscaler, refiner=refiner, **FLOAT)
+    pipe = pipeline_with_copies(WebUITxt2ImgPipeline, tiny_sd.name, upscaler=upscaler, refiner=refiner)
     folder = tmp_path_factory.mktemp("saved")
     pipe.save_pretrained(folder)
     return folder
@@ -69,13 +70,19 @@ def saved(tiny_sd: Path, upscaler, tmp_path_factory: pytest.TempPathFactory) -> 
 def bare(tiny_sd: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same without optional components."""
     folder = tmp_path_factory.mktemp("bare")
-    WebUITxt2ImgPipeline.from_pretrained(tiny_sd, **FLOAT).save_pretrained(folder)
+    pipeline_with_copies(WebUITxt2ImgPipeline, tiny_sd.name).save_pretrained(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
+def reloaded(saved: Path) -> DiffusionPipeline:
+    """The pipeline of the saved folder, with the folder's code."""
+    return DiffusionPipeline.from_pretrained(saved, **FLOAT, **TRUST)
+
+
+@pytest.fixture(scope="module")
 def picture(tiny_sd: Path) -> np.ndarray:
-    return _draw(WebUITxt2ImgPipeline.from_pretrained(tiny_sd, **FLOAT))
+    return _draw(pipeline_with_copies(WebUITxt2ImgPipeline, tiny_sd.name))
 
 
 def _draw(pipe: DiffusionPipeline) -> np.ndarray:
@@ -86,9 +93,8 @@ def _draw(pipe: DiffusionPipeline) -> np.ndarray:
 # --- folders
 
 
-def test_a_saved_folder_reloads_by_itself_and_draws_the_same(saved: Path, bare: Path, picture: np.ndarray):
-    for folder in (saved, bare):
-        pipe = DiffusionPipeline.from_pretrained(folder, **FLOAT, **TRUST)
+def test_a_saved_folder_reloads_by_itself_and_draws_the_same(reloaded, bare: Path, picture: np.ndarray):
+    for pipe in (reloaded, DiffusionPipeline.from_pretrained(bare, **FLOAT, **TRUST)):
         assert type(pipe).__name__ == "WebUITxt2ImgPipeline" and type(pipe) is not WebUITxt2ImgPipeline
         assert np.array_equal(_draw(pipe), picture)
 
@@ -126,22 +132,20 @@ def test_components_of_somebody_elses_code_still_ask_for_trust(bare: Path, tmp_p
         WebUITxt2ImgPipeline.from_pretrained(folder, **FLOAT)
 
 
-def test_components_of_our_classes_come_with_their_code(saved: Path, upscaler):
+def test_components_of_our_classes_come_with_their_code(saved: Path, reloaded, upscaler):
     index = json.loads((saved / "model_index.json").read_text())
     assert index["_class_name"] == ["webui_txt2img", "WebUITxt2ImgPipeline"]
     assert index["upscaler"] == ["webui_txt2img", "ImageUpscaler"]
     assert index["unet"] == ["diffusers", "UNet2DConditionModel"] and "_name_or_path" not in index
     assert (saved / "pipeline.py").read_text() == (saved / "webui_txt2img.py").read_text()
-    pipe = DiffusionPipeline.from_pretrained(saved, **FLOAT, **TRUST)
     pixels = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        assert torch.equal(pipe.upscaler(pixels), upscaler(pixels))
-    assert pipe.refiner.config.in_channels == 4
+        assert torch.equal(reloaded.upscaler(pixels), upscaler(pixels))
+    assert reloaded.refiner.config.in_channels == 4
 
 
-def test_what_was_loaded_from_a_folder_saves_again(saved: Path, picture: np.ndarray, tmp_path: Path):
-    pipe = DiffusionPipeline.from_pretrained(saved, **FLOAT, **TRUST)
-    pipe.save_pretrained(tmp_path)
+def test_what_was_loaded_from_a_folder_saves_again(saved: Path, reloaded, picture: np.ndarray, tmp_path: Path):
+    reloaded.save_pretrained(tmp_path)
     for file in ("model_index.json", "pipeline.py", "upscaler/webui_txt2img.py"):
         assert (tmp_path / file).read_bytes() == (saved / file).read_bytes(), file
     assert np.array_equal(_draw(DiffusionPipeline.from_pretrained(tmp_path, **FLOAT, **TRUST)), picture)
@@ -173,11 +177,13 @@ def test_a_half_precision_variant_reloads(tiny_sd: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize("made", [pytest.param("class", marks=pytest.mark.slow), "DiffusionPipeline"])
-def test_from_pretrained_takes_what_it_is_given_where_the_folder_has_one(made: str, saved, tiny_sd: Path, upscaler):
+def test_from_pretrained_takes_what_it_is_given_where_the_folder_has_one(
+    made: str, saved, reloaded, tiny_sd: Path, upscaler
+):
     """Of our classes and of diffusers': the refiner stands for `safety_checker=None`, which tiny models lack."""
     maker = WebUITxt2ImgPipeline if made == "class" else DiffusionPipeline
     refiner = UNet2DConditionModel.from_pretrained(tiny_sd, subfolder="unet")
-    loaded = maker.from_pretrained(saved, **FLOAT, **TRUST)
+    loaded = reloaded if maker is DiffusionPipeline else maker.from_pretrained(saved, **FLOAT, **TRUST)
     assert type(loaded.upscaler).__name__ == "ImageUpscaler" and type(loaded.refiner) is UNet2DConditionModel
     loaded = maker.from_pretrained(saved, upscaler=None, refiner=refiner, **FLOAT, **TRUST)
     assert loaded.upscaler is None and loaded.refiner is refiner
@@ -199,16 +205,16 @@ def test_from_pipe_takes_the_component_it_is_given(made: str, tiny_sd: Path, ups
     refiner = UNet2DConditionModel.from_pretrained(tiny_sd, subfolder="unet")
     more = {"custom_pipeline": str(pipeline_file("webui-txt2img")), **TRUST} if made != "class" else {}
     maker = WebUITxt2ImgPipeline if made == "class" else DiffusionPipeline
-    plain = StableDiffusionPipeline.from_pretrained(tiny_sd, **FLOAT)
+    plain = pipeline_with_copies(StableDiffusionPipeline, tiny_sd.name)
     pipe = maker.from_pipe(plain, **more)
     assert pipe.unet is plain.unet
     given = {name for name in pipe._optional_components if getattr(pipe, name) is not None}
     assert given == {"text_encoder", "tokenizer"} and pipe.components.keys() == plain.components.keys()
     assert maker.from_pipe(plain, upscaler=None, **more).upscaler is None
     assert maker.from_pipe(plain, upscaler=upscaler, **more).upscaler is upscaler
-    full = WebUITxt2ImgPipeline.from_pretrained(tiny_sd, upscaler=upscaler, refiner=refiner, **FLOAT)
-    assert maker.from_pipe(full, **more).refiner is refiner
-    assert maker.from_pipe(full, **more).upscaler is None
+    full = pipeline_with_copies(WebUITxt2ImgPipeline, tiny_sd.name, upscaler=upscaler, refiner=refiner)
+    pipe = maker.from_pipe(full, **more)
+    assert pipe.refiner is refiner and pipe.upscaler is None
     assert maker.from_pipe(full, upscaler=None, **more).upscaler is None
     assert maker.from_pipe(full, upscaler=full.upscaler, **more).upscaler is upscaler
     assert StableDiffusionPipeline.from_pipe(full).unet is full.unet
@@ -219,7 +225,7 @@ def test_a_class_of_somebody_elses_is_saved_with_a_warning(tiny_sd: Path, tmp_pa
         pass
 
     refiner = Elsewhere.from_pretrained(tiny_sd, subfolder="unet")
-    pipe = WebUITxt2ImgPipeline.from_pretrained(tiny_sd, refiner=refiner, **FLOAT)
+    pipe = pipeline_with_copies(WebUITxt2ImgPipeline, tiny_sd.name, refiner=refiner)
     with caplog.at_level("WARNING", logger="diffusers.webui"):
         pipe.save_pretrained(tmp_path)
     assert f"`{__name__}`, whose code cannot be saved along" in caplog.text

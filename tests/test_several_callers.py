@@ -16,6 +16,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
 from recordings import GOLDEN
+from tiny_models import pipeline_with_copies
 from webui_diffusers.loaders import merged_networks, read_network
 from webui_diffusers.loaders.lora.kept import kept_mergers
 from webui_diffusers.loaders.lora.merge import NetworkMerger
@@ -27,7 +28,7 @@ from webui_diffusers.pipelines.prompt.encode import PromptEncoder
 from webui_diffusers.pipelines.prompt.text_encoder import RowCache
 
 
-FAST = {"num_inference_steps": 3, "width": 64, "height": 64, "output_type": "np"}
+FAST = {"num_inference_steps": 2, "width": 32, "height": 32, "output_type": "np"}
 LORAS = {"ink": GOLDEN / "lora" / "kohya_lora.safetensors", "glow": GOLDEN / "lora" / "alpha_ne_rank.safetensors"}
 JOBS: list[dict[str, Any]] = [
     {"prompt": "a (red:1.3) circle", "sampler": "Euler a", "seed": 1, "guidance_scale": 3.0},
@@ -37,13 +38,17 @@ JOBS: list[dict[str, Any]] = [
     {"prompt": "a star", "sampler": "DPM++ SDE", "seed": 3},
     {"prompt": "a circle", "loras": {"ink": 0.5}, "lora_backend": "peft", "sampler": "Euler", "seed": 4},
 ]
-PLAIN = {"prompt": "a circle", "num_inference_steps": 4}  # diffusers' own road, with the pipeline's scheduler
+PLAIN = {
+    "prompt": "a circle",
+    "num_inference_steps": 3,
+    "width": 32,
+    "height": 32,
+}  # diffusers' own road, with the pipeline's scheduler
 
 
 @pytest.fixture(scope="module")
 def pipe(tiny_sd: Path) -> WebUITxt2ImgPipeline:
-    pipe = WebUITxt2ImgPipeline.from_pretrained(tiny_sd, dtype=torch.float32)
-    pipe.set_progress_bar_config(disable=True)
+    pipe = pipeline_with_copies(WebUITxt2ImgPipeline, tiny_sd.name)
     for name, path in LORAS.items():
         pipe.add_lora(path, name)
     return pipe
@@ -187,7 +192,7 @@ def test_an_interrupt_from_outside_stops_the_call_that_runs(pipe):
     go_on.set()
     thread.join(30)
     assert steps == [0]
-    assert pipe(**FAST, **JOBS[0]).images.shape == (1, 64, 64, 3) and not pipe.interrupt
+    assert pipe(**FAST, **JOBS[0]).images.shape == (1, 32, 32, 3) and not pipe.interrupt
 
 
 def test_a_callback_that_calls_the_pipe_again_is_refused_where_it_would_draw_with_the_outer_networks(pipe):
@@ -200,7 +205,7 @@ def test_a_callback_that_calls_the_pipe_again_is_refused_where_it_would_draw_wit
         pipe(**FAST, **JOBS[1], callback_on_step_end=callback)
     after = weights(pipe)
     assert all(torch.equal(before[key], after[key]) for key in before)
-    assert pipe(**FAST, **JOBS[0], callback_on_step_end=callback).images.shape == (1, 64, 64, 3)
+    assert pipe(**FAST, **JOBS[0], callback_on_step_end=callback).images.shape == (1, 32, 32, 3)
 
 
 def test_others_wait_while_a_block_of_merged_networks_is_open(pipe):
@@ -215,7 +220,7 @@ def test_others_wait_while_a_block_of_merged_networks_is_open(pipe):
 
 @pytest.mark.parametrize("sampler", [None, "Euler"])
 def test_who_changes_the_checkpoint_of_a_second_pass_waits_for_the_call(pipe, tiny_sd, sampler):
-    other = WebUITxt2ImgPipeline.from_pretrained(tiny_sd, dtype=torch.float32)
+    other = pipeline_with_copies(WebUITxt2ImgPipeline, tiny_sd.name)
     other.unet.conv_in.weight.data *= 1.1
     given = {"prompt": "a circle", "seed": 1, "hires_scale": 2, "hires_model": other, "sampler": sampler, **FAST}
     alone = pipe(**given).images
@@ -223,7 +228,7 @@ def test_who_changes_the_checkpoint_of_a_second_pass_waits_for_the_call(pipe, ti
     waited, results = [], []
 
     def callback(drawing: Any, step: int, timestep: Any, tensors: dict) -> dict:
-        if not waited and tensors["latents"].shape[-1] == 16:
+        if not waited and tensors["latents"].shape[-1] == 8:
             thread = threading.Thread(target=lambda: results.append(other(**tiled).images))
             thread.start()
             while thread.is_alive() and not model_gate().waiting:
@@ -340,15 +345,14 @@ def test_what_is_saved_while_networks_are_on_are_the_models_own_weights(pipe, tm
 
 
 def test_multi_lora_pipelines_wait_too(tiny_sd: Path):
-    pipe = MultiLoraPipeline.from_pretrained(tiny_sd, dtype=torch.float32)
-    pipe.set_progress_bar_config(disable=True)
+    pipe = pipeline_with_copies(MultiLoraPipeline, tiny_sd.name)
     for name, path in LORAS.items():
         pipe.add_lora(path, name)
     mixes: list[Any] = [{"ink": 1.0}, None, {"glow": 0.7}, {"ink": 0.4, "glow": 0.4}]
     before = weights(pipe)
 
     def draw(mix: Any) -> np.ndarray:
-        arguments = {"prompt": "a star", "num_inference_steps": 2, "output_type": "np", "loras": mix}
+        arguments = {"prompt": "a star", "loras": mix, **FAST}
         return pipe(**arguments, generator=torch.Generator().manual_seed(1)).images
 
     alone = [draw(mix) for mix in mixes]

@@ -19,6 +19,7 @@ from diffusers import (
 )
 from ldm_layout import ldm_unet, one_file
 from safetensors.torch import save_file
+from tiny_models import pipeline_with_copies
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 from webui_diffusers.loaders.checkpoint.configs import model_config_files
@@ -97,26 +98,26 @@ def test_the_shipped_configurations_have_the_published_numbers_of_parameters(
 # ---- equal to the folder
 
 
-@pytest.mark.parametrize("ending", [".safetensors", ".ckpt"])
-def test_an_sd1_file_loads_as_its_folder(tmp_path: Path, tiny_sd: Path, ending: str) -> None:
-    pipe = StableDiffusionPipeline.from_pretrained(tiny_sd, dtype=torch.float32)
-    path = tmp_path / f"tiny{ending}"
-    save_file(one_file(pipe), path) if ending == ".safetensors" else torch.save({"state_dict": one_file(pipe)}, path)
+def test_an_sd1_file_loads_as_its_folder(tmp_path: Path, tiny_sd: Path) -> None:
+    pipe = pipeline_with_copies(StableDiffusionPipeline, tiny_sd.name)
+    save_file(one_file(pipe), tmp_path / "tiny.safetensors")
+    torch.save({"state_dict": one_file(pipe)}, tmp_path / "tiny.ckpt")
     options = {"config": str(tiny_sd), "prediction_type": "epsilon"}
-    loaded = load_single_file(StableDiffusionPipeline.from_single_file, path, options)
-    same_weights(pipe, loaded)
-    assert loaded.scheduler.config == pipe.scheduler.config
     draw = {"num_inference_steps": 2, "height": 32, "width": 32, "output_type": "np"}
-    left = pipe("a red circle", generator=torch.Generator().manual_seed(1), **draw).images
-    right = loaded("a red circle", generator=torch.Generator().manual_seed(1), **draw).images
-    # Weights read in place lie at other addresses, and the processor adds up unaligned rows in another order.
-    assert abs(left - right).max() < 1e-4
+    expected = pipe("a red circle", generator=torch.Generator().manual_seed(1), **draw).images
+    for path in (tmp_path / "tiny.safetensors", tmp_path / "tiny.ckpt"):
+        loaded = load_single_file(StableDiffusionPipeline.from_single_file, path, {**options})
+        same_weights(pipe, loaded)
+        assert loaded.scheduler.config == pipe.scheduler.config
+        drawn = loaded("a red circle", generator=torch.Generator().manual_seed(1), **draw).images
+        # Weights read in place lie at other addresses, and the processor adds up unaligned rows in another order.
+        assert abs(drawn - expected).max() < 1e-4, path
 
 
 def test_an_sdxl_file_loads_as_its_folder(tmp_path: Path, tiny_sdxl: Path) -> None:
     if not tiny_sdxl.is_dir():
         pytest.skip("no tiny SDXL in this folder of recordings")
-    pipe = StableDiffusionXLPipeline.from_pretrained(tiny_sdxl, dtype=torch.float32)
+    pipe = pipeline_with_copies(StableDiffusionXLPipeline, tiny_sdxl.name)
     torch.manual_seed(0)  # diffusers tells the two encoders apart by their widths, as in the published model
     wide = {**pipe.text_encoder_2.config.to_dict(), "hidden_size": 48, "projection_dim": 48}
     pipe.register_modules(text_encoder_2=CLIPTextModelWithProjection(CLIPTextConfig(**wide)))
@@ -127,7 +128,7 @@ def test_an_sdxl_file_loads_as_its_folder(tmp_path: Path, tiny_sdxl: Path) -> No
 
 
 def test_an_sd2_file_loads_as_its_folder(tmp_path: Path, tiny_sd: Path) -> None:
-    pipe = StableDiffusionPipeline.from_pretrained(tiny_sd, dtype=torch.float32)
+    pipe = pipeline_with_copies(StableDiffusionPipeline, tiny_sd.name)
     torch.manual_seed(0)
     pipe.register_modules(
         unet=UNet2DConditionModel.from_config(pipe.unet.config, use_linear_projection=True),
@@ -202,7 +203,7 @@ def test_a_unet_shows_that_it_predicts_noise(tiny_sd: Path) -> None:
 
 
 def test_a_guess_is_settled_by_trying_the_unet(tmp_path: Path, tiny_sd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pipe = StableDiffusionPipeline.from_pretrained(tiny_sd, dtype=torch.float32)
+    pipe = pipeline_with_copies(StableDiffusionPipeline, tiny_sd.name)
     tensors = one_file(pipe) | {"cond_stage_model.model.ln_final.weight": torch.zeros(2)}
     save_file(tensors, tmp_path / "mystery.safetensors")
     assert describe_checkpoint(tmp_path / "mystery.safetensors").prediction_type == "v_prediction"
@@ -222,7 +223,7 @@ def test_what_training_left_in_a_ckpt_is_passed_over(
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     callback = type("ModelCheckpoint", (), {"__module__": names[-1]})
     sys.modules[names[-1]].ModelCheckpoint = callback
-    pipe = StableDiffusionPipeline.from_pretrained(tiny_sd, dtype=torch.float32)
+    pipe = pipeline_with_copies(StableDiffusionPipeline, tiny_sd.name)
     notes = {callback: {"best": np.float64(0.5)}, "state": callback()}
     content = {"state_dict": one_file(pipe), "callbacks": notes, "global_step": 7}
     torch.save(content, tmp_path / "old.ckpt")
@@ -246,7 +247,7 @@ HOLES = [
 
 @pytest.mark.parametrize("lost, says", HOLES)
 def test_a_hole_is_said(tmp_path: Path, tiny_sd: Path, lost: str, says: str) -> None:
-    tensors = one_file(StableDiffusionPipeline.from_pretrained(tiny_sd, dtype=torch.float32))
+    tensors = one_file(pipeline_with_copies(StableDiffusionPipeline, tiny_sd.name))
     del tensors[lost]
     save_file(tensors, tmp_path / "x.safetensors")
     load, options = StableDiffusionPipeline.from_single_file, {"config": str(tiny_sd)}
@@ -278,7 +279,7 @@ SPOILT = [
 
 @pytest.mark.parametrize("key, spoil, says", SPOILT)
 def test_a_weight_of_another_shape_is_said(tmp_path: Path, tiny_sd: Path, key: str, spoil: object, says: str) -> None:
-    tensors = one_file(StableDiffusionPipeline.from_pretrained(tiny_sd, dtype=torch.float32))
+    tensors = one_file(pipeline_with_copies(StableDiffusionPipeline, tiny_sd.name))
     tensors[key] = spoil(tensors[key])
     torch.save(tensors, tmp_path / "x.ckpt")
     with pytest.raises(CheckpointError, match=rf"x\.ckpt`.*{says}"):
