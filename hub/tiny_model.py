@@ -32,14 +32,14 @@ def save_tiny_model(folder: Path, *, xl: bool = False) -> Path:
                 norm_num_groups=8,
                 sample_size=64,
             ),
-            "text_encoder": CLIPTextModel(_tiny_text()),
+            "text_encoder": _shifted(CLIPTextModel(_tiny_text())),
             "tokenizer": tokenizer,
             "scheduler": PNDMScheduler(
                 beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1
             ),
         }
         if xl:
-            second = CLIPTextModelWithProjection(_tiny_text())
+            second = _shifted(CLIPTextModelWithProjection(_tiny_text()))
             pipe = StableDiffusionXLPipeline(**parts, text_encoder_2=second, tokenizer_2=tokenizer)
         else:
             nothing = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
@@ -60,6 +60,14 @@ def _tiny_unet(context: int, xl: bool) -> UNet2DConditionModel:
         cross_attention_dim=context,
         **(size_input | {"projection_class_embeddings_input_dim": 6 * 8 + 32} if xl else {}),
     )
+
+
+def _shifted(encoder: torch.nn.Module) -> torch.nn.Module:
+    """A new encoder's states are 0 on average, and the webui divides by their average."""
+    for name, weights in encoder.named_parameters():
+        if name.endswith("final_layer_norm.bias"):
+            torch.nn.init.constant_(weights, 0.1)
+    return encoder
 
 
 def _tiny_text() -> CLIPTextConfig:

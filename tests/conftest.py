@@ -3,6 +3,7 @@
 import gc
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from hashlib import sha256
 from importlib.util import module_from_spec, spec_from_file_location
@@ -18,6 +19,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("ATEN_CPU_CAPABILITY", "avx2")
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
 gc.disable()  # until all is imported
+# Where compiling once is switched off, every process compiles everything anew, and diffusers a pipeline twice a load.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 def _assembled(kept: Path) -> Path:
@@ -114,6 +118,22 @@ def tiny_sd(golden: Path) -> Path:
 def tiny_sdxl(golden: Path) -> Path:
     """A StableDiffusionXLPipeline folder at tiny size."""
     return golden / "tiny-sdxl-e2e"
+
+
+@pytest.fixture(scope="session")
+def small_sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A StableDiffusionPipeline folder that draws noise at 64x64, four times as fast as `tiny_sd` draws shapes."""
+    from hub.tiny_model import save_tiny_model
+
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "small-sd")
+
+
+@pytest.fixture(scope="session")
+def small_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of StableDiffusionXLPipeline."""
+    from hub.tiny_model import save_tiny_model
+
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "small-sdxl", xl=True)
 
 
 @pytest.fixture(scope="session")

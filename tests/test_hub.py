@@ -18,7 +18,7 @@ import pytest
 import torch
 from local_hub import LocalHub
 from PIL import Image
-from safetensors.torch import load, load_file, save, save_file
+from safetensors.torch import load_file, save_file
 from webui_diffusers.pipelines import WebUITxt2ImgPipeline
 from webui_diffusers.pipelines.bundle.build import PACK_ROOT, PIPELINES, bundle_module_name, pack_version
 
@@ -84,28 +84,19 @@ class Session:
         return json.loads(done.stdout.splitlines()[-1])
 
 
-def as_published(content: bytes) -> bytes:
-    """A text encoder's file in float32, as both models are on the Hub; the tiny ones have them in float16."""
-    if content.startswith(b"{"):
-        return content.replace(b"float16", b"float32")
-    weights = load(content)
-    return save({key: value.float() if value.is_floating_point() else value for key, value in weights.items()})
-
-
 @pytest.fixture(scope="module")
 def session(
-    tiny_sd: Path, tiny_sdxl: Path, prepared_python: str, tmp_path_factory: pytest.TempPathFactory
+    small_sd: Path, small_sdxl: Path, prepared_python: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Session]:
     with LocalHub() as hub:
-        for name, folder in ((SD15, tiny_sd), (SDXL, tiny_sdxl)):
+        for name, folder in ((SD15, small_sd), (SDXL, small_sdxl)):
             files = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-            encoders = {path: as_published(data) for path, data in files.items() if path.startswith("text_encoder")}
-            hub.put(name, {**files, **encoders})
+            hub.put(name, files)
         yield Session(hub, tmp_path_factory.mktemp("home"), prepared_python)
 
 
 @pytest.fixture(scope="module")
-def published(session: Session, tiny_sd: Path, tiny_sdxl: Path) -> Session:
+def published(session: Session, small_sd: Path, small_sdxl: Path) -> Session:
     """Every pipeline as a code repository of your-org, and as a full one of tester. `said`: what it printed."""
     code = (
         "import json, sys\n"
@@ -126,7 +117,7 @@ def published(session: Session, tiny_sd: Path, tiny_sdxl: Path) -> Session:
         "        full = build_repository(name, Path('full', name), f'tester/{name}', model=model)\n"
         "        publish(full, f'tester/{name}', token=None, private=True, revision='v1')\n"
     )
-    session.said = session.run("-c", code, json.dumps([NAMES, str(tiny_sd), str(tiny_sdxl)]))
+    session.said = session.run("-c", code, json.dumps([NAMES, str(small_sd), str(small_sdxl)]))
     files = write_community(session.home / "community", "your-org")
     mirrored = {f"main/{file.name}": file.read_bytes() for file in files}
     session.hub.put("diffusers/community-pipelines-mirror", mirrored, kind="datasets")
@@ -220,12 +211,12 @@ def test_without_a_network_it_says_so(session: Session):
 
 
 @pytest.fixture
-def cluttered(tiny_sd: Path, tmp_path: Path) -> Path:
+def cluttered(small_sd: Path, tmp_path: Path) -> Path:
     """A model's folder as people have them."""
     model = tmp_path / "my-model"
-    shutil.copytree(tiny_sd, model)
-    for path in (model / "text_encoder").iterdir():
-        path.write_bytes(as_published(path.read_bytes()))
+    shutil.copytree(small_sd, model)
+    own = model / "text_encoder" / "model.safetensors"  # of which the Hub knows nothing yet
+    save_file(load_file(own), own, metadata={"format": "pt", "title": "my model"})
     for name in (
         ".env",
         "notes.md",
@@ -278,7 +269,7 @@ def test_one_command_with_weights_survives_a_failing_hub_and_sends_nothing_but_t
     assert repo.tags == dict.fromkeys(repo.tags, repo.branches["main"]) and len(repo.commits) == 2
     model = {path.relative_to(cluttered).as_posix() for path in cluttered.rglob("*") if path.is_file()}
     sent = set(repo.files) & model
-    assert {"unet/diffusion_pytorch_model.safetensors", "tokenizer/merges.txt", "model_index.json"} <= sent
+    assert {"unet/diffusion_pytorch_model.safetensors", "tokenizer/tokenizer_config.json", "model_index.json"} <= sent
     for name in model - sent - {".git/config", "README.md"}:
         assert name in done.stdout, f"{name} was neither sent nor named"
     assert ".git/" in done.stdout and "logs/run.txt" in done.stdout
@@ -343,9 +334,9 @@ def test_weights_in_parts_go_along_as_their_list_says(cluttered: Path):
         model_files(cluttered)
 
 
-def test_the_hubs_own_cache_may_be_linked_into(tiny_sd: Path, tmp_path: Path):
+def test_the_hubs_own_cache_may_be_linked_into(small_sd: Path, tmp_path: Path):
     snapshot, blobs = tmp_path / "models--a--b" / "snapshots" / "main", tmp_path / "models--a--b" / "blobs"
-    shutil.copytree(tiny_sd, snapshot)
+    shutil.copytree(small_sd, snapshot)
     blobs.mkdir()
     weights = snapshot / "vae" / "diffusion_pytorch_model.safetensors"
     weights.rename(blobs / "5f")
@@ -454,9 +445,9 @@ print(json.dumps(answers))
 OWN_TEXT = "a (red:1.3) circle\nSteps: 2, Sampler: Euler a, CFG scale: 6, Seed: 5, Size: 64x64, Model: other_model"
 
 
-def test_an_endpoint_takes_texts_and_arguments_and_opens_nothing(published: Session, tiny_sd: Path):
+def test_an_endpoint_takes_texts_and_arguments_and_opens_nothing(published: Session, small_sd: Path):
     folder = published.home / "endpoint"
-    build_repository("webui-txt2img", folder, "a/b", model=tiny_sd, endpoint=True)
+    build_repository("webui-txt2img", folder, "a/b", model=small_sd, endpoint=True)
     small = {"num_inference_steps": 2, "width": 64, "height": 64}
     requests = [
         {"inputs": OWN_TEXT},
@@ -471,7 +462,7 @@ def test_an_endpoint_takes_texts_and_arguments_and_opens_nothing(published: Sess
     done = published.run("-c", AS_THE_TOOLKIT, str(folder), json.dumps(requests), PYTHONPATH="", HF_HUB_OFFLINE="1")
     text, other, two, unknown, no_number, many, path, no_text = json.loads(done.stdout.splitlines()[-1])
 
-    pipe = WebUITxt2ImgPipeline.from_pretrained(tiny_sd, dtype=torch.float32)
+    pipe = WebUITxt2ImgPipeline.from_pretrained(small_sd, dtype=torch.float32)
     same = {"num_inference_steps": 2, "sampler": "Euler a", "guidance_scale": 6, "width": 64, "height": 64}
     expected = pipe("a (red:1.3) circle", seed=5, **same).images[0]
     drawn = Image.open(io.BytesIO(base64.b64decode(text["images"][0]["image"])))
@@ -487,9 +478,9 @@ def test_an_endpoint_takes_texts_and_arguments_and_opens_nothing(published: Sess
     assert "`inputs` is list" in no_text
 
 
-def test_only_what_can_be_served_gets_a_handler(tiny_sd: Path, tmp_path: Path):
+def test_only_what_can_be_served_gets_a_handler(small_sd: Path, tmp_path: Path):
     with pytest.raises(UploadError, match="webui-txt2img or webui-img2img with weights, not multi-lora"):
-        build_repository("multi-lora", tmp_path / "a", "a/b", model=tiny_sd, endpoint=True)
+        build_repository("multi-lora", tmp_path / "a", "a/b", model=small_sd, endpoint=True)
     with pytest.raises(UploadError, match="name a model with --with-weights"):
         build_repository("webui-txt2img", tmp_path / "a", "a/b", endpoint=True)
 
@@ -528,11 +519,11 @@ def test_the_example_of_the_model_card_runs_as_it_stands(published: Session, nam
 
 
 @pytest.fixture
-def lora_on_the_hub(published: Session, tiny_sd: Path, tiny_sdxl: Path, tmp_path: Path) -> None:
+def lora_on_the_hub(published: Session, small_sd: Path, small_sdxl: Path, tmp_path: Path) -> None:
     """Networks that fit the tiny models, where the examples look for one."""
     generator = torch.Generator().manual_seed(0)
     for repo in LORAS:
-        file = (tiny_sdxl if "xl" in repo else tiny_sd) / "unet" / "diffusion_pytorch_model.safetensors"
+        file = (small_sdxl if "xl" in repo else small_sd) / "unet" / "diffusion_pytorch_model.safetensors"
         key, weight = next((k, w) for k, w in load_file(file).items() if k.endswith("attn1.to_q.weight"))
         name = "lora_unet_" + key.removesuffix(".weight").replace(".", "_")
         down, up = torch.randn(2, weight.shape[1], generator=generator), torch.randn(weight.shape[0], 2)
