@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from hashlib import sha256
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prepared import PreparedPython
@@ -28,12 +29,12 @@ def _assembled(kept: Path) -> Path:
     """tests/golden with its slim models put together again (golden/slim.py), in a folder of pytest's cache."""
     from webui_diffusers.loaders.utils import cache_folder
 
-    spec = spec_from_file_location("slim", kept / "slim.py")
-    slim = module_from_spec(spec)
-    spec.loader.exec_module(slim)
     state = sha256("".join(f"{p}{p.stat().st_mtime_ns}" for p in sorted(kept.rglob("*")) if p.is_file()).encode())
     place = cache_folder() / "test-goldens" / state.hexdigest()[:16]
     if not (place / "done").exists():
+        spec = spec_from_file_location("slim", kept / "slim.py")
+        slim = module_from_spec(spec)
+        spec.loader.exec_module(slim)
         for entry in kept.iterdir():
             if entry.name not in slim.MODELS:
                 shutil.copytree(entry, place / entry.name, dirs_exist_ok=True) if entry.is_dir() else None
@@ -54,6 +55,8 @@ GOLDEN = Path(os.environ["WEBUI_GOLDENS"])
 # The files that take longest begin first, so that none of them is left for the end while other processes have nothing.
 LONGEST = (
     "test_hub",
+    "test_blocks_hub",
+    "test_architecture",
     "test_txt2img_sdxl",
     "test_control_pipelines",
     "test_control_goldens",
@@ -64,6 +67,23 @@ LONGEST = (
     "test_demo_model",
     "test_detailer",
 )
+
+
+# Files that go to one process, because of what they share: the Python of `prepared_python`.
+TOGETHER = ("test_hub.py", "test_blocks_hub.py", "test_architecture.py")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """As `--dist loadfile`, but for the files that go together."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return TOGETHER[0] if file.endswith(TOGETHER) else file
+
+    return Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -205,8 +205,8 @@ def test_files_and_functions_fit_a_screen():
                 assert length <= (120 if whole else 60), f"{_name(path)}: {node.name} has {length} lines"
 
 
-def test_a_fresh_interpreter_finds_old_modules_and_all_public_names():
-    """In one process, because importing the model libraries takes seconds."""
+def test_a_fresh_interpreter_finds_old_modules_and_all_public_names(prepared_python: str):
+    """Of which the model libraries are imported already: that takes seconds."""
     packages = {p.parent.relative_to(ROOT).as_posix().replace("/", ".") for p in SOURCES}
     code = (
         "from webui_diffusers.loaders import single_file\n"
@@ -219,7 +219,7 @@ def test_a_fresh_interpreter_finds_old_modules_and_all_public_names():
         "    for name in getattr(module, '__all__', ()):\n"
         "        getattr(module, name)\n"
     )
-    result = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    result = subprocess.run([prepared_python, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
 
 

@@ -17,6 +17,7 @@ from diffusers import (
 )
 from safetensors.torch import save_file
 from test_single_file import meta_pipe, one_file, same_weights
+from tiny_models import pipeline_with_copies
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 from webui_diffusers.loaders.checkpoint.describe import CheckpointError, describe_checkpoint
@@ -32,12 +33,12 @@ UNET = "model.diffusion_model."
 
 @pytest.fixture(scope="module")
 def sd1(tiny_sd: Path) -> StableDiffusionPipeline:
-    return StableDiffusionPipeline.from_pretrained(tiny_sd, dtype=torch.float32)
+    return pipeline_with_copies(StableDiffusionPipeline, tiny_sd.name)
 
 
 @pytest.fixture(scope="module")
 def sdxl(tiny_sdxl: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StableDiffusionXLPipeline]:
-    pipe = StableDiffusionXLPipeline.from_pretrained(tiny_sdxl, dtype=torch.float32)
+    pipe = pipeline_with_copies(StableDiffusionXLPipeline, tiny_sdxl.name)
     torch.manual_seed(0)  # diffusers tells the two encoders apart by their widths, as in the published model
     wide = {**pipe.text_encoder_2.config.to_dict(), "hidden_size": 48, "projection_dim": 48}
     pipe.register_modules(text_encoder_2=CLIPTextModelWithProjection(CLIPTextConfig(**wide)))

@@ -129,15 +129,17 @@ def test_background_and_face_are_enlarged_by_the_upscaler(pipe):
 
 
 def test_lists_arrays_and_tensors_come_back_in_the_form_asked_for(pipe):
-    array = np.array(photo())
+    array, found = np.array(photo()), {"detections": [[0] * 4 + [1] + MTCNN["astro_320.png"][0][5:]]}
     tensor = torch.from_numpy(array).permute(2, 0, 1)[None].float() / 255
     for given in (array, array[None], array / 255, tensor, tensor[0], [photo()]):
-        assert is_red(pipe(given).images[0], 156, 129)
-    assert pipe(tensor, output_type="pt").images.shape == (1, 3, 320, 320)
-    assert pipe([photo(), photo()], output_type="np").images.shape == (2, 320, 320, 3)
-    different = pipe([photo(), photo("grace_small.png")], output_type="np").images
+        assert is_red(pipe(given, **found).images[0], 156, 129)
+    assert is_red(pipe(tensor).images[0], 156, 129)  # the detector's turn
+    assert pipe(tensor, output_type="pt", **found).images.shape == (1, 3, 320, 320)
+    none = {"detections": [[], []]}
+    assert pipe([photo(), photo()], output_type="np", **none).images.shape == (2, 320, 320, 3)
+    different = pipe([photo(), photo("grace_small.png")], output_type="np", **none).images
     assert [image.shape for image in different] == [(320, 320, 3), (180, 160, 3)]
-    (images,) = pipe(photo(), return_dict=False)
+    (images,) = pipe(photo(), return_dict=False, **found)
     assert images[0].size == (320, 320)
 
 

@@ -13,6 +13,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny, StableDiffusionPipeline
 from recordings import GOLDEN
 from safetensors.torch import save_file
 from test_single_file import one_file
+from tiny_models import pipeline_with_copies
 from webui_diffusers.loaders import WebUIFolder, load_upscaler, load_vae, read_refiner
 from webui_diffusers.loaders.checkpoint.describe import CheckpointError
 from webui_diffusers.loaders.library.missing import missing_files
@@ -34,7 +35,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_sd: Path) ->
 
 @pytest.fixture(scope="module")
 def stock(tiny_sd: Path) -> StableDiffusionPipeline:
-    return StableDiffusionPipeline.from_pretrained(tiny_sd, dtype=torch.float32)
+    return pipeline_with_copies(StableDiffusionPipeline, tiny_sd.name)
 
 
 def another(vae: AutoencoderKL) -> AutoencoderKL:
@@ -178,7 +179,7 @@ def test_a_vae_is_read_from_every_kind_of_file(tmp_path: Path, stock: StableDiff
 
 
 def test_a_pipeline_takes_another_vae(tmp_path: Path, tiny_sd: Path, stock: StableDiffusionPipeline) -> None:
-    pipe = WebUITxt2ImgPipeline.from_pretrained(tiny_sd, dtype=torch.float16)
+    pipe = pipeline_with_copies(WebUITxt2ImgPipeline, tiny_sd.name).to(torch.float16)
     save_file(keys_of(another(stock.vae), stock, ""), tmp_path / "x.vae.safetensors")
     pipe.load_vae(tmp_path / "x.vae.safetensors")
     assert pipe.vae.dtype == torch.float16
@@ -233,7 +234,7 @@ def test_taesd_is_read_from_its_two_files(tmp_path: Path) -> None:
 def test_a_pipeline_draws_with_taesd(tmp_path: Path, tiny_sd: Path) -> None:
     torch.manual_seed(0)
     AutoencoderTiny().save_pretrained(tmp_path / "taesd")
-    pipe = WebUITxt2ImgPipeline.from_pretrained(tiny_sd, dtype=torch.float32)
+    pipe = pipeline_with_copies(WebUITxt2ImgPipeline, tiny_sd.name)
     pipe.load_vae(tmp_path / "taesd")
     assert isinstance(pipe.vae, AutoencoderTiny)
     call = {"num_inference_steps": 1, "seed": 1, "sampler": "Euler", "width": 64, "height": 64}

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from recordings import GOLDEN
 
@@ -17,6 +16,7 @@ from recordings import GOLDEN
 pytest.importorskip("gradio", reason="needs the extra [ui]")
 
 from page_client import PageServer, Visitor
+from tiny_models import pipeline_with_copies
 from webui_diffusers.pipelines import WebUITxt2ImgPipeline, call_arguments, parse_infotext
 from webui_diffusers.pipelines.cli import serve as command
 from webui_diffusers.pipelines.infotext.files import save_picture
@@ -33,7 +33,7 @@ TEXT = (
 
 @pytest.fixture(scope="module")
 def pipe(tiny_sd: Path) -> WebUITxt2ImgPipeline:
-    pipe = WebUITxt2ImgPipeline.from_pretrained(tiny_sd, dtype=torch.float32)
+    pipe = pipeline_with_copies(WebUITxt2ImgPipeline, tiny_sd.name)
     pipe.set_progress_bar_config(disable=True)
     pipe.add_lora(GOLDEN / "lora" / "kohya_lora.safetensors", "ink")
     return pipe

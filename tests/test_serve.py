@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from recordings import GOLDEN
 
@@ -21,6 +20,7 @@ httpx = pytest.importorskip("httpx", reason="needs the extra [test]")
 webuiapi = pytest.importorskip("webuiapi", reason="needs the extra [test]")
 
 from api_server import SMALL, Server, decoded, encoded, info_of  # noqa: E402
+from tiny_models import pipeline_with_copies  # noqa: E402
 from webui_diffusers.pipelines import WebUIImg2ImgPipeline, WebUITxt2ImgPipeline  # noqa: E402
 from webui_diffusers.pipelines.cli.serve import open_door_refusal  # noqa: E402
 from webui_diffusers.pipelines.infotext.styles import PromptStyle  # noqa: E402
@@ -32,7 +32,7 @@ LORA = GOLDEN / "lora" / "kohya_lora.safetensors"
 
 @pytest.fixture(scope="module")
 def pipe(tiny_sd: Path) -> WebUITxt2ImgPipeline:
-    pipe = WebUITxt2ImgPipeline.from_pretrained(tiny_sd, dtype=torch.float32)
+    pipe = pipeline_with_copies(WebUITxt2ImgPipeline, tiny_sd.name)
     pipe.set_progress_bar_config(disable=True)
     pipe.add_lora(LORA, "ink")
     return pipe

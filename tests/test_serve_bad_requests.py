@@ -55,8 +55,8 @@ VALUES = st.recursive(
 
 
 @pytest.fixture(scope="module")
-def pipe(tiny_sd: Path) -> WebUITxt2ImgPipeline:
-    return WebUITxt2ImgPipeline.from_pretrained(tiny_sd, dtype=torch.float32)
+def pipe(small_sd: Path) -> WebUITxt2ImgPipeline:
+    return WebUITxt2ImgPipeline.from_pretrained(small_sd, dtype=torch.float32)
 
 
 @pytest.fixture(scope="module")

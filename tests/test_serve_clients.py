@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from recordings import GOLDEN
 
@@ -22,6 +21,7 @@ webuiapi = pytest.importorskip("webuiapi", reason="needs the extra [test]")
 
 from api_server import Server, decoded, info_of  # noqa: E402
 from diffusers import ControlNetModel  # noqa: E402
+from tiny_models import pipeline_with_copies  # noqa: E402
 from webui_diffusers.pipelines import WebUITxt2ImgPipeline  # noqa: E402
 from webui_diffusers.pipelines.serve import app  # noqa: E402
 
@@ -33,7 +33,7 @@ PASSWORD = ("ada", "se:cret")
 @pytest.fixture(scope="module")
 def server(tiny_sd: Path) -> Iterator[Server]:
     """As somebody runs it who lets several clients in: with a password, and a page that may call."""
-    pipe = WebUITxt2ImgPipeline.from_pretrained(tiny_sd, dtype=torch.float32)
+    pipe = pipeline_with_copies(WebUITxt2ImgPipeline, tiny_sd.name)
     network = ControlNetModel.from_pretrained(GOLDEN / "controlnet" / "models" / "tiny-controlnet")
     pipe.add_controlnet(network, "tiny-controlnet")
     running = Server(app(pipe, auth=[":".join(PASSWORD)], cors_allow_origins=[PAGE]))

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 from recordings import GOLDEN
@@ -19,6 +18,7 @@ pytest.importorskip("fastapi", reason="needs the extra [serve]")
 httpx = pytest.importorskip("httpx", reason="needs the extra [test]")
 
 from api_server import SMALL, Server, encoded, info_of, pixels_of  # noqa: E402
+from tiny_models import pipeline_with_copies  # noqa: E402
 from webui_diffusers.loaders import WebUIFolder  # noqa: E402
 from webui_diffusers.pipelines.serve import app  # noqa: E402
 
@@ -29,7 +29,7 @@ def webui(tmp_path_factory: pytest.TempPathFactory, tiny_sd: Path) -> Iterator[P
     root = tmp_path_factory.mktemp("webui")
     for place in ("models/Stable-diffusion/sub", "models/VAE", "models/Lora", "models/ESRGAN"):
         (root / place).mkdir(parents=True)
-    file = one_file(StableDiffusionPipeline.from_pretrained(tiny_sd, dtype=torch.float32))
+    file = one_file(pipeline_with_copies(StableDiffusionPipeline, tiny_sd.name))
     save_file(file, root / "models/Stable-diffusion/sub/shapes.safetensors")
     second = {
         key: value * 0.9 if key.endswith("diffusion_model.out.2.weight") else value for key, value in file.items()

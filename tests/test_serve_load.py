@@ -23,6 +23,7 @@ pytest.importorskip("fastapi", reason="needs the extra [serve]")
 httpx = pytest.importorskip("httpx", reason="needs the extra [test]")
 
 from api_server import SMALL, Server, info_of, pixels_of  # noqa: E402
+from tiny_models import pipeline_with_copies  # noqa: E402
 from webui_diffusers.pipelines import WebUITxt2ImgPipeline  # noqa: E402
 from webui_diffusers.pipelines.serve import app  # noqa: E402
 
@@ -34,7 +35,7 @@ LONG = {**SMALL, "steps": 1000}
 
 @pytest.fixture(scope="module")
 def pipe(tiny_sd: Path) -> WebUITxt2ImgPipeline:
-    pipe = WebUITxt2ImgPipeline.from_pretrained(tiny_sd, dtype=torch.float32)
+    pipe = pipeline_with_copies(WebUITxt2ImgPipeline, tiny_sd.name)
     pipe.set_progress_bar_config(disable=True)
     for name in NETWORKS:
         pipe.add_lora(GOLDEN / "lora" / f"{name}.safetensors", name)
@@ -139,7 +140,7 @@ def test_a_server_that_is_told_to_stop_ends_the_picture_in_hand(pipe):
         thread.start()
         return thread
 
-    first = ask("drawing", steps=40, n_iter=3)
+    first = ask("drawing", steps=20, n_iter=3)
     while running.app.state.worker.progress.step == 0:
         time.sleep(0.01)
     second = ask("waiting")
@@ -152,7 +153,7 @@ def test_a_server_that_is_told_to_stop_ends_the_picture_in_hand(pipe):
     running.stop()
     assert info_of(answers["drawing"])["all_seeds"] == [7]
     whole = pipe(
-        ["a red circle"], negative_prompt=[""], seed=[7], width=64, height=64, num_inference_steps=40,
+        ["a red circle"], negative_prompt=[""], seed=[7], width=64, height=64, num_inference_steps=20,
         sampler="Euler", guidance_scale=7.0,
     )  # fmt: skip
     assert np.array_equal(pixels_of(answers["drawing"])[0], np.asarray(whole.images[0]).astype(int))

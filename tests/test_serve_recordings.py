@@ -19,6 +19,7 @@ httpx = pytest.importorskip("httpx", reason="needs the extra [test]")
 
 from api_server import Server, encoded, info_of, pixels_of  # noqa: E402
 from diffusers import ControlNetModel  # noqa: E402
+from tiny_models import pipeline_with_copies  # noqa: E402
 from webui_diffusers.loaders import load_upscaler  # noqa: E402
 from webui_diffusers.pipelines import WebUITxt2ImgPipeline, call_arguments, parse_infotext  # noqa: E402
 from webui_diffusers.pipelines.serve import app  # noqa: E402
@@ -69,7 +70,7 @@ SCRIPTS = [
 
 @pytest.fixture(scope="module")
 def pipe(tiny_sd: Path) -> WebUITxt2ImgPipeline:
-    pipe = WebUITxt2ImgPipeline.from_pretrained(tiny_sd, dtype=torch.float32)
+    pipe = pipeline_with_copies(WebUITxt2ImgPipeline, tiny_sd.name)
     for name in ("tiny-controlnet", "tiny-controlnet-2"):
         pipe.add_controlnet(ControlNetModel.from_pretrained(GOLDEN / "controlnet" / "models" / name), name)
     for name in ("tiny-compact-x2.safetensors", "tiny-rrdb-x4.pth"):

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image, PngImagePlugin
 from recordings import GOLDEN
 
@@ -19,6 +18,7 @@ httpx = pytest.importorskip("httpx", reason="needs the extra [test]")
 
 from api_server import SMALL, Server, decoded, encoded, info_of, pixels_of  # noqa: E402
 from diffusers import ControlNetModel  # noqa: E402
+from tiny_models import pipeline_with_copies  # noqa: E402
 from webui_diffusers.pipelines import WebUITxt2ImgPipeline  # noqa: E402
 from webui_diffusers.pipelines.infotext.styles import PromptStyle  # noqa: E402
 from webui_diffusers.pipelines.serve import app  # noqa: E402
@@ -55,7 +55,7 @@ ROWS = {
 
 @pytest.fixture(scope="module")
 def pipe(tiny_sd: Path) -> WebUITxt2ImgPipeline:
-    pipe = WebUITxt2ImgPipeline.from_pretrained(tiny_sd, dtype=torch.float32)
+    pipe = pipeline_with_copies(WebUITxt2ImgPipeline, tiny_sd.name)
     pipe.set_progress_bar_config(disable=True)
     pipe.add_lora(GOLDEN / "lora" / "kohya_lora.safetensors", "ink")
     network = ControlNetModel.from_pretrained(GOLDEN / "controlnet" / "models" / "tiny-controlnet")
