@@ -28,6 +28,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
 )
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.image_processor import VaeImageProcessor
 from diffusers.models.controlnets.multicontrolnet_union import MultiControlNetUnionModel
 from PIL import Image
 
@@ -171,6 +172,9 @@ def _other_pipeline(pipe: Any, kind: type) -> Any:
     made = kind(**{name: own[name] if name in own else getattr(pipe, name) for name in names})
     made.encode_prompt = MethodType(encoding_alone(kind.encode_prompt), made)  # type: ignore[attr-defined]
     made.set_progress_bar_config(**getattr(pipe, "_progress_bar_config", {}))
+    own_processor = VaeImageProcessor(vae_scale_factor=pipe.vae_scale_factor)
+    if pipe.image_processor.config != own_processor.config:  # the user's
+        made.image_processor = pipe.image_processor
     return made
 
 

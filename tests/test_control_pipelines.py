@@ -20,6 +20,7 @@ from diffusers import (
     StableDiffusionXLControlNetUnionPipeline,
     UNet2DConditionModel,
 )
+from diffusers.image_processor import VaeImageProcessor
 from peft import LoraConfig
 from PIL import Image
 from recordings import GOLDEN
@@ -112,6 +113,19 @@ def test_img2img_and_inpainting_are_diffusers_own(sd_img2img, scheduler, kind, m
     sd_img2img.scheduler = scheduler.from_config(sd_img2img.scheduler.config)
     given = {**PLAIN, **more, "image": INIT, "control_image": CONTROL}
     assert np.array_equal(drawn(sd_img2img, **given), drawn(stock(kind, sd_img2img), **given))
+
+
+def test_an_image_processor_of_the_users_prepares_the_picture(sd_img2img):
+    given = {"prompt": "a fox", "strength": 0.5, "num_inference_steps": 2, "control_image": CONTROL}
+    pixels = torch.rand((1, 3, 64, 64), generator=torch.Generator().manual_seed(1))
+    usual, other = drawn(sd_img2img, image=pixels / 2 + 0.5, **given), drawn(sd_img2img, image=pixels, **given)
+    assert not np.allclose(usual, other, atol=1e-2)
+    before = sd_img2img.image_processor
+    sd_img2img.image_processor = VaeImageProcessor(vae_scale_factor=8, do_normalize=False)
+    try:
+        assert np.allclose(drawn(sd_img2img, image=pixels, **given), usual, atol=1e-4)
+    finally:
+        sd_img2img.image_processor = before
 
 
 def test_guess_mode_and_batches_are_diffusers_own(sd):

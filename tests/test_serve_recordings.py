@@ -185,6 +185,7 @@ def test_a_recorded_script_comes_out(http, run):
     pictures = stored_pictures("scripts", run, "in_image")
     titles = {"sd_upscale": "SD upscale", "loopback": "Loopback"}
     script = {"script_name": titles[run["kind"]], "script_args": run["script_args"]}
-    answer = sent(http, "img2img", run, {**with_pictures(run, pictures, None), **script}, run["options_changed"])
+    mask = (stored_pictures("scripts", run, "in_mask") or [None])[0]
+    answer = sent(http, "img2img", run, {**with_pictures(run, pictures, mask), **script}, run["options_changed"])
     check(answer, [np.asarray(p.convert("RGB")) for p in stored_pictures("scripts", run, "image")])
     assert json.loads(answer.json()["info"])["all_seeds"][0] == run["processed_seed"]
