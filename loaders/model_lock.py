@@ -128,6 +128,14 @@ def models_in_use(models: Iterable[Any], *, alone: bool, is_call: bool = True) -
         gate.leave(use)
 
 
+def changed_by_running(model: Any) -> bool:
+    """Whether hooks move a model's weights about, or cast them, while it runs: accelerate's or diffusers' own."""
+    if hasattr(model, "_hf_hook"):
+        return True
+    hooks = (module.__dict__.get("_diffusers_hook") for module in model.modules())
+    return any(found is not None and found.hooks for found in hooks)
+
+
 @contextmanager
 def tokenizers_alone(*tokenizers: Any) -> Iterator[None]:
     """Tokenizers of transformers for one thread: each call of theirs first sets in them how texts are cut and padded,

@@ -7,6 +7,7 @@ numbers (stride 0) or share them too often, and tables that hold themselves are 
 
 import pickle
 import pickletools
+import threading
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from .lazy_torch import TorchTensor, lazy_torch
+from .utils import one_for_all_copies
 
 
 _TENSOR_NAMES = ("torch.", "collections.", "numpy.", "_codecs.")
@@ -97,18 +99,20 @@ def inner_table(content: object) -> object:
 
 @contextmanager
 def unpicklable_classes(classes: list[type]) -> Iterator[None]:
-    """These classes may stand in a pickle beside tensors, inside the block: torch's own allow-list."""
-    if hasattr(lazy_torch.serialization, "safe_globals"):  # torch 2.5
-        with lazy_torch.serialization.safe_globals(classes):
+    """These classes may stand in a pickle beside tensors, inside the block: torch's own allow-list. It is one for all
+    threads and put back as it was found, so one block after the other."""
+    with one_for_all_copies("unpicklable_classes", threading.RLock):
+        if hasattr(lazy_torch.serialization, "safe_globals"):  # torch 2.5
+            with lazy_torch.serialization.safe_globals(classes):
+                yield
+            return
+        before = lazy_torch.serialization.get_safe_globals()
+        lazy_torch.serialization.add_safe_globals(classes)
+        try:
             yield
-        return
-    before = lazy_torch.serialization.get_safe_globals()
-    lazy_torch.serialization.add_safe_globals(classes)
-    try:
-        yield
-    finally:
-        lazy_torch.serialization.clear_safe_globals()
-        lazy_torch.serialization.add_safe_globals(before)
+        finally:
+            lazy_torch.serialization.clear_safe_globals()
+            lazy_torch.serialization.add_safe_globals(before)
 
 
 def pickle_beyond_tensors(path: Path, error: Exception) -> str | None:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..loaders.lora.kept import kept_mergers
-from ..loaders.model_lock import model_gate, models_in_use, tokenizers_alone
+from ..loaders.model_lock import changed_by_running, model_gate, models_in_use, tokenizers_alone
 from ..loaders.utils import one_for_all_copies
 
 
@@ -95,16 +95,8 @@ def _needs(pipes: Iterable[Any], changes: bool | Callable[[], bool]) -> _Needs:
     own = [model for pipe in pipes for model in pipe.components.values() if hasattr(model, "parameters")]
     kept = [merger for pipe in pipes for merger in kept_mergers(pipe)]
     changed = changes() if callable(changes) else changes
-    alone = changed or bool(kept) or any(map(_is_changed_by_running, own))
+    alone = changed or bool(kept) or any(map(changed_by_running, own))
     return _Needs(own + [model for merger in kept for model in merger.models], alone)
-
-
-def _is_changed_by_running(model: Any) -> bool:
-    """Whether hooks move its weights about, or cast them, while it runs: accelerate's or diffusers' own."""
-    if hasattr(model, "_hf_hook"):
-        return True
-    hooks = (module.__dict__.get("_diffusers_hook") for module in model.modules())
-    return any(found is not None and found.hooks for found in hooks)
 
 
 @contextmanager
@@ -155,8 +147,8 @@ def own_state(pipe: Any) -> Iterator[None]:
     outer = calls.get(thread)
     with _free_scheduler(pipe.scheduler) as scheduler:
         own: dict[str, Any] = {"_interrupt": False, "scheduler": scheduler}
-        calls[thread] = own
         try:
+            calls[thread] = own
             yield
         finally:
             if outer is None:

@@ -11,6 +11,7 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 from torch import Generator, Tensor
 from webui_diffusers.loaders.faces.load import load_face_detector, load_face_parser, load_face_restorer
+from webui_diffusers.loaders.model_lock import changed_by_running, models_in_use
 from webui_diffusers.loaders.upscaler import load_upscaler
 from webui_diffusers.pipelines.bundle.saving import SavedWithCode
 from webui_diffusers.pipelines.components import overridable_components
@@ -162,17 +163,21 @@ class FaceRestorePipeline(SavedWithCode, DiffusionPipeline):
 
         # 3. Each picture by itself: detect, choose, align, restore, paste
         results, notes = [], []
-        for picture, found, noise in zip(pictures, rows, generators):
-            said: list[str] = []
-            nets = FaceNets(
-                detect=detector_function(self.face_detector, turned=turned, notes=said) if found is None else found,
-                restore=restorer_function(self.face_restorer, fidelity, noise),
-                parse=None if self.face_parser is None else parser_function(self.face_parser),
-                enlarge=None if self.upscaler is None else self._enlarge,
-            )
-            results.append(restore_faces(picture.rgb, nets, options, progress=self._one_bar()))
-            notes.append(said)
-        self.maybe_free_model_hooks()
+        models = [model for model in self.components.values() if hasattr(model, "parameters")]
+        with models_in_use(models, alone=any(map(changed_by_running, models))):
+            for picture, found, noise in zip(pictures, rows, generators):
+                said: list[str] = []
+                nets = FaceNets(
+                    detect=detector_function(self.face_detector, turned=turned, notes=said)
+                    if found is None
+                    else found,
+                    restore=restorer_function(self.face_restorer, fidelity, noise),
+                    parse=None if self.face_parser is None else parser_function(self.face_parser),
+                    enlarge=None if self.upscaler is None else self._enlarge,
+                )
+                results.append(restore_faces(picture.rgb, nets, options, progress=self._one_bar()))
+                notes.append(said)
+            self.maybe_free_model_hooks()
 
         # 4. In the form that was asked for
         finished = [_finish(picture, result, output_type) for picture, result in zip(pictures, results)]

@@ -20,13 +20,17 @@ from recordings import GOLDEN
 from torch import nn
 from webui_diffusers.loaders import WebUIFolder, load_upscaler, read_network
 from webui_diffusers.loaders.checkpoint.configs import model_config_folder
+from webui_diffusers.loaders.faces.restorer import FaceRestorer
 from webui_diffusers.loaders.library.index import FileIndex
 from webui_diffusers.loaders.lora.library import NetworkLibrary
 from webui_diffusers.loaders.lora.peft_mix import AdapterMixer
 from webui_diffusers.loaders.model_lock import loaded_once, model_gate, moved_whole
+from webui_diffusers.loaders.pickles import unpicklable_classes
 from webui_diffusers.loaders.textual_inversion import TextualInversion
 from webui_diffusers.pipelines import WebUITxt2ImgPipeline
-from webui_diffusers.pipelines.cli.job_folder import place_file
+from webui_diffusers.pipelines.cli.job_folder import JobFolder, place_file
+from webui_diffusers.pipelines.cli.job_names import record_paths
+from webui_diffusers.pipelines.cli.jobs import make_jobs
 from webui_diffusers.pipelines.infotext.files import save_pictures
 from webui_diffusers.pipelines.registry import Attachments
 
@@ -174,6 +178,39 @@ def test_the_numbers_that_an_upscaler_spends_are_its_generators_alone():
     assert torch.equal(generator.get_state(), alone.get_state())
 
 
+def test_faces_of_two_callers_have_each_its_own_noise():
+    torch.manual_seed(0)
+    restorer = FaceRestorer("GFPGAN", {"narrow": 0.0625, "num_style_feat": 32, "num_mlp": 2}).eval()
+    with torch.no_grad():
+        for name, parameter in restorer.named_parameters():
+            if "style_conv" in name and parameter.numel() == 1:
+                parameter.fill_(0.5)  # noise that shows
+    inside, other = threading.Event(), threading.Event()
+
+    def restored(seed: int | None) -> torch.Tensor:
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        return restorer(torch.zeros(1, 3, 512, 512), generator=generator)
+
+    def pause(module: Any, args: tuple) -> None:
+        if not inside.is_set():
+            inside.set()
+            other.wait(0.5)
+
+    def second() -> torch.Tensor:
+        assert inside.wait(30)
+        try:
+            return restored(None)
+        finally:
+            other.set()
+
+    expected = [restored(1), restored(None)]
+    assert not torch.equal(*expected)
+    handle = restorer.net.register_forward_pre_hook(pause)
+    found = at_once(lambda: restored(1), second)
+    handle.remove()
+    assert all(map(torch.equal, found, expected))
+
+
 def test_adapters_on_two_models_at_once_leave_torch_as_it_was(tiny_sd, taking_turns):
     pipes = [WebUITxt2ImgPipeline.from_pretrained(tiny_sd, dtype=torch.float32) for _ in range(2)]
     before, network = nn.Module.register_parameter, read_network(INK)
@@ -198,6 +235,27 @@ def without_links(*_: Any) -> None:
     raise OSError(errno.EPERM, "no links here")
 
 
+def test_classes_that_one_thread_lets_into_pickles_are_let_in_until_it_is_done():
+    class Harmless:
+        pass
+
+    entered, leave = threading.Event(), threading.Event()
+
+    def second() -> bool:
+        with unpicklable_classes([Harmless]):
+            entered.set()
+            assert leave.wait(30)
+            return Harmless in torch.serialization.get_safe_globals()
+
+    with ThreadPoolExecutor(1) as pool:
+        with unpicklable_classes([Harmless]):
+            found = pool.submit(second)
+            entered.wait(0.2)
+        leave.set()
+        assert found.result(30)
+    assert Harmless not in torch.serialization.get_safe_globals()
+
+
 @pytest.mark.parametrize("links", [True, False])
 def test_pictures_of_two_callers_never_take_one_name(links, tmp_path, monkeypatch, taking_turns):
     if not links:
@@ -220,6 +278,32 @@ def test_a_job_never_takes_the_name_of_a_file_that_came_meanwhile(tmp_path, monk
     place_file(tmp_path / "mine", tmp_path / "free")
     place_file(tmp_path / "mine", tmp_path / "gone")  # another process was faster
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"theirs": "theirs", "free": "mine"}
+
+
+def test_a_job_takes_away_what_its_maker_still_has_and_nothing_else(tmp_path):
+    """Two runs with one name for two new versions of a job; each looks at the folder before the other has drawn."""
+    old, new, newer = (
+        make_jobs([(1, "fox", {"prompt": "x", "seed": seed, "num_images_per_prompt": 2})])[0] for seed in (1, 2, 3)
+    )
+
+    def drawn(level: int) -> tuple[list[Image.Image], list[str]]:
+        return [Image.new("RGB", (4, 4), (level, level, level))] * 2, ["a", "b"]
+
+    folder = JobFolder(tmp_path)
+    folder.check_names([old])
+    folder.keep(old, drawn(1))
+    runs = [(job, JobFolder(tmp_path)) for job in (new, newer)]
+    for job, run in runs:
+        run.check_names([job])
+    for level, (job, run) in enumerate(runs, start=2):
+        run.keep(job, drawn(level))
+    levels = {
+        path: Image.open(tmp_path / path).getpixel((0, 0))[0]
+        for job, _ in runs
+        for path in record_paths(folder.record(job))
+    }
+    assert levels == {"fox-1.png": 2, "fox-2.png": 2, "fox-1-2.png": 3, "fox-2-2.png": 3}
+    assert {path.name for path in tmp_path.glob("*.png")} == {*levels}
 
 
 def test_configuration_files_that_other_processes_may_read_stay_when_one_is_missing():

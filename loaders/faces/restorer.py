@@ -10,6 +10,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ..model_lock import model_gate
 from ..pickles import check_sizes
 from ..utils import require
 from .mtcnn import without_dtypes
@@ -30,9 +31,7 @@ FACE_ARCHITECTURES = {
         "spandrel.architectures.GFPGAN",
         "GFPGAN",
         ("toRGB.0.weight", "stylegan_decoder.style_mlp.1.weight"),
-        lambda net, face, fidelity, noise: functional_call(
-            net, noise, (face,), {"return_rgb": False, "randomize_noise": False}
-        ),
+        lambda net, face, fidelity, noise: _with_noise(net, face, noise),
     ),
     "RestoreFormer": FaceArchitecture(
         "spandrel.architectures.RestoreFormer",
@@ -92,6 +91,12 @@ class FaceRestorer(ModelMixin, ConfigMixin):
             for name, stored in self.net.named_buffers()
             if name.startswith(_FACE_NOISE)
         }
+
+
+def _with_noise(net: nn.Module, face: Tensor, noise: dict[str, Tensor]) -> object:
+    """GFPGAN with this noise in place of its own, which meanwhile is that of every thread: so one after the other."""
+    with model_gate().part_lock(net):
+        return functional_call(net, noise, (face,), {"return_rgb": False, "randomize_noise": False})
 
 
 def face_net_class(architecture: str) -> type[nn.Module]:

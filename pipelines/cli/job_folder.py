@@ -186,9 +186,14 @@ class JobFolder:
 
     def _clear(self, job: Job, names: Sequence[str], before: Sequence[str]) -> None:
         """Take away what this job, or an earlier version of it, made under the names of its new pictures."""
+        made_by: dict[str, set[str]] = {}  # what each of the makers has by now: other processes replace it, too
         for name in names:
-            maker = self._made.get(plain_file_name(name))
-            if name in before or maker is not None or job.key in self._broken:
+            plain = plain_file_name(name)
+            maker = self._made.get(plain)
+            if maker is not None and maker not in made_by:
+                made_by[maker] = {plain_file_name(path) for path in record_paths(self._read_record(maker))}
+            replaced = maker == job.key or (maker is not None and plain in made_by[maker])
+            if name in before or replaced or job.key in self._broken:
                 (self.out / name).unlink(missing_ok=True)
             if maker not in (None, job.key):
                 self._record(str(maker)).unlink(missing_ok=True)
