@@ -6,7 +6,6 @@ Nothing of this pack is imported before the fork, and what a run does ends with 
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -43,7 +42,7 @@ with socket.socket(socket.AF_UNIX) as server:
 STANDS_FOR = {"HF_ENDPOINT": "http://hub.invalid", "HF_MODULES_CACHE": "/modules.invalid", "HF_HOME": "/home.invalid"}
 
 SERVER = """
-import importlib, json, os, runpy, socket, sys, traceback
+import importlib, json, os, runpy, select, signal, socket, sys, traceback
 
 STANDS_FOR = json.loads(sys.argv[2])
 
@@ -101,7 +100,7 @@ for name in ["huggingface_hub.hf_api", *sys.argv[3:]]:
     importlib.import_module(name)
 listening = socket.socket(fileno=int(sys.argv[1]))
 running = set()
-while True:
+while listening in select.select([listening, sys.stdin], [], [])[0]:  # until whoever started it closes stdin, or ends
     asker, _ = listening.accept()
     running = {pid for pid in running if not os.waitpid(pid, os.WNOHANG)[0]}
     pid = os.fork()
@@ -110,6 +109,7 @@ while True:
         child(asker)
     running.add(pid)
     asker.close()
+os.killpg(0, signal.SIGKILL)
 """
 
 
@@ -132,12 +132,12 @@ class PreparedPython:
             listening.bind(f"{self.folder}/socket")
             listening.listen()
             command = [sys.executable, "-c", SERVER, str(listening.fileno()), json.dumps(STANDS_FOR), *LIBRARIES]
-            options = {"pass_fds": [listening.fileno()], "start_new_session": True, "stdin": subprocess.DEVNULL}
+            options = {"pass_fds": [listening.fileno()], "start_new_session": True, "stdin": subprocess.PIPE}
             self.server = subprocess.Popen(command, env=env, cwd=self.folder, **options)
 
     def close(self) -> None:
         """End the server, and what still runs."""
         if os.name == "posix":
-            os.killpg(self.server.pid, signal.SIGKILL)
+            self.server.stdin.close()
             self.server.wait()
             shutil.rmtree(self.folder)

@@ -175,7 +175,7 @@ def test_exif_orientation_is_applied(pipe):
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "CMYK", "P", "1", "I;16"])
 def test_without_a_face_the_picture_comes_back_value_for_value(pipe, mode):
-    plain = photo("nofaces.png")
+    plain = photo("nofaces.png").crop((0, 0, 96, 96))
     picture = (
         Image.fromarray(np.array(plain.convert("L")).astype(np.uint16) * 201)
         if mode == "I;16"
