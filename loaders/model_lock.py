@@ -132,8 +132,13 @@ def changed_by_running(model: Any) -> bool:
     """Whether hooks move a model's weights about, or cast them, while it runs: accelerate's or diffusers' own."""
     if hasattr(model, "_hf_hook"):
         return True
-    hooks = (module.__dict__.get("_diffusers_hook") for module in model.modules())
-    return any(found is not None and found.hooks for found in hooks)
+    waiting = [model]
+    while waiting:  # of thousands, before each call: `modules()` takes three times as long
+        state = waiting.pop().__dict__
+        if "_diffusers_hook" in state and state["_diffusers_hook"].hooks:
+            return True
+        waiting += [module for module in state.get("_modules", {}).values() if module is not None]
+    return False
 
 
 @contextmanager
@@ -148,8 +153,8 @@ def tokenizers_alone(*tokenizers: Any) -> Iterator[None]:
 
 
 def making_modules() -> threading.RLock:
-    """Held while modules are made. Loading a model and putting an adapter on one change `nn.Module` itself for a
-    moment (accelerate, PEFT), for every thread of the process."""
+    """Held while models and adapters are made. That changes `nn.Module` itself for a moment (accelerate, PEFT), or
+    what can be imported, for every thread of the process."""
     return one_for_all_copies("making_modules", threading.RLock)
 
 

@@ -15,6 +15,7 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
+from .model_lock import making_modules
 from .upscaler_model import UpscalerNetwork
 from .utils import require
 from .weight_files import WeightFileError
@@ -80,7 +81,7 @@ def realesrgan_network(state: Mapping[str, Tensor], name: str) -> UpscalerNetwor
 
 def _package_module(name: str) -> ModuleType:
     try:
-        with functional_tensor_shim():
+        with making_modules(), functional_tensor_shim():
             return require(name, extra="realesrgan", feature='`backend="realesrgan"`')
     except ImportError as error:
         if sys.version_info[:2] <= _NEWEST_PYTHON:

@@ -81,22 +81,22 @@ def models_had(pipes: Iterable[Any], changes: bool | Callable[[], bool]) -> Iter
     changes: as in `own_call`. What they need is looked at again once they are had: only then nobody changes them, and
     the call that went before may have left its networks on.
     """
-    needs = _needs(pipes, changes)
+    own = [model for pipe in pipes for model in pipe.components.values() if hasattr(model, "parameters")]
+    hooked = any(map(changed_by_running, own))
+
+    def now() -> _Needs:
+        kept = [merger for pipe in pipes for merger in kept_mergers(pipe)]
+        alone = hooked or bool(kept) or (changes() if callable(changes) else changes)
+        return _Needs([*own, *(model for merger in kept for model in merger.models)], alone)
+
+    needs = now()
     while True:
         with models_in_use(needs.models, alone=needs.alone):
-            now = _needs(pipes, changes)
-            if needs.alone >= now.alone and {*map(id, needs.models)} >= {*map(id, now.models)}:
+            found = now()
+            if needs.alone >= found.alone and {*map(id, needs.models)} >= {*map(id, found.models)}:
                 yield
                 return
-        needs = now
-
-
-def _needs(pipes: Iterable[Any], changes: bool | Callable[[], bool]) -> _Needs:
-    own = [model for pipe in pipes for model in pipe.components.values() if hasattr(model, "parameters")]
-    kept = [merger for pipe in pipes for merger in kept_mergers(pipe)]
-    changed = changes() if callable(changes) else changes
-    alone = changed or bool(kept) or any(map(changed_by_running, own))
-    return _Needs(own + [model for merger in kept for model in merger.models], alone)
+        needs = found
 
 
 @contextmanager

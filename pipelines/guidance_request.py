@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..loaders.utils import unknown_choice
 from .argument_values import is_finite_number
+from .call_state import models_had
 from .drop_in import argument_or_default
 from .sampling.denoiser import Guidance
 from .sampling.perturbed import FREEU_FACTORS, PerturbedAttention, self_attentions
@@ -77,7 +78,8 @@ def _ip_adapter_embeds(
     if image is None and embeds is None:
         return None
     both_sides = image is not None or scale > 1  # given embeddings have both, as in diffusers
-    rows = pipe.prepare_ip_adapter_image_embeds(image, embeds, pipe._execution_device, count, both_sides)
+    with models_had([pipe], changes=False):  # offloading hooks move others' models when the encoder's turn comes
+        rows = pipe.prepare_ip_adapter_image_embeds(image, embeds, pipe._execution_device, count, both_sides)
     if not both_sides:
         return rows, [torch.zeros_like(cond) for cond in rows]
     pairs = [both.chunk(2) for both in rows]

@@ -24,13 +24,14 @@ from webui_diffusers.loaders.faces.restorer import FaceRestorer
 from webui_diffusers.loaders.library.index import FileIndex
 from webui_diffusers.loaders.lora.library import NetworkLibrary
 from webui_diffusers.loaders.lora.peft_mix import AdapterMixer
-from webui_diffusers.loaders.model_lock import loaded_once, model_gate, moved_whole
+from webui_diffusers.loaders.model_lock import loaded_once, model_gate, models_in_use, moved_whole
 from webui_diffusers.loaders.pickles import unpicklable_classes
 from webui_diffusers.loaders.textual_inversion import TextualInversion
 from webui_diffusers.pipelines import WebUITxt2ImgPipeline
 from webui_diffusers.pipelines.cli.job_folder import JobFolder, place_file
 from webui_diffusers.pipelines.cli.job_names import record_paths
 from webui_diffusers.pipelines.cli.jobs import make_jobs
+from webui_diffusers.pipelines.guidance_request import _ip_adapter_embeds
 from webui_diffusers.pipelines.infotext.files import save_pictures
 from webui_diffusers.pipelines.registry import Attachments
 
@@ -148,6 +149,23 @@ def test_a_model_is_used_when_all_of_it_is_where_it_shall_be():
         assert all(value.is_meta for value in moved_whole(model, "meta").parameters())
         moving.result(30)
     assert inside == [False]
+
+
+def test_an_image_prompt_is_encoded_when_nobody_has_its_encoder_alone():
+    encoder, rows = nn.Linear(1, 1), [torch.arange(2.0)[:, None]]
+    pipe = SimpleNamespace(
+        components={"image_encoder": encoder},
+        prepare_ip_adapter_image_embeds=lambda *given: rows,
+        _execution_device="cpu",
+    )
+    given = {"ip_adapter_image": Image.new("RGB", (8, 8)), "ip_adapter_image_embeds": None}
+    with ThreadPoolExecutor(1) as pool:
+        with models_in_use([encoder], alone=True):
+            asked = pool.submit(_ip_adapter_embeds, pipe, given, 5.0, 1)
+            while not asked.done() and not model_gate().waiting:
+                time.sleep(0.01)
+            assert not asked.done()
+        assert [float(side[0]) for side in asked.result(30)] == [1.0, 0.0]
 
 
 def test_the_numbers_that_an_upscaler_spends_are_its_generators_alone():
