@@ -20,6 +20,7 @@ from diffusers import (
     UNet2DConditionModel,
     UniPCMultistepScheduler,
 )
+from packaging.version import Version
 from recordings import GOLDEN
 from safetensors.torch import load_file
 from tiny_models import pipeline_with_copies
@@ -36,6 +37,10 @@ SCHEDULERS = [
 ]
 CALL = {"num_inference_steps": 2, "guidance_scale": 6.0, "output_type": "np"}
 LATENT = {**CALL, "output_type": "latent"}
+NO_CARD_TO_EMPTY = pytest.mark.skipif(
+    torch.version.cuda is not None and not torch.cuda.is_available() and Version(torch.__version__) < Version("2.7"),
+    reason="accelerate's hook empties a card's memory, which a torch 2.6 built for one cannot do without one",
+)
 EMBEDS = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
 
 
@@ -403,7 +408,7 @@ def recorded_pipe():
     return loaded(WebUITxt2ImgPipeline, GOLDEN / "tiny-sdxl")
 
 
-@pytest.mark.parametrize("kind", ["sequential", "model"])
+@pytest.mark.parametrize("kind", ["sequential", pytest.param("model", marks=NO_CARD_TO_EMPTY)])
 def test_offloaded_components_draw_the_same(ours, kind):
     """The hooks of `enable_sequential_cpu_offload` and `enable_model_cpu_offload`, with the CPU as the device."""
     pipe = pipeline_with_copies(WebUITxt2ImgPipeline, "tiny-sdxl-e2e")
