@@ -15,7 +15,7 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from diffusers.utils import dynamic_modules_utils
 from recordings import GOLDEN
 from tiny_models import pipeline_around
-from webui_diffusers.pipelines import WebUITxt2ImgPipeline
+from webui_diffusers.pipelines import MultiLoraPipeline, WebUITxt2ImgPipeline
 from webui_diffusers.pipelines.bundle.build import PACK_ROOT, PIPELINES, bundle, bundle_module_name, pipeline_file
 from webui_diffusers.pipelines.bundle.sources import BUNDLE_REQUIREMENTS, BundleError
 
@@ -64,6 +64,13 @@ def _load(model: Path, code: str | Path, **more) -> DiffusionPipeline:
 def _picture(pipe: DiffusionPipeline) -> np.ndarray:
     pipe.set_progress_bar_config(disable=True)
     return pipe(**CALL).images[0]
+
+
+def _mixed(pipe: DiffusionPipeline) -> np.ndarray:
+    """What a pipeline draws that takes no sampler."""
+    pipe.set_progress_bar_config(disable=True)
+    call = {"num_inference_steps": 2, "output_type": "np", "generator": torch.Generator().manual_seed(3)}
+    return pipe("a red circle", **call).images[0]
 
 
 # --- the text
@@ -180,28 +187,29 @@ def test_networks_that_another_copy_of_the_code_left_on_a_model_are_taken_out(mo
     assert np.array_equal(_picture(pipe), packaged)
 
 
-def test_files_of_one_name_run_apart_and_loading_again_changes_nothing(modules, tiny_sd: Path, packaged, tmp_path):
+def test_files_of_one_name_run_apart_and_loading_again_changes_nothing(modules, tiny_sd: Path, tmp_path):
     """Local folders all hold `pipeline.py`, which diffusers runs in one module."""
+    expected = _mixed(pipeline_around(MultiLoraPipeline, tiny_sd.name))
     folders = [tmp_path / name for name in ("first", "second", "other")]
     for folder, version in zip(folders, ("", "# another version\n", "")):
         folder.mkdir()
-        text = made("webui-txt2img") if folder.name != "other" else OTHER_PACK
+        text = made("multi-lora") if folder.name != "other" else OTHER_PACK
         (folder / "pipeline.py").write_text(_with_digest(text, version), encoding="utf-8")
     first = _load(tiny_sd, folders[0])
     second = _load(tiny_sd, folders[1])
     assert type(first) is not type(second)
-    assert type(first).__init__.__globals__ is not type(second).__init__.__globals__
+    assert type(first).add_lora.__globals__ is not type(second).add_lora.__globals__
     other = _load(tiny_sd, folders[2])
     assert type(other).__name__ == "OtherPipeline"
-    for pipe in (first, second, _load(tiny_sd, pipeline_file("webui-txt2img"))):
-        assert np.array_equal(_picture(pipe), packaged)
-    with pytest.raises(ImportError, match="on top of `OtherPipeline`.*webui_txt2img.py"):
+    for pipe in (first, second, _load(tiny_sd, pipeline_file("multi-lora"))):
+        assert np.array_equal(_mixed(pipe), expected)
+    with pytest.raises(ImportError, match="on top of `OtherPipeline`.*webui_multi_lora.py"):
         _load(tiny_sd, folders[0])
-    assert _picture(other).shape == (64, 64, 3)
+    assert _mixed(other).shape == (64, 64, 3)
 
 
 def test_code_that_is_not_that_of_its_file_does_not_run(modules, tiny_sd: Path, tmp_path):
-    text = made("webui-txt2img")
+    text = made("multi-lora")
     (tmp_path / "stale.py").write_text(text.replace("content ", "content 0", 1), encoding="utf-8")
     with pytest.raises(ImportError, match="not what is in .*stale.py.*Load it again"):
         _load(tiny_sd, tmp_path / "stale.py")
@@ -217,13 +225,12 @@ OTHER_PACK = """
 from diffusers import StableDiffusionPipeline
 
 
-def pick(*_):
+def own_state(*_):
     raise RuntimeError("a helper of another pack")
 
 
 class OtherPipeline(StableDiffusionPipeline):
-    def __call__(self, prompt, seed, sampler, **more):
-        return super().__call__(prompt, **more)
+    pass
 """
 
 

@@ -592,7 +592,7 @@ OTHER_PACK = """
 from diffusers import StableDiffusionPipeline
 
 
-def first_pass(*_):
+def own_state(*_):
     raise RuntimeError("a helper of another pack")
 
 
