@@ -10,24 +10,24 @@ import pytest
 import torch
 from recordings import GOLDEN
 from safetensors.torch import save_file
+from tiny_models import pipeline_with_copies
 from webui_diffusers.loaders import NetworkError
 from webui_diffusers.pipelines import WebUITxt2ImgPipeline
 
 
 CALL = {"num_inference_steps": 2, "seed": 1, "sampler": "Euler", "output_type": "np"}
+SMALL = {**CALL, "num_inference_steps": 1, "width": 32, "height": 32}
 
 
 @pytest.fixture(scope="module")
-def shared(tiny_sd: Path) -> WebUITxt2ImgPipeline:
-    pipe = WebUITxt2ImgPipeline.from_pretrained(tiny_sd, dtype=torch.float32)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+def shared() -> WebUITxt2ImgPipeline:
+    return pipeline_with_copies(WebUITxt2ImgPipeline, "tiny-sd")
 
 
 @pytest.fixture(scope="module")
 def expected(shared: WebUITxt2ImgPipeline) -> np.ndarray:
     """What it draws before anything went wrong."""
-    return shared("a (red:1.2) circle", **CALL).images
+    return shared("a (red:1.2) circle", **SMALL).images
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def pipe(shared: WebUITxt2ImgPipeline, expected: np.ndarray):
     pipe = WebUITxt2ImgPipeline(**shared.components, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
     yield pipe
-    assert np.array_equal(pipe("a (red:1.2) circle", **CALL).images, expected)
+    assert np.array_equal(pipe("a (red:1.2) circle", **SMALL).images, expected)
 
 
 # ---- prompts
@@ -258,15 +258,8 @@ def test_a_vae_of_nan_says_so(pipe):
     ],
     ids=str,
 )
-def test_a_wrong_argument_is_told_before_any_work(tiny_pipe_for_values, given: dict, said: str):
+def test_a_wrong_argument_is_told_before_any_work(shared, given: dict, said: str):
     """Whether by a name of the webui's API or with a value of another kind."""
     with pytest.raises(ValueError) as error:
-        tiny_pipe_for_values("a", **{"num_inference_steps": 1, "sampler": "Euler", **given})
+        shared("a", **{"num_inference_steps": 1, "sampler": "Euler", **given})
     assert said in str(error.value)
-
-
-@pytest.fixture(scope="module")
-def tiny_pipe_for_values(tiny_sd: Path) -> WebUITxt2ImgPipeline:
-    pipe = WebUITxt2ImgPipeline.from_pretrained(tiny_sd, safety_checker=None)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
