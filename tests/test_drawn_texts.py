@@ -103,7 +103,7 @@ def test_an_embedding_of_the_first_prompt_is_written_beside_another_second_promp
 
 
 def test_a_network_is_hashed_under_the_name_that_the_prompt_has(pipe, golden, tmp_path):
-    source = golden / "lora" / "kohya_lora.safetensors"
+    source = golden / "lora" / "fp16_lora.safetensors"
     save_file(load_file(source), tmp_path / "file.safetensors", metadata={"ss_output_name": "alias"})
     pipe.lora_folder = tmp_path
     for asked, written in ((":alias:", "alias"), (":file:", "file")):
@@ -116,7 +116,7 @@ def test_a_network_is_hashed_under_the_name_that_the_prompt_has(pipe, golden, tm
 
 def test_networks_of_the_argument_stay_in_a_second_prompt_of_its_own(pipe, golden):
     given = {**CALL, "hires_scale": 1.5, "hires_strength": 0.6}
-    pipe.add_lora(golden / "lora" / "kohya_lora.safetensors", "ink")
+    pipe.add_lora(golden / "lora" / "fp16_lora.safetensors", "ink")
     output = pipe("a red circle", loras={"ink": 0.7}, hires_prompt="a blue circle", **given)
     assert fields(output)["Hires prompt"] == "a blue circle<lora:ink:0.7>"
     assert np.array_equal(pipe(**call_arguments(fields(output)), output_type="np").images, output.images)
