@@ -169,7 +169,7 @@ def _free_scheduler(scheduler: Any) -> Iterator[Any]:
     taken: dict[int, tuple[Any, object]] = one_for_all_copies("taken_schedulers", dict)
     mine = scheduler, object()
     try:
-        if taken.setdefault(id(scheduler), mine) is mine:
+        if scheduler is None or taken.setdefault(id(scheduler), mine) is mine:
             yield scheduler
         else:  # `copy` first: what the other call sets on it meanwhile does no harm
             with _free_scheduler(deepcopy(copy(scheduler))) as own:

@@ -22,7 +22,7 @@ from webui_diffusers.loaders.lora.kept import kept_mergers
 from webui_diffusers.loaders.lora.merge import NetworkMerger
 from webui_diffusers.loaders.model_lock import model_gate, models_in_use
 from webui_diffusers.pipelines import MultiLoraPipeline, WebUITxt2ImgPipeline
-from webui_diffusers.pipelines.call_state import own_state, stock_changes_models
+from webui_diffusers.pipelines.call_state import CallState, own_state, stock_changes_models
 from webui_diffusers.pipelines.images.vae import finite_or_float32
 from webui_diffusers.pipelines.prompt.encode import PromptEncoder
 from webui_diffusers.pipelines.prompt.text_encoder import RowCache
@@ -154,6 +154,16 @@ def test_a_call_inside_one_that_draws_with_a_copy_has_a_copy_of_its_own(pipe):
 
     with own_state(pipe):
         assert len({id(pipe.scheduler), *map(id, together(schedulers, [None])[0])}) == 3
+
+
+def test_what_has_no_scheduler_may_be_called_by_several_too():
+    class Texts(CallState):
+        """A pipeline that encodes texts and draws nothing."""
+
+    texts = Texts()
+    with own_state(texts):
+        with own_state(texts):
+            assert texts.scheduler is None
 
 
 def test_what_a_callback_reads_and_writes_belongs_to_its_call(pipe):
