@@ -38,6 +38,10 @@ class ClipVocabulary:
             self._vocabulary.get(names[name]) for name in ("bos", "eos", "pad")
         )
 
+    def __len__(self) -> int:
+        """How many tokens there are, added ones too."""
+        return len(self._vocabulary)
+
     def get_vocab(self) -> dict[str, int]:
         """Token -> id, words that were added included."""
         return self._vocabulary

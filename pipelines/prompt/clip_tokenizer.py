@@ -40,22 +40,23 @@ class FragmentTokenizer:
     """
 
     def __init__(self, tokenizer: Any, *, open_clip: bool = False) -> None:
-        vocabulary = tokenizer.get_vocab()
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        comma = tokenizer.get_vocab().get(",</w>") if backend is None else backend.token_to_id(",</w>")
         special_ids = (tokenizer.bos_token_id, tokenizer.eos_token_id)
         missing = [name for name, id_ in zip(("bos_token", "eos_token"), special_ids) if id_ is None]
-        if missing or ",</w>" not in vocabulary:
+        if missing or comma is None:
             raise ValueError(
                 f"{type(tokenizer).__name__} has no {' and no '.join(missing) or 'token `,</w>`'}, so it is no CLIP "
                 "tokenizer. Pass the tokenizer of the model's CLIP text encoder."
             )
         self.start, self.end = special_ids
         self.pad = 0 if open_clip else self.end
-        self.comma: int = vocabulary[",</w>"]
+        self.comma: int = comma
         specials = _OPEN_CLIP_SPECIALS if open_clip else _CLIP_SPECIALS
         self._open_clip = open_clip
         self._specials = dict(zip(specials, special_ids))
         self._words = regex.compile("|".join([*map(regex.escape, specials), _CLIP_WORD]), regex.IGNORECASE)
-        self._byte_pairs = _byte_pair_encoder(tokenizer, vocabulary)
+        self._byte_pairs = _byte_pair_encoder(tokenizer)
         # CLIP's slow tokenizer takes its special tokens out before it cleans the text
         self._whole = _added_words(tokenizer) | ({} if open_clip else self._specials)
         longest_first = sorted(self._whole, key=len, reverse=True)
@@ -82,7 +83,7 @@ class FragmentTokenizer:
 
 
 def fragment_tokenizer(tokenizer: Any, *, open_clip: bool) -> FragmentTokenizer:
-    """The `FragmentTokenizer` of a tokenizer; made anew (0.1 s) only for another one, or when words were added."""
+    """The `FragmentTokenizer` of a tokenizer; made anew only for another one, or when words were added."""
     if getattr(tokenizer, "backend_tokenizer", None) is None:  # a slow one would be kept alive by its own merges
         return FragmentTokenizer(tokenizer, open_clip=open_clip)
     known, words = _FRAGMENT_TOKENIZERS.setdefault(tokenizer, {}), len(tokenizer)
@@ -91,12 +92,12 @@ def fragment_tokenizer(tokenizer: Any, *, open_clip: bool) -> FragmentTokenizer:
     return known[open_clip, words]
 
 
-def _byte_pair_encoder(tokenizer: Any, vocabulary: dict[str, int]) -> Callable[[str], list[int]]:
+def _byte_pair_encoder(tokenizer: Any) -> Callable[[str], list[int]]:
     """Word in byte signs -> ids, by the tokenizer's own merges: of the Rust model, or of the slow class."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         return partial(_rust_ids, backend.model)
-    return partial(_slow_ids, tokenizer, vocabulary)
+    return partial(_slow_ids, tokenizer, tokenizer.get_vocab())
 
 
 def _rust_ids(model: Any, word: str) -> list[int]:
@@ -110,7 +111,8 @@ def _slow_ids(tokenizer: Any, vocabulary: dict[str, int], word: str) -> list[int
 def _added_words(tokenizer: Any) -> dict[str, int]:
     """Words that somebody added behind the vocabulary; special tokens lie inside it or are the recipe's matter."""
     added = tokenizer.get_added_vocab()
-    base = len(tokenizer.get_vocab()) - len(added)
+    fast = getattr(tokenizer, "backend_tokenizer", None) is not None  # and its vocabulary long to copy
+    base = (len(tokenizer) if fast else len(tokenizer.get_vocab())) - len(added)
     specials = set(tokenizer.all_special_tokens)
     return {word: id_ for word, id_ in added.items() if id_ >= base and word and word not in specials}
 
