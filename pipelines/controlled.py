@@ -107,6 +107,9 @@ def networks_at_device(pipe: Any, control: PassControl) -> Iterator[None]:
 
     A pipeline that offloads has them out of the way again afterwards, as diffusers' own before the VAE decodes.
     """
+    if not control.active:
+        yield
+        return
     device, moved = pipe._execution_device, []
     for model in dict.fromkeys(one.model for one in control.active):
         if not any(hasattr(part, "_hf_hook") for part in model.modules()):
@@ -115,7 +118,7 @@ def networks_at_device(pipe: Any, control: PassControl) -> Iterator[None]:
     try:
         yield
     finally:
-        if control.active and any(hasattr(model, "_hf_hook") for model in pipe.components.values()):
+        if any(hasattr(model, "_hf_hook") for model in pipe.components.values()):
             for model in moved:
                 model.to("cpu")
             for hook in getattr(pipe, "_all_hooks", ()):
