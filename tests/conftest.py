@@ -55,17 +55,18 @@ GOLDEN = Path(os.environ["WEBUI_GOLDENS"])
 # The files that take longest begin first, so that none of them is left for the end while other processes have nothing.
 LONGEST = (
     "test_hub",
+    "test_txt2img_goldens",
     "test_blocks_hub",
     "test_architecture",
     "test_txt2img_sdxl",
+    "test_img2img",
+    "test_multi_lora",
     "test_control_pipelines",
-    "test_control_goldens",
     "test_checkpoint_names",
     "test_cli",
     "test_bundle",
     "test_face_restore",
     "test_demo_model",
-    "test_detailer",
 )
 
 
