@@ -115,9 +115,9 @@ def _one_pass(
     """What all calls have: the first pass and what holds for both. size: (width, height) in pixels."""
     options = webui_settings(given["webui_options"])
     check_clip_skip(given["clip_skip"], pipe.text_encoder)
-    table = None
-    if knows_betas(pipe.scheduler) or given["sampler"] is not None or given.get("hires_sampler") is not None:
-        table = NoiseTable(scheduler_alphas_cumprod(pipe.scheduler, options))
+    scheduler, table = pipe.scheduler, None
+    if knows_betas(scheduler) or given["sampler"] is not None or given.get("hires_sampler") is not None:
+        table = NoiseTable(scheduler_alphas_cumprod(scheduler, options))
     noise = noise_request(given, len(prompts), pipe._execution_device)
     seeds = noise.seeds or generator_seeds(noise.generator, len(prompts), noise.device)
     settings = prompt_settings(options, given["clip_skip"])
@@ -139,6 +139,7 @@ def _one_pass(
         eta=given["eta"],
         faces=_face_restoration(pipe, given["restore_faces"], given["face_fidelity"], options),
         tiling=bool(given["tiling"]),
+        scheduler=scheduler,
         seeds=seeds,
     )
 

@@ -100,19 +100,22 @@ def models_had(pipes: Iterable[Any], changes: bool | Callable[[], bool]) -> Iter
 
 
 @contextmanager
-def own_call(pipe: Any, *, changes: bool | Callable[[], bool], others: Iterable[Any] = ()) -> Iterator[None]:
+def own_call(
+    pipe: Any, *, changes: bool | Callable[[], bool], others: Iterable[Any] = (), scheduler: Any = None
+) -> Iterator[None]:
     """One call of a pipeline: its models beside other calls, or alone where it changes them, and its own state.
 
     changes: whether it puts networks, adapters or another padding on the models; a function is asked while nobody
     changes them. others: pipelines of this package that draw a part of it (`hires_model`, `ad_checkpoint`). Hooks that
     offload or cast weights change the models while they run, so with them a call is alone too, as with networks that
-    the last call left on; offloading hooks are reset at the end.
+    the last call left on; offloading hooks are reset at the end. scheduler: the pipeline's when the call began; None:
+    the one that it has when its turn comes.
     Raises RuntimeError inside a call that changes the same models.
     """
     pipes = list({id(one): one for one in (pipe, *others)}.values())
     with models_had(pipes, changes), ExitStack() as states:
         for one in pipes:
-            states.enter_context(own_state(one))
+            states.enter_context(own_state(one, scheduler if one is pipe else None))
         yield
         hooked = any(hasattr(model, "_hf_hook") for one in pipes for model in one.components.values())
         for one in pipes if hooked else ():
@@ -141,12 +144,15 @@ def stock_changes_models(pipe: Any, arguments: Mapping[str, Any]) -> bool:
 
 
 @contextmanager
-def own_state(pipe: Any) -> Iterator[None]:
-    """One call's attributes, for the thread that makes it; afterwards the pipeline shows those of this call."""
+def own_state(pipe: Any, scheduler: Any = None) -> Iterator[None]:
+    """One call's attributes, for the thread that makes it; afterwards the pipeline shows those of this call.
+
+    scheduler: of which it gets one of its own; None: the pipeline's.
+    """
     calls, thread = _running_calls(pipe), threading.get_ident()
     outer = calls.get(thread)
-    with _free_scheduler(pipe.scheduler) as scheduler:
-        own: dict[str, Any] = {"_interrupt": False, "scheduler": scheduler}
+    with _free_scheduler(pipe.scheduler if scheduler is None else scheduler) as free:
+        own: dict[str, Any] = {"_interrupt": False, "scheduler": free}
         try:
             calls[thread] = own
             yield
@@ -155,7 +161,7 @@ def own_state(pipe: Any) -> Iterator[None]:
                 calls.pop(thread, None)
             else:
                 calls[thread] = outer
-            if own["scheduler"] is scheduler:  # else a callback has put another one there
+            if own["scheduler"] is free:  # else a callback has put another one there
                 del own["scheduler"]
             pipe.__dict__.update(own)
 

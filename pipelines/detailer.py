@@ -220,7 +220,7 @@ class DetailerPipeline(WebUIMixin, StableDiffusionImg2ImgPipeline):
         # 2. The passes, picture by picture: found -> masks -> one img2img job a mask
         padded = [self.unet, self.vae] if tiling else []
         with (
-            own_call(self, changes=request.changes_models, others=request.other_pipes),
+            own_call(self, **request.call_needs),
             networks_on(self, lora_backend) as networks,
             seamless_tiling(*padded),
         ):

@@ -42,9 +42,9 @@ def request_drawn(
         "restore_faces": request.faces and request.faces.name,
         "refiner_switch_at": first.guidance.refiner_switch_at,
         "webui_options": options_read(changed, request.eta, samplers),
-        **_sampler_names("", first, pipe),
+        **_sampler_names("", first, request.scheduler),
         **_noise_arguments(request.noise),
-        **_hires_arguments(request, pipe),
+        **_hires_arguments(request),
     }
     if request.init is not None:
         asked = request.init.arguments
@@ -109,8 +109,8 @@ def stock_drawn(
     seeds: Sequence[int],
     embeddings: Sequence[str] = (),
 ) -> Drawn:
-    """What diffusers' own pipeline drew. given: the arguments that it was called with; images: what it gave.
-    embeddings: names of the textual inversions in use."""
+    """What diffusers' own pipeline drew. given: the arguments that it was called with, and its scheduler; images: what
+    it gave. embeddings: names of the textual inversions in use."""
     steps = next((len(given[name]) for name in ("timesteps", "sigmas") if given.get(name) is not None), None)
     width, height = _image_size(images[0], pipe.vae_scale_factor)
     padding = given.get("padding_mask_crop")
@@ -120,7 +120,7 @@ def stock_drawn(
         "num_inference_steps": given["num_inference_steps"] if steps is None else steps,
         "guidance_scale": given["guidance_scale"],
         "guidance_rescale": given.get("guidance_rescale"),
-        "sampler": type(pipe.scheduler).__name__,
+        "sampler": type(given["scheduler"]).__name__,
         "width": width,
         "height": height,
         "clip_skip": given.get("clip_skip"),
@@ -139,10 +139,10 @@ def stock_drawn(
     )
 
 
-def _sampler_names(prefix: str, plan: Pass, pipe: Any) -> dict[str, Any]:
+def _sampler_names(prefix: str, plan: Pass, scheduler: Any) -> dict[str, Any]:
     """Sampler and schedule of a pass by the labels it was drawn with; of a scheduler, its class."""
     if plan.sampler is None:
-        return {f"{prefix}sampler": type(pipe.scheduler).__name__}
+        return {f"{prefix}sampler": type(scheduler).__name__}
     return {f"{prefix}sampler": plan.sampler.label, f"{prefix}schedule": schedule_read(plan.sampler, plan.schedule)}
 
 
@@ -157,7 +157,7 @@ def _pag_arguments(plan: Pass) -> dict[str, Any]:
     }
 
 
-def _hires_arguments(request: Request, pipe: Any) -> dict[str, Any]:
+def _hires_arguments(request: Request) -> dict[str, Any]:
     second, before = request.second, request.enlargement
     if second is None:
         return {}
@@ -169,7 +169,7 @@ def _hires_arguments(request: Request, pipe: Any) -> dict[str, Any]:
         "hires_steps": before.steps,
         "hires_strength": second.strength,
         "hires_guidance_scale": None if scale == request.first.guidance.guidance_scale else scale,
-        **_sampler_names("hires_", second, pipe),
+        **_sampler_names("hires_", second, request.scheduler),
     }
 
 

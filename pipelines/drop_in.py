@@ -138,7 +138,8 @@ def draw_as_diffusers(
     noise = stock_noise(pipe, given)
     seeds = generator_seeds(noise.generator, 1, noise.device)
     embeddings: tuple[str, ...] = ()
-    with own_call(pipe, changes=lambda: stock_changes_models(pipe, given)):
+    scheduler = pipe.scheduler  # others may set another one since
+    with own_call(pipe, changes=lambda: stock_changes_models(pipe, given), scheduler=scheduler):
         release_networks(pipe)
         if texts.encoder is not None:
             embeds, found = stock_embeds(pipe, given, texts.encoder)
@@ -156,7 +157,7 @@ def draw_as_diffusers(
         return output
     images = output.images
     seeds = seeds if len(seeds) == len(images) else seeds[:1] * len(images)
-    arguments |= {name: written[name] for name in ("prompt", "negative_prompt")}
+    arguments |= {"scheduler": scheduler, **{name: written[name] for name in ("prompt", "negative_prompt")}}
     texts_drawn = drawn_infotexts(stock_drawn(pipe, arguments, images, noise, seeds, embeddings))
     return WebUIPipelineOutput(images, getattr(output, "nsfw_content_detected", None), texts_drawn, seeds)
 

@@ -259,7 +259,7 @@ class WebUIImg2ImgPipeline(WebUIMixin, StableDiffusionImg2ImgPipeline):
 
         padded = [self.unet, self.vae] if tiling else []
         with (
-            own_call(self, changes=request.changes_models, others=request.other_pipes),
+            own_call(self, **request.call_needs),
             networks_on(self, lora_backend) as networks,
             seamless_tiling(*padded),
         ):

@@ -197,6 +197,7 @@ class Request:
     details: DetailRequest | None = None
     script: SDUpscale | Loopback | SkippedDrawing | None = None  # img2img: several jobs in place of one
     tiling: bool = False
+    scheduler: Any = None  # the pipeline's when the call began: others may set another one since
     seeds: Sequence[int] = ()  # of each image, as far as one is known; also of generators
     units: Sequence[ControlUnit] = ()  # those of `control_units` that are enabled
     overlays: Sequence[np.ndarray] = ()  # (h, w, 4) each: what the module inpaint_only lays over finished images
@@ -210,6 +211,11 @@ class Request:
         hooked = hooked or any(one.guidance.pag or one.guidance.freeu for one in passes)  # so do these
         tagged = self.details is not None and self.details.changes_models
         return self.tiling or scaled or hooked or tagged or any(one.loras for one in passes)
+
+    @property
+    def call_needs(self) -> dict[str, Any]:
+        """Arguments of `own_call`."""
+        return {"changes": self.changes_models, "others": self.other_pipes, "scheduler": self.scheduler}
 
     @property
     def other_pipes(self) -> list[Any]:

@@ -250,7 +250,7 @@ class WebUITxt2ImgPipeline(WebUIMixin, StableDiffusionPipeline):
         padded = [self.unet, self.vae] if tiling else []
         artist = self  # whose models draw: the second pass may have another checkpoint's
         with ExitStack() as around:
-            around.enter_context(own_call(self, changes=request.changes_models, others=request.other_pipes))
+            around.enter_context(own_call(self, **request.call_needs))
             networks = around.enter_context(networks_on(self, lora_backend))
             around.enter_context(seamless_tiling(*padded))
             self._begin(first.guidance, clip_skip)

@@ -111,12 +111,16 @@ def test_calls_that_begin_together_never_share_a_scheduler(pipe):
         sys.setswitchinterval(usual)
 
 
-def test_another_scheduler_is_for_the_calls_that_begin_after(pipe):
+@pytest.mark.parametrize("prompt", ["a circle", "a [red:blue:0.5] circle"])
+def test_another_scheduler_is_for_the_calls_that_begin_after(pipe, prompt):
     scheduler, other = pipe.scheduler, EulerDiscreteScheduler.from_config(pipe.scheduler.config)
 
     def draw(callback: Callable | None = None) -> np.ndarray:
-        seeded = torch.Generator().manual_seed(1)
-        return pipe(**PLAIN, output_type="np", generator=seeded, callback_on_step_end=callback).images
+        given = {**PLAIN, "prompt": prompt, "generator": torch.Generator().manual_seed(1), "output_type": "np"}
+        drawn = pipe(**given, callback_on_step_end=callback)
+        name = type(other if pipe.scheduler is other and callback is None else scheduler).__name__
+        assert f"Sampler: {name}," in drawn.infotexts[0]
+        return drawn.images
 
     def callback(running: Any, step: int, timestep: Any, tensors: dict) -> dict:
         together(lambda own: setattr(pipe, "scheduler", own), [other])
