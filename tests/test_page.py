@@ -1,11 +1,14 @@
 """The page over HTTP, as the browser uses it: what it serves, reads, draws, and what it refuses."""
 
+import asyncio
 import io
 import re
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +24,8 @@ from webui_diffusers.pipelines import WebUITxt2ImgPipeline, call_arguments, pars
 from webui_diffusers.pipelines.cli import serve as command
 from webui_diffusers.pipelines.infotext.files import save_picture
 from webui_diffusers.pipelines.serve import app
-from webui_diffusers.pipelines.serve.page import mount_page, page_app
+from webui_diffusers.pipelines.serve.page import Page, SentText, mount_page, page_app
+from webui_diffusers.pipelines.serve.shelf import ModelShelf
 from webui_diffusers.pipelines.serve.worker import Job
 
 
@@ -290,3 +294,33 @@ def test_a_password_guards_the_page_and_all_its_parts(pipe):
         assert known.drawn(TEXT)["text"].startswith("a (red:1.2) circle")
     finally:
         running.stop()
+
+
+def test_a_visitor_has_one_job_even_where_two_clicks_come_at_once(pipe):
+    jobs: list[Any] = []
+
+    class Submitted:
+        """A worker that never comes to a job."""
+
+        def submit(self, job: Any) -> None:
+            jobs.append(job)
+
+        def ahead(self, job: Any) -> int:
+            return 0
+
+        def drop(self, job: Any) -> None:
+            job.cancel()
+
+    page = Page(Submitted(), ModelShelf(pipe, {}, None))
+    box, request = {"text": "a circle\nSteps: 1, Sampler: Euler"}, SimpleNamespace(session_hash="visitor")
+
+    async def click() -> None:
+        async for _ in page.draw(box, SentText(), None, None, "", None, request):
+            await asyncio.sleep(0.1)
+            break
+
+    async def clicks() -> None:
+        await asyncio.gather(click(), click())
+
+    asyncio.run(clicks())
+    assert len(jobs) == 1

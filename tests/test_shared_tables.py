@@ -1,6 +1,5 @@
 """Tables and files that several threads or processes look up and change at the same time."""
 
-import asyncio
 import errno
 import os
 import sys
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from PIL import Image
 from recordings import GOLDEN
 from torch import nn
@@ -230,7 +230,7 @@ def test_faces_of_two_callers_have_each_its_own_noise():
 
 
 def test_adapters_on_two_models_at_once_leave_torch_as_it_was(tiny_sd, taking_turns):
-    pipes = [WebUITxt2ImgPipeline.from_pretrained(tiny_sd, dtype=torch.float32) for _ in range(2)]
+    pipes = [SimpleNamespace(unet=UNet2DConditionModel.from_pretrained(tiny_sd, subfolder="unet")) for _ in range(2)]
     before, network = nn.Module.register_parameter, read_network(INK)
 
     def mix(pipe: Any) -> Callable[[], None]:
@@ -386,36 +386,3 @@ def test_a_preview_leaves_the_vae_to_the_drawing(pipe):
     with model_gate().part_lock(pipe.vae):
         assert at_once(lambda: shelf.preview(progress)) == [None]
     assert shelf.preview(progress)
-
-
-def test_a_visitor_has_one_job_even_where_two_clicks_come_at_once(pipe):
-    pytest.importorskip("gradio", reason="needs the extra [ui]")
-    from webui_diffusers.pipelines.serve.page import ModelShelf, Page, SentText
-
-    jobs: list[Any] = []
-
-    class Submitted:
-        """A worker that never comes to a job."""
-
-        def submit(self, job: Any) -> None:
-            jobs.append(job)
-
-        def ahead(self, job: Any) -> int:
-            return 0
-
-        def drop(self, job: Any) -> None:
-            job.cancel()
-
-    page = Page(Submitted(), ModelShelf(pipe, {}, None))
-    box, request = {"text": "a circle\nSteps: 1, Sampler: Euler"}, SimpleNamespace(session_hash="visitor")
-
-    async def click() -> None:
-        async for _ in page.draw(box, SentText(), None, None, "", None, request):
-            await asyncio.sleep(0.1)
-            break
-
-    async def clicks() -> None:
-        await asyncio.gather(click(), click())
-
-    asyncio.run(clicks())
-    assert len(jobs) == 1
