@@ -7,9 +7,8 @@ from io import BytesIO
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
-from recordings import GOLDEN
+from tiny_models import pipeline_with_copies
 from webui_diffusers.pipelines import WebUIImg2ImgPipeline, WebUITxt2ImgPipeline
 from webui_diffusers.pipelines.images.fit import RESIZE_MODES
 from webui_diffusers.pipelines.images.init_image import MASKED_CONTENTS
@@ -18,9 +17,7 @@ from webui_diffusers.pipelines.options import WEBUI_OPTIONS
 
 @lru_cache(maxsize=2)
 def tiny_pipeline(cls: type) -> WebUITxt2ImgPipeline | WebUIImg2ImgPipeline:
-    pipe = cls.from_pretrained(GOLDEN / "tiny-sd", dtype=torch.float32)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return pipeline_with_copies(cls, "tiny-sd")
 
 
 def picture_of(tensors: dict, key: str) -> Image.Image:

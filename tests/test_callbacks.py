@@ -1,10 +1,9 @@
 """What diffusers' callbacks and helpers find on the pipeline while a sampler of the webui draws."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from diffusers.callbacks import SDCFGCutoffCallback, SDXLCFGCutoffCallback
+from tiny_models import pipeline_with_copies
 from webui_diffusers.pipelines import WebUITxt2ImgPipeline
 from webui_diffusers.pipelines.sampling.discrete_schedule import NoiseTable, default_alphas_cumprod
 from webui_diffusers.pipelines.sampling.plan import plan_sampling
@@ -15,17 +14,13 @@ SMALL = {"height": 64, "width": 64, "output_type": "latent", "seed": 1, "noise_s
 
 
 @pytest.fixture(scope="module")
-def pipe(tiny_sd: Path):
-    pipe = WebUITxt2ImgPipeline.from_pretrained(tiny_sd, safety_checker=None)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+def pipe():
+    return pipeline_with_copies(WebUITxt2ImgPipeline, "tiny-sd")
 
 
 @pytest.fixture(scope="module")
-def pipe_xl(tiny_sdxl: Path):
-    pipe = WebUITxt2ImgPipeline.from_pretrained(tiny_sdxl)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+def pipe_xl():
+    return pipeline_with_copies(WebUITxt2ImgPipeline, "tiny-sdxl-e2e")
 
 
 def rows_of_each_run(unet) -> tuple[list[int], object]:

@@ -10,6 +10,7 @@ from PIL import Image
 from recorded_jobs import drawn_and_latents
 from recordings import GOLDEN, recorded_json
 from safetensors.torch import load_file
+from tiny_models import pipeline_with_copies
 from webui_diffusers.pipelines import WebUIImg2ImgPipeline, WebUITxt2ImgPipeline
 
 
@@ -68,10 +69,7 @@ def pipes():
             parts = {}
             if model in OTHER_UNETS:
                 parts["unet"] = UNet2DConditionModel.from_pretrained(FOLDER / "models" / model)
-            pipe = WebUITxt2ImgPipeline.from_pretrained(
-                GOLDEN / OTHER_UNETS.get(model, model), dtype=torch.float32, **parts
-            )
-            pipe.set_progress_bar_config(disable=True)
+            pipe = pipeline_with_copies(WebUITxt2ImgPipeline, OTHER_UNETS.get(model, model), **parts)
             for name in control_names(model):
                 source = name.removesuffix("-shuffle")
                 pipe.add_controlnet(ControlNetModel.from_pretrained(FOLDER / "models" / source), name)

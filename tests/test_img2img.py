@@ -50,9 +50,7 @@ def runs() -> list:
 
 @lru_cache(maxsize=2)
 def recorded_pipeline(name: str) -> WebUIImg2ImgPipeline:
-    pipe = WebUIImg2ImgPipeline.from_pretrained(GOLDEN / name, dtype=torch.float32)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return pipeline_with_copies(WebUIImg2ImgPipeline, name)
 
 
 @pytest.fixture

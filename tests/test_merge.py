@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from recordings import GOLDEN
 from safetensors.torch import load_file, save_file
+from tiny_models import pipeline_with_copies
 from webui_diffusers.loaders import NetworkError
 from webui_diffusers.loaders.lora.merge import NetworkMerger, merged_networks
 from webui_diffusers.loaders.lora.read import read_network
@@ -31,7 +32,7 @@ def pipes():
     found = {}
     for folder, kind in (("tiny-sd", StableDiffusionPipeline), ("tiny-sdxl", StableDiffusionXLPipeline)):
         if (GOLDEN / folder).is_dir():
-            pipe = kind.from_pretrained(GOLDEN / folder, dtype=torch.float32)
+            pipe = pipeline_with_copies(kind, folder)
             found[folder] = (pipe, weights(pipe))
     return found
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors.torch import save_file
+from tiny_models import pipeline_with_copies
 from webui_diffusers.loaders import NetworkError
 from webui_diffusers.loaders.lora.merge import merged_networks
 from webui_diffusers.loaders.lora.peft_adapters import attach_network
@@ -14,10 +15,10 @@ from webui_diffusers.loaders.lora.read import read_network
 
 
 @pytest.fixture(scope="module")
-def pipes(tiny_sd, tiny_sdxl):
+def pipes():
     return {
-        "sd": StableDiffusionPipeline.from_pretrained(tiny_sd, dtype=torch.float32, safety_checker=None),
-        "xl": StableDiffusionXLPipeline.from_pretrained(tiny_sdxl, dtype=torch.float32),
+        "sd": pipeline_with_copies(StableDiffusionPipeline, "tiny-sd"),
+        "xl": pipeline_with_copies(StableDiffusionXLPipeline, "tiny-sdxl-e2e"),
     }
 
 

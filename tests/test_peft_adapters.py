@@ -71,7 +71,7 @@ def pipes():
     found = {}
     for folder, kind in (("tiny-sd", StableDiffusionPipeline), ("tiny-sdxl", StableDiffusionXLPipeline)):
         if (GOLDEN / folder).is_dir():
-            pipe = kind.from_pretrained(GOLDEN / folder, dtype=torch.float32)
+            pipe = pipeline_with_copies(kind, folder)
             found[folder] = (pipe, state_of(pipe))
     return found
 

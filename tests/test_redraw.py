@@ -7,6 +7,7 @@ import pytest
 import torch
 from recordings import GOLDEN, recorded_runs
 from safetensors.torch import load_file
+from tiny_models import pipeline_with_copies
 from webui_diffusers.loaders import load_upscaler
 from webui_diffusers.pipelines import WebUITxt2ImgPipeline
 from webui_diffusers.pipelines.infotext import call_arguments, parse_infotext
@@ -59,9 +60,8 @@ def batch_decides(run: dict) -> bool:
 
 @lru_cache(maxsize=2)
 def pipeline(prediction_type: str) -> WebUITxt2ImgPipeline:
-    pipe = WebUITxt2ImgPipeline.from_pretrained(GOLDEN / "tiny-sd", dtype=torch.float32)
+    pipe = pipeline_with_copies(WebUITxt2ImgPipeline, "tiny-sd")
     pipe.scheduler.register_to_config(prediction_type=prediction_type)
-    pipe.set_progress_bar_config(disable=True)
     for path in (GOLDEN / "models").iterdir() if (GOLDEN / "models").is_dir() else ():
         if path.stem.startswith(("tiny-compact", "tiny-rrdb")):
             pipe.attached.upscalers[path.stem] = load_upscaler(path)

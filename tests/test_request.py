@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image
+from tiny_models import pipeline_with_copies
 from webui_diffusers.pipelines import WebUIImg2ImgPipeline, WebUITxt2ImgPipeline
 from webui_diffusers.pipelines.arguments import img2img_request, txt2img_request
 from webui_diffusers.pipelines.loras import networks_on
@@ -20,9 +21,8 @@ NAMED = {"prompt": "a red circle", "seed": 3, "sampler": "Euler a", "num_inferen
 
 
 @pytest.fixture(scope="module")
-def pipe(tiny_sd: Path, golden: Path) -> WebUITxt2ImgPipeline:
-    pipe = WebUITxt2ImgPipeline.from_pretrained(tiny_sd, dtype=torch.float32)
-    pipe.set_progress_bar_config(disable=True)
+def pipe(golden: Path) -> WebUITxt2ImgPipeline:
+    pipe = pipeline_with_copies(WebUITxt2ImgPipeline, "tiny-sd")
     pipe.add_lora(golden / "lora" / "kohya_lora.safetensors", "ink")
     return pipe
 

@@ -1,7 +1,6 @@
 """WebUITxt2ImgPipeline where StableDiffusionPipeline stood: the same pictures, and all that users do with one."""
 
 from inspect import signature
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,10 +33,8 @@ CALL = {"num_inference_steps": 2, "guidance_scale": 6.0, "output_type": "np"}
 
 
 @pytest.fixture(scope="module")
-def theirs(tiny_sd: Path) -> StableDiffusionPipeline:
-    pipe = StableDiffusionPipeline.from_pretrained(tiny_sd, dtype=torch.float32, safety_checker=None)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+def theirs() -> StableDiffusionPipeline:
+    return pipeline_with_copies(StableDiffusionPipeline, "tiny-sd")
 
 
 @pytest.fixture

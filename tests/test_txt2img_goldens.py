@@ -8,6 +8,7 @@ from packaging.version import Version
 from recorded_jobs import job_arguments, job_refiner, tiny_upscaler
 from recordings import GOLDEN, recorded_runs
 from safetensors.torch import load_file
+from tiny_models import pipeline_with_copies
 from webui_diffusers.loaders import load_upscaler
 from webui_diffusers.pipelines import WebUITxt2ImgPipeline
 from webui_diffusers.pipelines.images.seamless import seamless_tiling
@@ -31,9 +32,8 @@ def runs(folder: str, **tables: int) -> list:
 
 @lru_cache(maxsize=4)
 def pipeline(name: str, prediction_type: str) -> WebUITxt2ImgPipeline:
-    pipe = WebUITxt2ImgPipeline.from_pretrained(GOLDEN / name, dtype=torch.float32)
+    pipe = pipeline_with_copies(WebUITxt2ImgPipeline, name)
     pipe.scheduler.register_to_config(prediction_type=prediction_type)
-    pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
