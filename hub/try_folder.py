@@ -24,8 +24,13 @@ def draw_once(folder: str, class_name: str, model: str | None) -> np.ndarray:
     if type(pipe).__name__ != class_name:
         raise TypeError(f"`{folder}` gave a {type(pipe).__name__}, not a {class_name}")
     pipe.set_progress_bar_config(disable=True)
-    more = {"image": Image.new("RGB", (64, 64), "red"), "strength": 1.0} if "Img2Img" in class_name else {}
-    return pipe("a red circle", num_inference_steps=2, output_type="np", **more).images[0]
+    more: dict[str, Any] = {}
+    if "Img2Img" in class_name:
+        more = {"image": Image.new("RGB", (64, 64), "red"), "strength": 1.0}
+    if class_name == "DetailerPipeline":
+        face = {"detections": [{"bboxes": [[8, 8, 50, 40]]}]}
+        more = {"image": Image.new("RGB", (64, 64), "red"), "detailers": [face]}
+    return pipe(prompt="a red circle", num_inference_steps=2, output_type="np", **more).images[0]
 
 
 def _run_blocks_once(folder: str, class_name: str, model: str) -> np.ndarray:
