@@ -24,7 +24,7 @@ from webui_diffusers.pipelines.bundle.build import PACK_ROOT, PIPELINES, bundle_
 
 from hub.community import write_community
 from hub.model_files import ModelFilesError, model_files
-from hub_upload import UploadError, build_repository
+from hub_upload import UploadError, available_pipelines, build_repository
 
 
 ROOT = Path(__file__).parent.parent
@@ -139,8 +139,8 @@ def test_one_command_tries_then_publishes_and_prints_what_to_paste(published: Se
 def test_a_dry_run_builds_and_tries_every_pipeline_and_sends_nothing(session: Session, tmp_path: Path):
     before = len(session.hub.log)
     done = session.upload("--namespace", "tester", "--dry-run", "--out", str(tmp_path), HF_TOKEN="")
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(NAMES)
-    assert all(f"{name}: 64x64" in done.stdout + done.stderr for name in NAMES)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(available_pipelines())
+    assert all(f"{name}: 64x64" in done.stdout + done.stderr for name in available_pipelines())
     assert len(session.hub.log) == before
 
 
