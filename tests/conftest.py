@@ -55,18 +55,25 @@ GOLDEN = Path(os.environ["WEBUI_GOLDENS"])
 # The files that take longest begin first, so that none of them is left for the end while other processes have nothing.
 LONGEST = (
     "test_hub",
-    "test_txt2img_goldens",
     "test_blocks_hub",
     "test_architecture",
+    "test_txt2img_goldens",
     "test_txt2img_sdxl",
-    "test_img2img",
+    "test_txt2img_loading",
     "test_multi_lora",
+    "test_txt2img_networks",
+    "test_img2img",
+    "test_peft_adapters",
+    "test_blocks",
+    "test_saving",
+    "test_several_callers",
     "test_control_pipelines",
-    "test_checkpoint_names",
     "test_cli",
-    "test_bundle",
-    "test_face_restore",
     "test_demo_model",
+    "test_txt2img_drop_in",
+    "test_txt2img_bad_input",
+    "test_unet_guidance",
+    "test_control_goldens",
 )
 
 
