@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers.commands import custom_blocks
 from local_hub import LocalHub
 from webui_diffusers.pipelines import WebUITxt2ImgPipeline
 from webui_diffusers.pipelines.blocks.modular_api import TESTED_DIFFUSERS
@@ -22,6 +23,7 @@ from hub_upload import UploadError, available_pipelines, build_repository, lines
 ROOT = Path(__file__).parent.parent
 NAMES = {"webui-blocks-xl": "WebUIXLBlocks", "webui-blocks-sd": "WebUISDBlocks"}
 CALL = {"seed": 3, "sampler": "DPM++ 2M", "num_inference_steps": 2, "output_type": "pt"}
+COMMAND_KNOWS_SEQUENCES = "SequentialPipelineBlocks" in custom_blocks.EXPECTED_PARENT_CLASSES  # not in diffusers 0.40
 PROMPT = "a (red:1.3) [circle:star:0.5] AND b :0.4"
 
 
@@ -59,9 +61,10 @@ os.makedirs("packed")
 os.chdir("packed")
 with open("block.py", "w", encoding="utf-8") as file:
     file.write(open(os.path.join(job["built"], name, "block.py"), encoding="utf-8").read())
-sys.argv[1:] = ["custom_blocks"]
-from diffusers.commands.diffusers_cli import main
-main()
+if job["packs"]:
+    sys.argv[1:] = ["custom_blocks"]
+    from diffusers.commands.diffusers_cli import main
+    main()
 seen["packed"] = {file: json.load(open(file)) for file in os.listdir() if file.endswith(".json")}
 print(json.dumps(seen))
 """
@@ -79,6 +82,7 @@ def client(
             build_repository(name, built / name, f"your-org/{name}")
         home, model = tmp_path_factory.mktemp("home"), tiny_sdxl if name.endswith("-xl") else tiny_sd
         job = {"name": name, "model": str(model), "call": CALL, "prompt": PROMPT, "built": str(built)}
+        job["packs"] = COMMAND_KNOWS_SEQUENCES
         files = {p.relative_to(built / name).as_posix(): p for p in (built / name).rglob("*") if p.is_file()}
         with LocalHub() as hub:
             hub.put(f"your-org/{name}", {path: file.read_bytes() for path, file in files.items()})
@@ -108,6 +112,7 @@ def test_a_modular_pipeline_comes_from_the_repository_too(client, name: str):
     assert client(name)["pipeline"] == [kind, NAMES[name], client(name)["components"]]
 
 
+@pytest.mark.skipif(not COMMAND_KNOWS_SEQUENCES, reason="diffusers' command packs single blocks only in this version")
 @pytest.mark.parametrize("name", SETS)
 def test_diffusers_own_command_packs_the_whole_from_the_file_alone(client, built: Path, name: str):
     packed = client(name)["packed"]
