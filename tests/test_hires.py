@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderKL
 from hypothesis import given
 from hypothesis import strategies as st
-from recordings import GOLDEN
+from recordings import GOLDEN, OLDER_KERNELS
 from safetensors import safe_open
 from safetensors.torch import load_file
 from webui_diffusers.loaders.upscaler import load_upscaler
@@ -91,7 +91,8 @@ def test_first_pass_latents_become_the_second_pass_latents(run, file, model, vae
         enlarged = upscale_latents(
             stored["firstpass_latents"], params["hr_upscaler"], target.enlarged_height, target.enlarged_width
         )
-        assert torch.equal(crop_latents(enlarged, target), stored["hr_init_latent"])
+        tolerance = 1e-5 if OLDER_KERNELS else 0
+        torch.testing.assert_close(crop_latents(enlarged, target), stored["hr_init_latent"], atol=tolerance, rtol=0)
         return
     with torch.no_grad():
         got = enlarge_through_pixels(
