@@ -355,7 +355,8 @@ def test_hires_after_diffusers_blocks_is_the_pipelines_second_pass(pipe):
     alone = modular(WebUIHiresStep(), pipe)
     first = modular(sequence(**stock(decode=None)), pipe)(prompt="a circle", latents=noise, num_inference_steps=2)
     assert drawn.latents.shape == (1, 4, 12, 12)
-    assert torch.equal(alone(prompt="a circle", latents=first.latents, **given, output="latents"), drawn.latents)
+    again = alone(prompt="a circle", latents=first.latents, **given, output="latents")
+    torch.testing.assert_close(again, drawn.latents, atol=1e-5, rtol=0)  # diffusers' blocks drew the first pass twice
     assert torch.equal(alone(prompt="a", latents=noise, seed=1, sampler="Euler", output="latents"), noise)
 
 
