@@ -108,9 +108,16 @@ LYCORIS = [
 ]
 
 
+def _lycoris_wrapper():
+    try:
+        return pytest.importorskip("lycoris.wrapper")
+    except ValueError as error:  # of today's LyCORIS with torch 2.6
+        pytest.skip(f"this LyCORIS does not work with this torch: {error}")
+
+
 def lycoris_module(algo, options, layer, name):
     """A LyCORIS module in the place of `layer`, every parameter random."""
-    wrapper = pytest.importorskip("lycoris.wrapper")
+    wrapper = _lycoris_wrapper()
     arguments = {"alpha": 2} if algo not in ("diag-oft", "boft") else {}
     if "constraint" in options:
         options = options | {"alpha": 0}

@@ -20,10 +20,9 @@ from diffusers import (
     UNet2DConditionModel,
     UniPCMultistepScheduler,
 )
-from packaging.version import Version
 from recordings import GOLDEN
 from safetensors.torch import load_file
-from tiny_models import pipeline_around, pipeline_with_copies
+from tiny_models import NO_CARD_TO_EMPTY, pipeline_around, pipeline_with_copies
 from webui_diffusers.pipelines import PromptEncoder, WebUITxt2ImgPipeline
 
 
@@ -38,10 +37,6 @@ SCHEDULERS = [
 SETTINGS = {PNDMScheduler: {"skip_prk_steps": True}}  # as models come with it; else it takes twelve runs to begin
 CALL = {"num_inference_steps": 2, "guidance_scale": 6.0, "output_type": "np"}
 LATENT = {**CALL, "output_type": "latent"}
-NO_CARD_TO_EMPTY = pytest.mark.skipif(
-    torch.version.cuda is not None and not torch.cuda.is_available() and Version(torch.__version__) < Version("2.7"),
-    reason="accelerate's hook empties a card's memory, which a torch 2.6 built for one cannot do without one",
-)
 EMBEDS = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
 
 
