@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary
 
 import ftfy
 import regex
+from ftfy.fixes import fix_surrogates
 
 from ...loaders.model_lock import tokenizers_alone
 
@@ -139,6 +140,6 @@ def multi_vector_words(pipe: Any) -> Callable[[str], str] | None:
 
     def written_out(text: str) -> str:
         with tokenizers_alone(tokenizer):
-            return pipe.maybe_convert_prompt(text, tokenizer)
+            return pipe.maybe_convert_prompt(fix_surrogates(text), tokenizer)  # it cuts tokens, of whole signs only
 
     return written_out
