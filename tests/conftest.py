@@ -29,20 +29,26 @@ def _assembled(kept: Path) -> Path:
     """tests/golden with its slim models put together again (golden/slim.py), in a folder of pytest's cache."""
     from webui_diffusers.loaders.utils import cache_folder
 
-    state = sha256("".join(f"{p}{p.stat().st_mtime_ns}" for p in sorted(kept.rglob("*")) if p.is_file()).encode())
-    place = cache_folder() / "test-goldens" / state.hexdigest()[:16]
-    if not (place / "done").exists():
+    state = sha256()
+    for path in sorted(p for p in kept.rglob("*") if p.is_file() and p.suffix != ".pyc"):
+        state.update(f"{path.relative_to(kept).as_posix()} {sha256(path.read_bytes()).hexdigest()}".encode())
+    place = cache_folder() / "test-goldens" / state.hexdigest()[:16]  # one for all clones with these files
+    if not place.exists():
         spec = spec_from_file_location("slim", kept / "slim.py")
         slim = module_from_spec(spec)
         spec.loader.exec_module(slim)
+        aside = place.with_name(f"{place.name}.{os.getpid()}")
         for entry in kept.iterdir():
             if entry.name not in slim.MODELS:
-                shutil.copytree(entry, place / entry.name, dirs_exist_ok=True) if entry.is_dir() else None
+                shutil.copytree(entry, aside / entry.name, dirs_exist_ok=True) if entry.is_dir() else None
         for model in slim.MODELS:
-            slim.whole_model(kept / model, place / model)
+            slim.whole_model(kept / model, aside / model)
         for name in slim.CONTROLNETS:
-            slim.whole_controlnet(kept, place, name)
-        (place / "done").touch()
+            slim.whole_controlnet(kept, aside, name)
+        try:
+            aside.rename(place)
+        except OSError:  # another run was faster
+            shutil.rmtree(aside)
     return place
 
 
