@@ -415,10 +415,17 @@ def interrupted(pipe, networks, count):
         assert_same(pipe, before)
 
 
+NEEDS_OPCODES = pytest.mark.skipif(
+    sys.version_info[:2] == (3, 12), reason="Python 3.12 tells a trace of no instructions that it asks for in a call"
+)
+
+
+@NEEDS_OPCODES
 def test_an_interrupt_anywhere_loses_no_original(pipe, networks):
     interrupted(pipe, networks, 40)
 
 
+@NEEDS_OPCODES
 @pytest.mark.slow
 def test_an_interrupt_at_every_place_loses_no_original(pipe, networks):
     interrupted(pipe, networks, 10**6)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 from webui_diffusers.loaders.utils import atomic_write
@@ -333,6 +333,7 @@ texts = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1).filt
 
 @settings(max_examples=30, deadline=None)
 @given(texts, st.sampled_from([".png", ".jpg", ".webp", ".avif"]))
+@example("*", ".png")  # no bullet of the line below
 def test_any_text_comes_back_as_it_was(tmp_path_factory: pytest.TempPathFactory, text: str, ending: str):
     """With a line of fields, as every infotext has: a few signs alone do not tell the byte order of UTF-16."""
     text, folder = f"{text}\nSteps: 20, Sampler: Euler a, Seed: 1, Size: 8x8", tmp_path_factory.mktemp("any")

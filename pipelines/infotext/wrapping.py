@@ -8,7 +8,7 @@ import re
 _SETTINGS_HEADING = (
     r"(?:other |image |generation )?(?:metadata|parameters|params|settings|data|info)|generation details|details"
 )
-_BULLET = re.compile(r"(?mi)^\s*[-*•–]\s+(?=\**[\w ]{3,30}\**\s*:)")
+_BULLET = re.compile(r"(?mi)^\s*[-*•–][ \t]+(?=\**[\w ]{3,30}\**\s*:)")
 _LABEL_ALONE = re.compile(r"\s*(sampler|model|cfg scale|steps|seed|clip skip|size|guidance scale|scheduler)\s*", re.I)
 
 
@@ -63,7 +63,7 @@ def _without_markdown(text: str) -> str:
         text = "\n".join(re.sub(r"^\s*(> ?)+", "", line) for line in lines)
     if sum(1 for _ in re.finditer(r"(?m)^--[\w ]{2,40}:", text)) >= 3:  # Civitai's data as options
         text = re.sub(r"(?m)^--", "", text)
-    if re.search(r"(?mi)^\s*[-*•–]\s+\**(steps|prompt|negative prompt|other metadata)\**\s*:", text):
+    if re.search(r"(?mi)^\s*[-*•–][ \t]+\**(steps|prompt|negative prompt|other metadata)\**\s*:", text):
         text = _BULLET.sub("", text)
     if re.search(r"(?i)\*\*(steps|negative prompt|prompt|seed)", text):
         text = re.sub(r"\*\*([\w /.-]+?)(:?)\*\*(:?)", r"\1\2\3", text)
