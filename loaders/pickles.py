@@ -101,18 +101,11 @@ def inner_table(content: object) -> object:
 def unpicklable_classes(classes: list[type]) -> Iterator[None]:
     """These classes may stand in a pickle beside tensors, inside the block: torch's own allow-list. It is one for all
     threads and put back as it was found, so one block after the other."""
-    with one_for_all_copies("unpicklable_classes", threading.RLock):
-        if hasattr(lazy_torch.serialization, "safe_globals"):  # torch 2.5
-            with lazy_torch.serialization.safe_globals(classes):
-                yield
-            return
-        before = lazy_torch.serialization.get_safe_globals()
-        lazy_torch.serialization.add_safe_globals(classes)
-        try:
-            yield
-        finally:
-            lazy_torch.serialization.clear_safe_globals()
-            lazy_torch.serialization.add_safe_globals(before)
+    with (
+        one_for_all_copies("unpicklable_classes", threading.RLock),
+        lazy_torch.serialization.safe_globals(classes),
+    ):
+        yield
 
 
 def pickle_beyond_tensors(path: Path, error: Exception) -> str | None:
