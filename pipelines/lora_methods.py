@@ -33,13 +33,11 @@ class LoraMethods(NamesNetworks):
         """
         with own_call(self, changes=True):
             release_networks(self)
-            self.__dict__.pop("_kept_merger", None)
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """diffusers' own, with the weights of the checkpoint, whatever networks are on."""
         with models_had([self], changes=False):
             release_networks(self)
-            self.__dict__.pop("_kept_merger", None)
             super().save_pretrained(*args, **kwargs)  # type: ignore[misc]
 
     def load_lora_weights(

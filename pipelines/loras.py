@@ -21,7 +21,7 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from ..loaders.lora.kept import keep_networks_on, kept_mergers, release_networks
+from ..loaders.lora.kept import keep_networks_on, kept_merger, release_networks
 from ..loaders.lora.keys import embedding_name
 from ..loaders.lora.library import NetworkLibrary, lora_hashes_text, network_mentions
 from ..loaders.lora.merge import NetworkMerger
@@ -138,15 +138,14 @@ def networks_on(pipe: Any, backend: str) -> Iterator[ActiveLoras]:
     """
     check_lora_backend(backend)
     merges = LORA_BACKENDS[backend] is not None
-    keeps, kept = merges and getattr(pipe, "keep_networks", False), pipe.__dict__.get("_kept_merger")
-    if not keeps or kept_mergers(pipe) != [kept]:
+    keeps = merges and getattr(pipe, "keep_networks", False)
+    kept = kept_merger(pipe) if keeps else None
+    if kept is None:
         release_networks(pipe)
-        kept = None
     holder = (kept or NetworkMerger(pipe)) if merges else AdapterMixer(pipe)
     try:
         yield ActiveLoras(backend, holder)
         if keeps and isinstance(holder, NetworkMerger):
-            pipe.__dict__["_kept_merger"] = holder
             keep_networks_on(pipe, holder)
     except BaseException:
         keeps = False

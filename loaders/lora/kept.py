@@ -21,9 +21,17 @@ def kept_mergers(pipe: object) -> list[NetworkMerger]:
 
 
 def keep_networks_on(pipe: object, merger: NetworkMerger) -> None:
-    """Leave a merger's networks on the models of its pipeline. They go when the merger does, at the latest."""
+    """Leave a merger's networks on the models of its pipeline, which holds it. They go when the pipeline does, at the
+    latest."""
+    vars(pipe)["_kept_merger"] = merger
     for model in pipe_models(pipe).values():
         _kept()[model] = ref(merger)
+
+
+def kept_merger(pipe: object) -> NetworkMerger | None:
+    """The pipeline's own merger, where its networks alone are on its models."""
+    own = vars(pipe).get("_kept_merger")
+    return own if kept_mergers(pipe) == [own] else None
 
 
 def release_networks(pipe: object) -> None:
@@ -32,6 +40,7 @@ def release_networks(pipe: object) -> None:
         merger.restore()
     for model in pipe_models(pipe).values():
         _kept().pop(model, None)
+    vars(pipe).pop("_kept_merger", None)
 
 
 def _kept() -> "WeakKeyDictionary[nn.Module, ref[NetworkMerger]]":
