@@ -26,7 +26,7 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 def _assembled(kept: Path) -> Path:
-    """tests/golden with its slim models put together again (golden/slim.py), in a folder of pytest's cache."""
+    """tests/golden with its slim models put together again (golden/slim.py), in the pack's cache folder."""
     from webui_diffusers.loaders.utils import cache_folder
 
     state = sha256()
@@ -126,6 +126,15 @@ def _cuda() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+@pytest.fixture
+def taking_turns() -> Iterator[None]:
+    """Threads take turns in the middle of everything."""
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(usual)
 
 
 @pytest.fixture(scope="session")

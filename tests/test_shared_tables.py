@@ -5,7 +5,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -42,15 +42,6 @@ INK, GLOW = (GOLDEN / "lora" / f"{name}.safetensors" for name in ("kohya_lora", 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WEBUI_DIFFUSERS_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def taking_turns() -> Iterator[None]:
-    """Threads take turns in the middle of everything."""
-    usual = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(usual)
 
 
 def at_once(*works: Callable[[], Any]) -> list[Any]:
