@@ -135,8 +135,6 @@ def _put_where_free(aside: Path, path: Path) -> Path:
     flush_to_disk(aside)
     for count in range(1, 100_000):
         chosen = path if count == 1 else path.with_name(f"{path.stem}-{count}{path.suffix}")
-        if chosen.exists():
-            continue
         try:
             take_name(aside, chosen)
         except FileExistsError:
