@@ -112,8 +112,7 @@ def _slow_ids(tokenizer: Any, vocabulary: dict[str, int], word: str) -> list[int
 def _added_words(tokenizer: Any) -> dict[str, int]:
     """Words that somebody added behind the vocabulary; special tokens lie inside it or are the recipe's matter."""
     added = tokenizer.get_added_vocab()
-    fast = getattr(tokenizer, "backend_tokenizer", None) is not None  # and its vocabulary long to copy
-    base = (len(tokenizer) if fast else len(tokenizer.get_vocab())) - len(added)
+    base = len(tokenizer) - len(added)
     specials = set(tokenizer.all_special_tokens)
     return {word: id_ for word, id_ in added.items() if id_ >= base and word and word not in specials}
 
