@@ -13,7 +13,7 @@ from ..loaders.detectors.library import DetectorLibrary
 from ..loaders.hashes import model_hash
 from ..loaders.lora.library import NetworkLibrary
 from ..loaders.lora.read import Network
-from ..loaders.model_lock import loaded_once, making_modules
+from ..loaders.model_lock import loaded_once
 from ..loaders.textual_inversion import (
     TextualInversion,
     embedding_folder_state,
@@ -144,10 +144,7 @@ class Attachments:
                 unknown_choice("`control_units`: model", name, [*self.controlnets, *filter(None, named)])
                 + " Make one known with `pipe.add_controlnet(path)`, or name their folder: `pipe.controlnet_folder`."
             )
-        with making_modules():
-            if stem not in self.controlnets:  # another thread may have loaded it by now
-                self.add_controlnet(name, stem, unet)
-        return self.controlnets[stem]
+        return loaded_once(self.controlnets, stem, lambda: self.controlnets[self.add_controlnet(name, stem, unet)])
 
     def face_model(self, name: str, load: Callable[[str], Any]) -> Any:
         """A network for faces by name or path, loaded once by `load`."""
