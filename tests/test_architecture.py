@@ -39,6 +39,7 @@ LEAVES = (
     "loaders/model_lock",
     "pipelines/options",
     "pipelines/conditioning",
+    "pipelines/device_copies",
     "pipelines/sampling/labels",
     "pipelines/prompt/attention",
     "pipelines/detailer_settings",

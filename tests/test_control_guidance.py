@@ -162,7 +162,7 @@ def test_inpaint_only_draws_what_is_kept_towards_the_image(prediction_type):
     output = {"epsilon": eps, "v_prediction": signal * eps - noise * x0, "sample": x0}[prediction_type]
     mask = torch.tensor([[[[1.0, 0.0], [1.0, 0.0]]]])
     kept = KeptImage(lambda: init, mask, 1.0)
-    new = ControlGuidance([], 4, kept=[kept]).keep(output, ac, prediction_type, **given((False,), x=x)._asdict())
+    new = ControlGuidance([], 4, kept=[kept]).keep(output, x, 5.0, ac, prediction_type)
     aim = {
         "epsilon": (x - noise * new) / signal,
         "v_prediction": signal * x - noise * new,
@@ -177,5 +177,5 @@ def test_inpaint_only_encodes_once_and_mixes_by_its_weight():
     guidance = ControlGuidance([], 4, kept=[kept])
     x0 = torch.full((1, 1, 2, 2), 4.0)
     for _ in range(2):
-        new = guidance.keep(x0, torch.linspace(0.99, 0.01, 10), "sample", **given((False,))._asdict())
+        new = guidance.keep(x0, torch.ones(1, 1, 2, 2), 5.0, torch.linspace(0.99, 0.01, 10), "sample")
     assert len(calls) == 1 and torch.equal(new, torch.full((1, 1, 2, 2), 3.0))

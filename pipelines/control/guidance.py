@@ -9,7 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..device_copies import SentNumbers
 
+
+SDXL_INPUTS = ("text_embeds", "time_ids")
 HINT_CELL = 8  # pixels of a control image by side of a latent cell
 
 
@@ -109,8 +112,8 @@ class ControlGuidance:
         self.steps = steps
         self.tries = tries
         self.kept = list(kept)
-        self._latents: dict[int, Tensor] = {}
-        self._scales: dict[tuple[int, int], Sequence[float]] = {}
+        self._latents: dict[int, tuple[Tensor, Tensor]] = {}  # of kept images, with their masks
+        self._numbers = SentNumbers()
         self._step = 0
         self._evaluations = 0  # of the step, or of all tries
 
@@ -156,45 +159,50 @@ class ControlGuidance:
         """The sum over the active units, in their order; None where none is active."""
         total: ControlResiduals | None = None
         for control in self.active():
-            added = control_residuals(control, given)
+            added = control_residuals(control, given, self._numbers)
             if added is not None:
                 total = added if total is None else _sum(total, added)
         return total
 
-    def keep(self, output: Tensor, alphas_cumprod: Tensor, prediction_type: str, **given: Any) -> Tensor:
-        """The UNet's output (rows, c, h, w) float32 with what inpaint_only does to it. given: as above."""
-        x, t = given["x"].float(), given["t"]
+    def keep(self, output: Tensor, x: Tensor, t: float, alphas_cumprod: Tensor, prediction_type: str) -> Tensor:
+        """The UNet's output (rows, c, h, w) float32 with what inpaint_only does to it. x, t: as the UNet had them."""
+        x = x.float()
         for i, kept in enumerate(self.kept):
             if i not in self._latents:
-                self._latents[i] = kept.encode()
-            ac = alphas_cumprod[min(round(float(t)), len(alphas_cumprod) - 1)].to(output)
-            new = _towards(x, output, ac, kept.mask.to(output), self._latents[i].to(output), prediction_type)
+                self._latents[i] = kept.encode().to(output), kept.mask.to(output)
+            latents, mask = self._latents[i]
+            ac = alphas_cumprod[min(round(t), len(alphas_cumprod) - 1)].to(output.dtype)
+            new = _towards(x, output, ac, mask, latents, prediction_type)
             output = kept.strength * new + (1 - kept.strength) * output
         return output
 
 
-def control_residuals(control: ActiveControl, given: ControlInput) -> ControlResiduals | None:
-    """What one unit adds: network times row factor times scale. None where no row gets anything."""
-    if control.conds_only:
+def control_residuals(
+    control: ActiveControl, given: ControlInput, numbers: SentNumbers | None = None
+) -> ControlResiduals | None:
+    """What one unit adds: network times row factor times scale. None where no row gets anything.
+
+    numbers: those of the pass, so that each is sent to the device once.
+    """
+    numbers = numbers or SentNumbers()
+    rows = None  # all
+    if control.conds_only and any(given.uncond):
         rows = [i for i, uncond in enumerate(given.uncond) if not uncond]
         if not rows:
             return None
-    else:
-        rows = list(range(len(given.images)))
-    down, mid = _run_network(control, given, rows)
+    down, mid = _run_network(control, given, rows, numbers)
     residuals = [*down, mid]
     factors = [control.uncond if uncond else 1.0 for uncond in given.uncond]
     if control.rows is not None:
         factors = [factor * own for factor, own in zip(factors, control.rows(given.uncond), strict=True)]
     by_row = None
     if any(factor != 1.0 for factor in factors):
-        by_row = torch.tensor(factors).to(mid)[:, None, None, None]
+        by_row = numbers(factors, mid.device, mid.dtype)[:, None, None, None]
     result = []
     for residual, scale in zip(residuals, control.scales(len(residuals)), strict=True):
-        if len(rows) < len(given.images):
+        if rows is not None:
             whole = residual.new_zeros((len(given.images), *residual.shape[1:]))
-            whole[rows] = residual
-            residual = whole
+            residual = whole.index_copy_(0, numbers(rows, whole.device), residual)
         if by_row is not None:
             residual = residual * by_row
         if scale != 1.0:
@@ -208,41 +216,45 @@ def control_residuals(control: ActiveControl, given: ControlInput) -> ControlRes
     return ControlResiduals(result[:-1], result[-1])
 
 
-def _run_network(control: ActiveControl, given: ControlInput, rows: list[int]) -> tuple[Sequence[Tensor], Tensor]:
-    """The network's residuals for these rows, not scaled."""
-    model, every = control.model, len(rows) == len(given.images)
+def _run_network(
+    control: ActiveControl, given: ControlInput, rows: list[int] | None, numbers: SentNumbers
+) -> tuple[Sequence[Tensor], Tensor]:
+    """The network's residuals for these rows, None: for all; not scaled."""
+    model, device = control.model, given.x.device
     dtype = control.dtype or model.dtype
-    x, embeds = (given.x, given.embeds) if every else (given.x[rows], given.embeds[rows])
-    added = {
-        name: (value if every else value[rows]).to(dtype)
-        for name, value in given.added.items()
-        if name in ("text_embeds", "time_ids")
-    }
-    hints = [_hint_of_rows(hint.to(x.device, dtype), x, [given.images[row] for row in rows]) for hint in control.hints]
+
+    def taken(values: Tensor) -> Tensor:
+        return (values if rows is None else values.index_select(0, numbers(rows, device))).to(dtype)
+
+    x, added = taken(given.x), {name: taken(given.added[name]) for name in SDXL_INPUTS if name in given.added}
+    images = given.images if rows is None else [given.images[row] for row in rows]
+    hints = [_hint_of_rows(hint.to(device, dtype), x, images, numbers) for hint in control.hints]
     arguments: dict[str, Any] = {"controlnet_cond": hints[0]}
     if control.tasks:
-        kinds = torch.zeros(len(rows), model.config.num_control_type, device=x.device, dtype=dtype)
-        kinds[:, list(control.tasks)] = 1
-        hints = [hint.expand(len(rows), -1, -1, -1) for hint in hints]
-        arguments = {"controlnet_cond": hints, "control_type": kinds, "control_type_idx": list(control.tasks)}
+        kinds = [float(task in control.tasks) for task in range(model.config.num_control_type)]
+        arguments = {
+            "controlnet_cond": [hint.expand(len(x), -1, -1, -1) for hint in hints],
+            "control_type": numbers(kinds, device, dtype).expand(len(x), -1),
+            "control_type_idx": list(control.tasks),
+        }
         if control.task_scales:
             arguments["conditioning_scale"] = list(control.task_scales)
     return model(
-        x.to(dtype),
-        given.t.to(x.device, dtype).expand(len(rows)),
-        encoder_hidden_states=embeds.to(dtype),
+        x,
+        given.t.to(device, dtype).expand(len(x)),
+        encoder_hidden_states=taken(given.embeds),
         added_cond_kwargs=added or None,
         return_dict=False,
         **arguments,
     )
 
 
-def _hint_of_rows(hint: Tensor, x: Tensor, images: list[int]) -> Tensor:
+def _hint_of_rows(hint: Tensor, x: Tensor, images: list[int], numbers: SentNumbers) -> Tensor:
     """The control image (1 or b, c, h, w) of each row, at the size that belongs to x."""
     size = [HINT_CELL * side for side in x.shape[-2:]]
     if list(hint.shape[-2:]) != size:  # samplers that take steps at another size
         hint = F.interpolate(hint, size, mode="nearest")
-    return hint[images] if len(hint) > 1 else hint
+    return hint.index_select(0, numbers(images, hint.device)) if len(hint) > 1 else hint
 
 
 def _sum(one: ControlResiduals, other: ControlResiduals) -> ControlResiduals:

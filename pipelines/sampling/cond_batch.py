@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..conditioning import TimedCond, repeated_whole
-from .loops import sent
+from ..device_copies import SentNumbers, sent
 
 
 class CondRows(NamedTuple):
@@ -40,13 +40,13 @@ class UNetRows(NamedTuple):
 class CondBatch:
     """The texts that hold at a call.
 
-    runs: the UNet runs made of them so far; key: whether uncond is left out. places: row numbers, by device.
+    runs: the UNet runs made of them so far; key: whether uncond is left out.
     """
 
     cond: CondRows
     uncond: CondRows | None
     runs: dict[bool, list[UNetRows]] = field(default_factory=dict)
-    places: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    numbers: SentNumbers = field(default_factory=SentNumbers)
 
     @cached_property
     def in_order(self) -> bool:
@@ -60,18 +60,15 @@ class CondBatch:
 
     def of_images(self, x: Tensor) -> Tensor:
         """The image of each cond row, (rows, …) of x (images, …)."""
-        return x if self.in_order else x.index_select(0, self._places(x.device)[0])
+        return x if self.in_order else x.index_select(0, self.numbers(self.cond.images, x.device))
 
     def first_rows(self, rows: Tensor) -> Tensor:
         """The first cond row of each image, (images, …) of (rows, …)."""
-        return rows if self.in_order else rows.index_select(0, self._places(rows.device)[1])
-
-    def _places(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        if device not in self.places:
-            images = self.cond.images
-            first = [images.index(image) for image in range(max(images) + 1)]
-            self.places[device] = sent(torch.tensor(images), device), sent(torch.tensor(first), device)
-        return self.places[device]
+        if self.in_order:
+            return rows
+        images = self.cond.images
+        first = [images.index(image) for image in range(max(images) + 1)]
+        return rows.index_select(0, self.numbers(first, rows.device))
 
 
 def unet_rows(
@@ -99,15 +96,16 @@ def unet_rows(
         added["time_ids"] = ready(time_ids[side].expand(len(rows.images), -1) for rows, side in sides)
     if image_embeds is not None:
         pairs = zip(*image_embeds, strict=True)
-        added["image_embeds"] = [torch.cat([pair[side][rows.images] for rows, side in sides]) for pair in pairs]
+        index = {side: sent(torch.tensor(rows.images), place.device) for rows, side in sides}
+        added["image_embeds"] = [torch.cat([pair[side][index[side]] for _, side in sides]) for pair in pairs]
     given = {
         "encoder_hidden_states": ready(rows.embeds for rows, _ in sides),
         "added_cond_kwargs": added or None,
         **others,
     }
     in_order = all(rows.images == list(range(images)) for rows, _ in sides)
-    index = None if in_order else sent(torch.tensor(every), place.device)
-    return UNetRows(every, [side == 1 for rows, side in sides for _ in rows.images], index, given)
+    places = None if in_order else sent(torch.tensor(every), place.device)
+    return UNetRows(every, [side == 1 for rows, side in sides for _ in rows.images], places, given)
 
 
 def padded_sides(

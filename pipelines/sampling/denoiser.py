@@ -259,7 +259,7 @@ class GuidedDenoiser:
             if self.control is None:  # no call of ours between: the frames to the UNet are few
                 out = self.model.unet(rows.take(x), timestep, **rows.given, return_dict=False)[0].float()
             else:
-                out = self._controlled(rows.take(x), x_in.shape[1], timestep, rows)
+                out = self._controlled(rows.take(x), x_in.shape[1], timestep, t, rows)
             outputs.append(out)
         self._perturbed = self._perturbed_output(x, x_in.shape[1], timestep, t)
         self.calls += 1
@@ -278,7 +278,7 @@ class GuidedDenoiser:
         rows = batch.runs[True][0]
         with blind_attention(self._blinded):
             if self.control is not None:
-                return self._controlled(rows.take(x), latent_channels, timestep, rows)
+                return self._controlled(rows.take(x), latent_channels, timestep, t, rows)
             return self.model.unet(rows.take(x), timestep, **rows.given, return_dict=False)[0].float()
 
     def _away(self, guided: Tensor, cond: Tensor, perturbed: Tensor | None) -> Tensor:
@@ -292,21 +292,22 @@ class GuidedDenoiser:
         channels, x = self.guidance.extra_channels, x_in.to(self._dtype)
         return x if channels is None else torch.cat([x, nearest_cells(channels.to(x), x.shape[-2:])], dim=1)
 
-    def _controlled(self, x: Tensor, latent_channels: int, t: Tensor, rows: UNetRows) -> Tensor:
-        """One UNet run under ControlNets, which see the latent's channels of x alone; -> float32."""
-        model = self.model
-        seen = {
-            "x": x[:, :latent_channels],
-            "t": t,
-            "embeds": rows.given["encoder_hidden_states"],
-            "added": rows.given["added_cond_kwargs"] or {},
-            "images": rows.images,
-            "uncond": rows.uncond,
-        }
-        out = model.unet(x, t, **rows.given, **self.control.unet_arguments(**seen), return_dict=False)[0].float()
+    def _controlled(self, x: Tensor, latent_channels: int, timestep: Tensor, t: float, rows: UNetRows) -> Tensor:
+        """One UNet run under ControlNets, which see the latent's channels of x alone; -> float32. t: `timestep`."""
+        model, seen = self.model, x[:, :latent_channels]
+        residuals = self.control.unet_arguments(
+            x=seen,
+            t=timestep,
+            embeds=rows.given["encoder_hidden_states"],
+            added=rows.given["added_cond_kwargs"] or {},
+            images=rows.images,
+            uncond=rows.uncond,
+        )
+        out = model.unet(x, timestep, **rows.given, **residuals, return_dict=False)[0].float()
         if model.table is None:
             return out
-        return self.control.keep(out, model.table.alphas_cumprod, model.prediction_type, **seen)
+        rounded = float(torch.tensor(t, dtype=self._dtype))
+        return self.control.keep(out, seen, rounded, model.table.alphas_cumprod, model.prediction_type)
 
     def _guided(
         self, outputs: list[Tensor], x: Tensor, level: Any, read: Callable[[Tensor, Tensor, Any], Tensor]

@@ -56,9 +56,12 @@ class SoftLatentMask(LatentMask):
         return mixed * (wanted / (mixed_norm + 1e-5)).to(mixed.dtype)
 
     def change_at(self, level: Tensor) -> Tensor:
-        """How much of each cell is drawn anew at a noise level: change^(level^bias * preservation), (…, c, h, w)."""
+        """How much of each cell is drawn anew at a noise level: change^(level^bias * preservation), (…, c, h, w).
+
+        level: without dimensions; one on the CPU is a mere number for cells on a GPU, which then waits for nothing.
+        """
         exponent = level.float() ** self.schedule_bias * self.preservation_strength
-        change = self.change ** exponent.to(self.change.device)
+        change = self.change**exponent
         return change if change.ndim == 4 else change[None]
 
     def finished(self, latents: Tensor) -> Tensor:

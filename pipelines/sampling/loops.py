@@ -51,10 +51,3 @@ def ancestral_steps(sigmas: Tensor, eta: float) -> tuple[Tensor, Tensor]:
         return end, torch.zeros_like(end)
     ups = torch.minimum(end, eta * (end**2 * (start**2 - end**2) / start**2) ** 0.5)
     return (end**2 - ups**2) ** 0.5, ups
-
-
-def sent(values: Tensor, device: torch.device) -> Tensor:
-    """`values` on `device`; from the CPU to a GPU by pinned memory, so that neither waits for the other."""
-    if device.type != "cuda" or values.device.type != "cpu":
-        return values.to(device)
-    return values.pin_memory().to(device, non_blocking=True)

@@ -6,7 +6,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .loops import sent
+from ..device_copies import sent
 from .philox import PhiloxStream
 
 
