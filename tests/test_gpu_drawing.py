@@ -6,10 +6,11 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
-from diffusers import ControlNetModel
+from diffusers import ControlNetModel, EulerDiscreteScheduler, UNet2DConditionModel
 from PIL import Image
 from recordings import GOLDEN
 from safetensors.torch import save_file
+from tiny_union import union_network
 from webui_diffusers.pipelines import WebUIImg2ImgPipeline, WebUITxt2ImgPipeline
 
 
@@ -21,7 +22,7 @@ OFFLOADING = ("enable_model_cpu_offload", "enable_sequential_cpu_offload")
 # The mean difference from the float32 picture of the CPU, pixels in 0..1; cuDNN's convolutions round to TF32.
 NEAR = {torch.float32: 0.002, torch.float16: 0.01, torch.bfloat16: 0.05}
 CONTROL = Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.5), 50).convert("RGB")
-CALL = {"seed": 3, "sampler": "DPM++ 2M", "num_inference_steps": 6, "output_type": "np"}
+CALL = {"negative_prompt": "dark", "seed": 3, "sampler": "DPM++ 2M", "num_inference_steps": 6, "output_type": "np"}
 EDITED = "a (red:1.2) [circle:square:0.5] in [snow|rain] AND a blue sky :0.4"
 
 
@@ -61,7 +62,7 @@ def networks(tmp_path_factory):
 
 def drawn(pipe, prompt: str = EDITED, **given) -> np.ndarray:
     torch.manual_seed(0)  # the VAE's encoder draws from torch's own generator, as in the webui
-    images = np.asarray(pipe(prompt, negative_prompt="dark", **{**CALL, **given}).images)
+    images = np.asarray(pipe(prompt, **{**CALL, **given}).images)
     assert np.isfinite(images).all()
     return images
 
@@ -114,18 +115,20 @@ def evaluations_counted(unet: torch.nn.Module):
 
 
 @contextmanager
-def no_waiting_between_evaluations(unet: torch.nn.Module, evaluations: int):
-    """From the start of the UNet's first evaluation to the end of the last, waiting for the device is an error."""
+def no_waiting_between_evaluations(unet: torch.nn.Module, evaluations: int, first: int = 1):
+    """From the start of the UNet's first evaluation, or a later one, to the end of the last, waiting for the device is
+    an error."""
+
+    def begin(*_):
+        if len(ended) == first - 1:
+            torch.cuda.set_sync_debug_mode("error")
 
     def end(*_):
         if len(ended) == evaluations:
             torch.cuda.set_sync_debug_mode("default")
 
     with evaluations_counted(unet) as ended:
-        hooks = [
-            unet.register_forward_pre_hook(lambda *_: torch.cuda.set_sync_debug_mode("error")),
-            unet.register_forward_hook(end),
-        ]
+        hooks = [unet.register_forward_pre_hook(begin), unet.register_forward_hook(end)]
         try:
             yield
             assert len(ended) == evaluations
@@ -218,20 +221,86 @@ def test_img2img_draws_the_cpus_picture_offloaded_or_not(offload):
 @pytest.mark.parametrize("sampler", ["Euler a", "DPM++ 2M SDE", "DDIM", "UniPC"])
 @pytest.mark.parametrize("kind", MODELS)
 def test_no_step_of_a_whole_call_waits_for_the_device(kind, sampler, source):
-    pipe = loaded(kind, torch.float16).to(DEVICE)
-    given = {"sampler": sampler, "noise_source": source}
+    assert_no_step_waits(loaded(kind, torch.float16).to(DEVICE), sampler=sampler, noise_source=source)
+
+
+MASK = CONTROL.convert("L").point(lambda x: 255 * (x > 90))
+SECOND = CONTROL.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+ANCESTRAL = {"sampler": "Euler a"}
+GUIDED = {
+    "several texts": {"prompt": [EDITED, "a hen AND a fox :0.3"], "negative_prompt": ["dark", "[red|blue]"]},
+    "several images": {"num_images_per_prompt": 3, "seed": [1, 2, 3], "subseed": 4, "subseed_strength": 0.3},
+    "rescaled guidance": {"guidance_rescale": 0.7},
+    "PAG": {"pag_scale": 2.0, "pag_adaptive_scale": 0.001},
+    "FreeU": {"freeu": {"b1": 1.1, "b2": 1.2, "s1": 0.9, "s2": 0.2}},
+    "uncond left out": {"webui_options": {"s_min_uncond": 4.0, "skip_early_cond": 0.2}},
+    "sides apart": {"webui_options": {"batch_cond_uncond": False}, "prompt": "a fox, " * 40},
+    "v-prediction of timesteps": {"sampler": "DDIM CFG++"},
+    "diffusers' scheduler": {"sampler": None},
+}
+PAINTED = {
+    "mask": {"mask_image": MASK},
+    "soft mask": {"mask_image": MASK, "soft_inpainting": True},
+    "mask and timesteps": {"mask_image": MASK, "sampler": "DDIM"},
+}
+CONTROLLED = {
+    "unit": [{"image": CONTROL, "guidance_end": 0.8}],
+    "unit of the prompt": [{"image": CONTROL, "control_mode": 2}],
+    "two units": [{"image": CONTROL, "weight": 0.5}, {"image": SECOND, "guidance_start": 0.3, "model": "again"}],
+    "region": [{"image": CONTROL, "effective_region_mask": MASK}],
+    "inpaint_only": [{"image": CONTROL, "mask": MASK, "module": "inpaint_only"}],
+}
+
+
+def assert_no_step_waits(pipe, first: int = 1, **given) -> None:
     with evaluations_counted(pipe.unet) as ended:
         expected = drawn(pipe, **given)
-    with no_waiting_between_evaluations(pipe.unet, len(ended)):
+    with no_waiting_between_evaluations(pipe.unet, len(ended), first):
         again = drawn(pipe, **given)
     assert np.array_equal(again, expected)
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_no_step_under_control_waits_for_the_device(kind):
+@pytest.mark.parametrize("given", GUIDED.values(), ids=list(GUIDED))
+def test_no_kind_of_guidance_waits_for_the_device(kind, given):
+    pipe = loaded(kind, torch.float16).to(DEVICE)
+    pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)  # PNDM's own step waits
+    assert_no_step_waits(pipe, **{**ANCESTRAL, **given})
+
+
+@pytest.mark.parametrize("given", PAINTED.values(), ids=list(PAINTED))
+def test_no_step_of_img2img_waits_for_the_device(given):
+    pipe = WebUIImg2ImgPipeline.from_pipe(loaded("SD", torch.float16).to(DEVICE))
+    pipe.set_progress_bar_config(disable=True)
+    assert_no_step_waits(pipe, image=CONTROL, strength=0.7, **{**ANCESTRAL, **given})
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("units", CONTROLLED.values(), ids=list(CONTROLLED))
+def test_no_step_under_units_waits_for_the_device(kind, units):
     pipe = loaded(kind, torch.float16, control=True).to(DEVICE)
-    given = {"control_units": [{"image": CONTROL, "control_mode": 2, "guidance_end": 0.8}], "sampler": "Euler a"}
-    with evaluations_counted(pipe.unet) as ended:
-        drawn(pipe, **given)
-    with no_waiting_between_evaluations(pipe.unet, len(ended)):
-        drawn(pipe, **given)
+    pipe.add_controlnet(pipe.controlnet, "again")
+    keeps = units[0].get("module") == "inpaint_only"  # the first evaluation encodes what is kept, and looks at it
+    assert_no_step_waits(pipe, first=2 if keeps else 1, control_units=units, **ANCESTRAL)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("guess_mode", [False, True])
+def test_no_step_under_a_control_image_waits_for_the_device(kind, guess_mode):
+    pipe = loaded(kind, torch.float16, control=True).to(DEVICE)
+    assert_no_step_waits(pipe, control_image=CONTROL, guess_mode=guess_mode, num_images_per_prompt=2, **ANCESTRAL)
+
+
+def test_no_step_under_a_union_network_waits_for_the_device():
+    pipe = WebUITxt2ImgPipeline.from_pipe(loaded("SDXL", torch.float16), controlnet=union_network().half())
+    pipe.set_progress_bar_config(disable=True)
+    units = [{"image": CONTROL, "union_control_type": "lineart"}]
+    assert_no_step_waits(pipe.to(DEVICE), control_units=units, **ANCESTRAL)
+
+
+def test_no_step_of_an_inpainting_unet_waits_for_the_device():
+    pipe = loaded("SD")
+    pipe.register_modules(unet=UNet2DConditionModel.from_config({**pipe.unet.config, "in_channels": 9}).eval())
+    pipe = WebUIImg2ImgPipeline.from_pipe(pipe).to(DEVICE, torch.float16)
+    pipe.set_progress_bar_config(disable=True)
+    assert_no_step_waits(pipe, image=CONTROL, mask_image=MASK, strength=0.7, **ANCESTRAL)
