@@ -20,6 +20,7 @@ import torch
 from diffusers.utils import logging
 from loop import FEW, MANY, RIVALS, WIDTH, idle_pipeline
 from networks import diffusers_side, our_side, write_network
+from transformers.utils import logging as transformers_logging
 from txt2img import BASES, Draw, call_of, control_pair, ratio_row
 from txt2img import random_pipeline as sized_pipeline
 from webui_diffusers.pipelines import WebUITxt2ImgPipeline
@@ -39,9 +40,11 @@ def main() -> None:
         print("no CUDA device here: nothing timed")
         return
     logging.set_verbosity_error()
+    transformers_logging.set_verbosity_error()
     print(f"{torch.cuda.get_device_name()}, float16, torch {torch.__version__}")
-    for line in (*loop_rows(arguments), *(line for base in SIDES for line in base_rows(base, arguments))):
-        print(line, flush=True)
+    for rows in (loop_rows(arguments), *(base_rows(base, arguments) for base in SIDES)):
+        for line in rows:
+            print(line, flush=True)
 
 
 def loop_rows(arguments: argparse.Namespace) -> Iterator[str]:
