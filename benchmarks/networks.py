@@ -4,9 +4,9 @@
     python benchmarks/networks.py --files 1 5 --repeats 3
     python benchmarks/networks.py --memory          (e) alone
 
-SD-1.5-sized random weights in float32, Kohya files of rank 32 in float16 over all 264 layers, one pipeline on which
-both sides take turns in one process. CPU seconds, the least of the repeats (forward: the median); a ratio below 1
-means less than diffusers.
+SD-1.5-sized random weights, read from a folder in float16 into float32; Kohya files of rank 32 in float16 over all 264
+layers; one pipeline on which both sides take turns in one process, and which has its file's weights before each. CPU
+seconds, the least of the repeats (forward: the median); a ratio below 1 means less than diffusers.
 
     (a) ready    from the files to weights that draw with them
     (b) switch   from files 1..n to files 2..n+1, the last of which is not loaded yet
@@ -14,7 +14,7 @@ means less than diffusers.
     (d) forward  the UNet with them on, over the bare UNet
     unfused      ready, off and forward as PEFT adapters beside the weights; diffusers without fuse_lora
     hotswap      from one file of the UNet to another: diffusers' hotswap against a switch here
-    (e) peak     the memory of (a) above what the models take, which were read from a folder in float16 into float32;
+    (e) peak     the memory of (a) above what the models take;
         held     ... while they are on; and after (c). Each side in a process of its own
         after off
 """
@@ -69,7 +69,10 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         pipe = random_pipeline()
-        bare = deepcopy(pipe.unet)
+        for name in ("unet", "text_encoder"):
+            getattr(pipe, name).half().save_pretrained(Path(folder) / "model" / name)
+        pipe = read_pipeline(Path(folder))
+        bare = {name: deepcopy(getattr(pipe, name)) for name in ("unet", "text_encoder")}
         files = [
             write_network(pipe, Path(folder) / f"file{i}.safetensors", i) for i in range(max(arguments.files) + 1)
         ]
@@ -83,8 +86,6 @@ def main() -> None:
             print(hotswap_row(pipe, Path(folder), arguments.repeats), flush=True)
             for path in Path(folder).glob("unet*.safetensors"):
                 path.unlink()
-        for name in ("unet", "text_encoder"):
-            getattr(pipe, name).half().save_pretrained(Path(folder) / "model" / name)
         del pipe, bare
         for count in arguments.files:
             theirs, ours = (worker_memory(side, folder, count, arguments.threads) for side in ("diffusers", "here"))
@@ -115,6 +116,16 @@ def random_pipeline() -> StableDiffusionPipeline:
     return StableDiffusionPipeline(None, text, None, unet, PNDMScheduler(), None, None, requires_safety_checker=False)
 
 
+def read_pipeline(folder: Path) -> StableDiffusionPipeline:
+    """Its models from their folder, in memory of their own, where they were mapped from the file."""
+    unet = UNet2DConditionModel.from_pretrained(folder / "model" / "unet", dtype=torch.float32)
+    text = CLIPTextModel.from_pretrained(folder / "model" / "text_encoder", dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in (*unet.parameters(), *text.parameters()):
+            parameter.copy_(parameter.clone())
+    return StableDiffusionPipeline(None, text, None, unet, PNDMScheduler(), None, None, requires_safety_checker=False)
+
+
 def write_network(pipe: StableDiffusionPipeline, path: Path, seed: int, text: bool = True) -> Path:
     """A Kohya file over all attention, feed-forward and projection layers. text: also of the text encoder."""
     generator = torch.Generator().manual_seed(seed)
@@ -137,9 +148,9 @@ def write_network(pipe: StableDiffusionPipeline, path: Path, seed: int, text: bo
 
 
 def time_rows(
-    pipe: StableDiffusionPipeline, bare: nn.Module, files: list[Path], count: int, repeats: int
+    pipe: StableDiffusionPipeline, bare: dict[str, nn.Module], files: list[Path], count: int, repeats: int
 ) -> list[str]:
-    """(a) to (d) for `count` files at once, both sides taking turns. bare: a UNet that nothing is put on."""
+    """(a) to (d) for `count` files at once, both sides taking turns. bare: models that nothing is put on."""
     first, second = files[:count], files[1 : count + 1]
     runs: dict[str, list[dict[str, float]]] = {"diffusers": [], "here": [], "adapters": [], "unfused": []}
     for _ in range(repeats):
@@ -149,7 +160,8 @@ def time_rows(
             ("adapters", adapter_side(pipe, first)),
             ("unfused", unfused_side(pipe, first)),
         ):
-            runs[side].append(sequence(pipe.unet, bare, *steps))
+            runs[side].append(sequence(pipe.unet, bare["unet"], *steps))
+            make_clean(pipe, bare)
     best = {side: {key: min(run[key] for run in each) for key in each[0]} for side, each in runs.items()}
     theirs, ours = best["diffusers"], best["here"]
     for side, each in runs.items():
@@ -168,6 +180,14 @@ def time_rows(
         f"{'    unfused':12}{count:>6}   {', '.join(shares)}  (forward {ours['forward']:.2f} of the bare UNet)"
     )
     return rows
+
+
+@torch.no_grad()
+def make_clean(pipe: StableDiffusionPipeline, bare: dict[str, nn.Module]) -> None:
+    """The file's weights again, to the bit: unfusing rounds them."""
+    for name, model in bare.items():
+        for parameter, value in zip(getattr(pipe, name).parameters(), model.parameters(), strict=True):
+            parameter.copy_(value)
 
 
 def hotswap_row(pipe: StableDiffusionPipeline, folder: Path, repeats: int) -> str:
@@ -263,12 +283,7 @@ def unet_forward(unet: nn.Module) -> None:
 def memory_taken(side: str, folder: Path, count: int) -> dict[str, float]:
     """MiB above the models' own: the peak until the files draw, what is held then, and what is left after off."""
     files = sorted(folder.glob("*.safetensors"))[:count]
-    unet = UNet2DConditionModel.from_pretrained(folder / "model" / "unet", dtype=torch.float32)
-    text = CLIPTextModel.from_pretrained(folder / "model" / "text_encoder", dtype=torch.float32)
-    pipe = StableDiffusionPipeline(None, text, None, unet, PNDMScheduler(), None, None, requires_safety_checker=False)
-    with torch.no_grad():
-        for parameter in (*unet.parameters(), *text.parameters()):
-            parameter.copy_(parameter.clone())  # into memory of its own, where it was mapped from the file
+    pipe = read_pipeline(folder)
     unet_forward(pipe.unet)
     gc.collect()
     give_back_memory()  # what loading freed is not counted for either side

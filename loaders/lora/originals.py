@@ -21,6 +21,9 @@ from ..weight_files import NetworkError, WeightFileError, weight_file_kind
 from .targets import PipeLayers
 
 
+COMPARED_AT_ONCE = 1 << 16  # numbers, which caches hold
+
+
 class Original(Protocol):
     """The value that a parameter had before it was changed."""
 
@@ -72,6 +75,16 @@ class FileOriginal(NamedTuple):
                 "Renaming another file over it would have taken nothing away."
             )
 
+    def equals(self, value: Tensor) -> bool:
+        """Whether it is `value` to the last bit; looked at piece by piece, so that no second copy of it is made."""
+        flat, content = value.reshape(-1), bytearray(min(self.length, COMPARED_AT_ONCE * self.dtype.itemsize))
+        for i, part in enumerate(flat.split(COMPARED_AT_ONCE)):
+            piece = memoryview(content)[: len(part) * self.dtype.itemsize]
+            self.file.read_into(piece, self.start + i * len(content))
+            if not _same_bits(torch.frombuffer(piece, dtype=self.dtype).to(self.wanted).to(value.device), part):
+                return False
+        return self.file.unchanged
+
     def read(self) -> Tensor:
         """It, from the file."""
         content = bytearray(self.length)
@@ -105,7 +118,7 @@ class CheckpointFile:
         """Whether nobody has written into the file since it was opened."""
         return self._stamped() == self._stamp
 
-    def read_into(self, content: bytearray, start: int) -> None:
+    def read_into(self, content: bytearray | memoryview, start: int) -> None:
         """Fill `content` from an offset."""
         self._stream.seek(start)
         rest = memoryview(content)
@@ -133,9 +146,7 @@ class CheckpointFiles:
         for file, key in self._places.get((component, name), ()):
             start, stop, dtype = file.entries[key]
             found = FileOriginal(file, start, stop - start, dtype, value.shape, value.dtype)
-            if (stop - start) // dtype.itemsize != value.numel() or not file.unchanged:
-                continue
-            if _same_bits(found.read().to(value.device), value):
+            if (stop - start) // dtype.itemsize == value.numel() and file.unchanged and found.equals(value):
                 return found
         return None
 
@@ -162,17 +173,22 @@ def kept_original(
 
 
 def _narrowest(value: Tensor) -> Tensor:
-    if value.dtype == torch.float32:
-        for dtype in (torch.float16, torch.bfloat16):
+    """`value` in 16 bits where they say it all. The first numbers of most weights tell that they do not."""
+    first = value.reshape(-1)[:1024]
+    for dtype in (torch.float16, torch.bfloat16) if value.dtype == torch.float32 else ():
+        if _same_bits(first.to(dtype).to(value.dtype), first):
             narrow = value.to(dtype)
-            if _same_bits(narrow.to(torch.float32), value):
+            if _same_bits(narrow.to(value.dtype), value):
                 return narrow
     return value
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:
-    whole = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
-    return torch.equal(a.contiguous().view(whole), b.contiguous().view(whole))
+    """Whether two tensors of one dtype and number of elements are equal to the last bit; eight bytes at once."""
+    a, b = (value.reshape(-1).view(torch.uint8) for value in (a, b))
+    if all(number % 8 == 0 for value in (a, b) for number in (value.numel(), value.storage_offset())):
+        a, b = a.view(torch.int64), b.view(torch.int64)
+    return torch.equal(a, b)
 
 
 def _component_files(model: nn.Module) -> list[Path]:

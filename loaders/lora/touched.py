@@ -34,9 +34,7 @@ class TouchedModule:
         with_weight = [step for step in steps if step.layer.keys.keys() - BIAS_PARTS.keys() - set(NUMBER_PARTS)]
         with_bias = [step for step in steps if step.layer.keys.keys() & BIAS_PARTS.keys()]
         if with_weight:
-            weight = self._live("weight")
-            self._note("weight", weight)
-            self._set("weight", merged_weight(self._original("weight", weight), with_weight))
+            self._set("weight", merged_weight(self._original("weight"), with_weight))
         elif "weight" in self.originals:
             self._put_back("weight")
         if with_bias:
@@ -59,9 +57,11 @@ class TouchedModule:
         self._set(name, self.originals[name].read())
         del self.originals[name]
 
-    def _note(self, name: str, value: Tensor) -> None:
+    def _original(self, name: str) -> Tensor:
+        """The value that the parameter had at first; noted, where nothing has been written yet."""
+        value = self._live(name)
         if name in self.originals:
-            return
+            return self.originals[name].read().to(value.device)
         mirror = self._mirror(name)
         if mirror is not None and not torch.equal(mirror, value):
             raise NetworkError(
@@ -69,9 +69,7 @@ class TouchedModule:
                 "no network can be merged into it. Call `unet.fuse_qkv_projections()` again, or do without fusing."
             )
         self.originals[name] = self.keep(name, value)
-
-    def _original(self, name: str, live: Tensor) -> Tensor:
-        return self.originals[name].read().to(live.device)
+        return value
 
     def _set(self, name: str, value: Tensor) -> None:
         self._live(name).copy_(value)
@@ -95,9 +93,7 @@ class TouchedModule:
                 "are fused without one. Call `unet.unfuse_qkv_projections()` first."
             )
         if module_weight(self.module, "bias") is not None and not self.new_bias:
-            bias = self._live("bias")
-            self._note("bias", bias)
-            self._set("bias", merged_bias(self._original("bias", bias), steps, bias))
+            self._set("bias", merged_bias(self._original("bias"), steps, self._live("bias")))
             return
         value = merged_bias(None, steps, weight)
         if self.new_bias and self.module._parameters["bias"] is not None:
