@@ -2,7 +2,7 @@
 
     python benchmarks/txt2img.py                    the table, on this machine's CPU
     python benchmarks/txt2img.py --side 256 --steps 4 --repeats 5
-    python benchmarks/txt2img.py --lpw lpw_stable_diffusion.py     also diffusers' community pipeline of that name
+    python benchmarks/txt2img.py --lpw lpw_stable_diffusion.py     diffusers' community pipeline, else fetched by name
 
 SD-1.5-sized random weights in float32, and SDXL's widths at a part of its depth; same sampler, steps, size and
 threads; both sides alternate in one process, and the median of the pairwise ratios counts. Peak memory is measured in
@@ -36,13 +36,19 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from diffusers.utils import logging
+from diffusers.utils.dynamic_modules_utils import COMMUNITY_PIPELINES_MIRROR_ID
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
 from webui_diffusers.loaders.checkpoint.configs import model_config_folder
 from webui_diffusers.pipelines import PromptEncoder, WebUITxt2ImgPipeline
 
 
 WORDS = "a photo of a small red fox in deep snow, soft light, "
+LPW = "main/lpw_stable_diffusion.py"
 BASES = {"sd1": StableDiffusionPipeline, "sdxl": StableDiffusionXLPipeline}
 CONTROL_BASES = {"sd1": StableDiffusionControlNetPipeline, "sdxl": StableDiffusionXLControlNetPipeline}
 Draw = Callable[[], Any]
@@ -54,11 +60,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--lpw", type=Path, help="diffusers' examples/community/lpw_stable_diffusion.py")
+    parser.add_argument("--lpw", type=Path, help="the file of diffusers' community pipeline lpw_stable_diffusion")
     parser.add_argument("--base", choices=BASES, help="one model only")
     parser.add_argument("--worker", choices=["ours", "diffusers"], help=argparse.SUPPRESS)
     arguments, _ = parser.parse_known_args()
     torch.set_num_threads(arguments.threads)
+    logging.set_verbosity_error()
+    transformers_logging.set_verbosity_error()
     if arguments.worker:
         print(json.dumps(peak_memory(arguments.worker, arguments)))
         return
@@ -193,14 +201,17 @@ def encoding_rows(arguments: argparse.Namespace) -> list[str]:
     """Encoding prompt and negative prompt of 1, 3 and 8 chunks, ours / theirs, nothing cached."""
     pipe = random_pipeline(StableDiffusionPipeline)
     rivals = {}
+    rows = []
     if importlib.util.find_spec("compel"):
         rivals["compel"] = compel_encoder(pipe)
-    if arguments.lpw:
-        rivals["lpw"] = lpw_encoder(arguments.lpw, pipe)
-    if not rivals:
-        return ["prompt encoding: nothing to compare with (pip install compel, or --lpw PATH)"]
+    else:
+        rows.append("encoding / compel: not installed here (pip install compel)")
+    lpw = arguments.lpw or fetched_lpw()
+    if lpw is not None:
+        rivals["lpw"] = lpw_encoder(lpw, pipe)
+    else:
+        rows.append("encoding / lpw: the Hub is not to be reached (give the file by --lpw PATH)")
     words = distinct_words(pipe.tokenizer)
-    rows = []
     for chunks in (1, 3, 8):
         prompt, negative = (prompt_of(words, count) for count in (chunks, max(chunks // 2, 1)))
 
@@ -236,6 +247,14 @@ def compel_encoder(pipe: StableDiffusionPipeline) -> Callable[[str, str], Any]:
         return encoder.pad_conditioning_tensors_to_same_length(pair)
 
     return encode
+
+
+def fetched_lpw() -> Path | None:
+    """diffusers' community pipeline from where diffusers takes it by name; None without a network."""
+    try:
+        return Path(hf_hub_download(COMMUNITY_PIPELINES_MIRROR_ID, LPW, repo_type="dataset"))
+    except (OSError, HfHubHTTPError):
+        return None
 
 
 def lpw_encoder(path: Path, pipe: StableDiffusionPipeline) -> Callable[[str, str], Any]:
