@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from diffusers.utils import logging
 from loop import FEW, MANY, RIVALS, WIDTH, idle_pipeline
-from networks import diffusers_side, our_side, write_network
+from networks import diffusers_side, make_clean, our_side, read_pipeline, write_network
 from transformers.utils import logging as transformers_logging
 from txt2img import BASES, Draw, call_of, control_pair, ratio_row
 from txt2img import random_pipeline as sized_pipeline
@@ -100,15 +100,25 @@ def network_rows(base: str, pipe: Any, arguments: argparse.Namespace) -> Iterato
     if base != "sd1":
         return
     with tempfile.TemporaryDirectory() as folder:
-        files = [write_network(pipe, Path(folder) / f"file{i}.safetensors", i) for i in range(NETWORKS)]
+        models = {name: getattr(pipe, name) for name in ("unet", "text_encoder")}
+        for name, model in models.items():
+            model.save_pretrained(Path(folder) / "model" / name)
+        read = read_pipeline(Path(folder), torch.float16).to("cuda")
+        files = [write_network(read, Path(folder) / f"file{i}.safetensors", i) for i in range(NETWORKS)]
         totals: list[list[float]] = [[], []]
-        for _ in range(arguments.repeats):
-            for side, total in zip((our_side, diffusers_side), totals):
-                ready, _, off = side(pipe, files, files)
-                total.append(seconds(ready) + seconds(off))
-    ratios = [mine / other for mine, other in zip(*totals)]
+        peaks: list[list[float]] = [[], []]
+        for _ in range(arguments.repeats + 1):
+            for i, side in enumerate((our_side, diffusers_side)):
+                ready, _, off = side(read, files, files)
+                begun = time.perf_counter()
+                peaks[i].append(peak_above(ready))
+                totals[i].append(time.perf_counter() - begun + seconds(off))
+                make_clean(read, models)
+    ratios = [mine / other for mine, other in list(zip(*totals))[1:]]
     span = f"{statistics.median(ratios):5.2f}  [{min(ratios):.2f} .. {max(ratios):.2f}]"
     yield f"{f'{base}: {NETWORKS} networks on and off':45} {span}  ({statistics.median(totals[0]):.2f} s)"
+    mine, other = (max(each) for each in peaks)
+    yield f"{f'{base}: {NETWORKS} networks, memory above the models':45} {mine / other:5.2f}  ({mine:.0f} MiB)"
 
 
 def done(draw: Draw) -> Draw:

@@ -116,10 +116,10 @@ def random_pipeline() -> StableDiffusionPipeline:
     return StableDiffusionPipeline(None, text, None, unet, PNDMScheduler(), None, None, requires_safety_checker=False)
 
 
-def read_pipeline(folder: Path) -> StableDiffusionPipeline:
+def read_pipeline(folder: Path, dtype: torch.dtype = torch.float32) -> StableDiffusionPipeline:
     """Its models from their folder, in memory of their own, where they were mapped from the file."""
-    unet = UNet2DConditionModel.from_pretrained(folder / "model" / "unet", dtype=torch.float32)
-    text = CLIPTextModel.from_pretrained(folder / "model" / "text_encoder", dtype=torch.float32)
+    unet = UNet2DConditionModel.from_pretrained(folder / "model" / "unet", dtype=dtype)
+    text = CLIPTextModel.from_pretrained(folder / "model" / "text_encoder", dtype=dtype)
     with torch.no_grad():
         for parameter in (*unet.parameters(), *text.parameters()):
             parameter.copy_(parameter.clone())

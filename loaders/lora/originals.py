@@ -21,7 +21,7 @@ from ..weight_files import NetworkError, WeightFileError, weight_file_kind
 from .targets import PipeLayers
 
 
-COMPARED_AT_ONCE = 1 << 16  # numbers, which caches hold
+COMPARED_AT_ONCE = 1 << 16  # numbers
 
 
 class Original(Protocol):
@@ -76,9 +76,10 @@ class FileOriginal(NamedTuple):
             )
 
     def equals(self, value: Tensor) -> bool:
-        """Whether it is `value` to the last bit; looked at piece by piece, so that no second copy of it is made."""
-        flat, content = value.reshape(-1), bytearray(min(self.length, COMPARED_AT_ONCE * self.dtype.itemsize))
-        for i, part in enumerate(flat.split(COMPARED_AT_ONCE)):
+        """Whether it is `value` to the last bit. On a CPU piece by piece, for its caches; a GPU waits for each."""
+        count = COMPARED_AT_ONCE if value.device.type == "cpu" else max(value.numel(), 1)
+        flat, content = value.reshape(-1), bytearray(min(self.length, count * self.dtype.itemsize))
+        for i, part in enumerate(flat.split(count)):
             piece = memoryview(content)[: len(part) * self.dtype.itemsize]
             self.file.read_into(piece, self.start + i * len(content))
             if not _same_bits(torch.frombuffer(piece, dtype=self.dtype).to(self.wanted).to(value.device), part):
