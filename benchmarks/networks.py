@@ -13,7 +13,8 @@ seconds, the least of the repeats (forward: the median); a ratio below 1 means l
     (c) off      back to none
     (d) forward  the UNet with them on, over the bare UNet
     unfused      ready, off and forward as PEFT adapters beside the weights; diffusers without fuse_lora
-    hotswap      from one file of the UNet to another: diffusers' hotswap against a switch here
+    hotswap      from one file of the UNet to another: diffusers' against that of MultiLoraPipeline; then against a
+                 switch of merged ones
     (e) peak     the memory of (a) above what the models take;
         held     ... while they are on; and after (c). Each side in a process of its own
         after off
@@ -28,7 +29,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
 
@@ -43,6 +44,7 @@ from webui_diffusers.loaders import NetworkMerger, read_network
 from webui_diffusers.loaders.checkpoint.configs import model_config_folder
 from webui_diffusers.loaders.lora.peft_mix import AdapterMixer
 from webui_diffusers.loaders.memory import give_back_memory
+from webui_diffusers.pipelines import MultiLoraPipeline
 
 
 RANK, ALPHA = 32, 16.0
@@ -83,7 +85,8 @@ def main() -> None:
             for line in time_rows(pipe, bare, files, count, arguments.repeats):
                 print(line, flush=True)
         if not arguments.memory:
-            print(hotswap_row(pipe, Path(folder), arguments.repeats), flush=True)
+            for line in hotswap_rows(pipe, Path(folder), arguments.repeats):
+                print(line, flush=True)
             for path in Path(folder).glob("unet*.safetensors"):
                 path.unlink()
         del pipe, bare
@@ -190,20 +193,25 @@ def make_clean(pipe: StableDiffusionPipeline, bare: dict[str, nn.Module]) -> Non
             parameter.copy_(value)
 
 
-def hotswap_row(pipe: StableDiffusionPipeline, folder: Path, repeats: int) -> str:
-    """From one file of the UNet to another, which is not loaded yet."""
+def hotswap_rows(pipe: StableDiffusionPipeline, folder: Path, repeats: int) -> Iterator[str]:
+    """From one file of the UNet to another, which is not loaded yet: diffusers' hotswap against MultiLoraPipeline's,
+    and against another merge."""
     files = [write_network(pipe, folder / f"unet{i}.safetensors", i, text=False) for i in range(repeats + 1)]
+    ours = MultiLoraPipeline(**pipe.components, requires_safety_checker=False)
+    taken = {}
+    for side in (pipe, ours):
+        side.load_lora_weights(folder, weight_name=files[0].name, adapter_name="swapped")
+        for path in files[1:]:
+            given = {"weight_name": path.name, "adapter_name": "swapped", "hotswap": True}
+            swap = seconds(lambda given=given, side=side: side.load_lora_weights(folder, **given))
+            taken[side] = min(swap, taken.get(side, swap))
+        side.unload_lora_weights()
+    yield row("hotswap", 1, taken[pipe], taken[ours], "s")
     merger = NetworkMerger(pipe)
     merger.switch([(read_network(files[0]), 1.0, 1.0)])
-    mine = [seconds(lambda path=path: merger.switch([(read_network(path), 1.0, 1.0)])) for path in files[1:]]
+    merged = min(seconds(lambda path=path: merger.switch([(read_network(path), 1.0, 1.0)])) for path in files[1:])
     merger.restore()
-    theirs = []
-    pipe.load_lora_weights(folder, weight_name=files[0].name, adapter_name="swapped")
-    for path in files[1:]:
-        given = {"weight_name": path.name, "adapter_name": "swapped", "hotswap": True}
-        theirs.append(seconds(lambda given=given: pipe.load_lora_weights(folder, **given)))
-    pipe.unload_lora_weights()
-    return row("hotswap", 1, min(theirs), min(mine), "s")
+    yield row("    merged", 1, taken[pipe], merged, "s")
 
 
 def diffusers_side(pipe: StableDiffusionPipeline, first: list[Path], second: list[Path]) -> tuple[Work, Work, Work]:
