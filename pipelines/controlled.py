@@ -29,6 +29,7 @@ from .images.hints.prepare import (
     drawn_cells,
     hint_tensor,
     lay_kept_over,
+    picture_to_show,
     region_tensor,
 )
 from .images.init_image import given_images, given_mask
@@ -171,7 +172,15 @@ def _with_units(pipe: Any, given: Mapping[str, Any], request: Request) -> Reques
         size, marked = (second.width, second.height), bool(request.options["hires_fix_use_firstpass_conds"])
         control = controls.in_pass(size, rows, second=True, hires=True, marked=marked)
         request = replace(request, second=replace(second, control=control))
-    return replace(request, overlays=controls.overlays(size))
+    shown = zip(controls.units, control.images, strict=True)
+    return replace(request, overlays=[image for unit, image in shown if unit.module_name == "inpaint_only"])
+
+
+def shown_controls(request: Request) -> list[Image.Image] | None:
+    """What the units were shown: of each the image of the second pass, where there is one, then of the first. None
+    without units."""
+    passes = [one.control.images for one in (request.second, request.first) if one is not None]
+    return [picture_to_show(image) for of_unit in zip(*passes, strict=True) for image in of_unit] or None
 
 
 def _init_hint(given: Mapping[str, Any], request: Request) -> InitHint | None:
@@ -210,9 +219,10 @@ class UnitControls:
         rows: which of several init images each image of the batch is drawn over. second: the extension takes it for
         the second pass. hires: there are two. marked: rows of the negative prompt are told apart.
         """
-        active, kept = [], []
+        active, kept, shown = [], [], []
         for number, (unit, images, model) in enumerate(zip(self.units, self.images, self.models, strict=True)):
             fitted = [image.fitted(size) for image in images]
+            shown.append(fitted[0])
             if unit.module_name == "inpaint_only":
                 kept.append(KeptRegion(fitted[0], min(max(unit.weight, 0.0), 1.0)))
             if hires and unit.hr_option == ("Low res only" if second else "High res only"):
@@ -236,18 +246,10 @@ class UnitControls:
                     tasks=_union_task(unit, model),
                 )
             )
-        return PassControl(active, kept, hooked=any(side % self.cell for side in size))
+        return PassControl(active, kept, shown, hooked=any(side % self.cell for side in size))
 
     def _leaves_uncond(self, unit: ControlUnit, model: Any) -> bool:
         return unit.control_mode == "ControlNet is more important" or _pools(unit, model)
-
-    def overlays(self, size: tuple[int, int]) -> list[np.ndarray]:
-        """What is laid over the finished images at `size`: the kept parts of inpaint_only."""
-        return [
-            images[0].fitted(size)
-            for unit, images in zip(self.units, self.images, strict=True)
-            if unit.module_name == "inpaint_only"
-        ]
 
 
 def unit_controls(

@@ -28,12 +28,15 @@ class WebUIPipelineOutput(BaseOutput):
     infotexts: the "parameters" text of each image, as the webui writes it.
     seeds: the seed of each image; of a `generator` the one it was made with, if nothing was drawn from it before.
         Empty where none is known.
+    control_images: what the units of `control_units` were shown, one image a unit, or two with hires fix, of which
+        the larger comes first; black where a mask shows what is drawn anew. None without units.
     """
 
     images: list[Image.Image] | np.ndarray | Tensor
     nsfw_content_detected: list[bool] | None = None
     infotexts: list[str] | None = None
     seeds: list[int] | None = None
+    control_images: list[Image.Image] | None = None
 
     def save(self, path: str | Path, pattern: str = "[number]-[seed]", **kwargs: Any) -> list[Path]:
         """Write the images with their texts. Gives the paths. Needs `output_type="pil"`.

@@ -34,7 +34,7 @@ from webui_diffusers.pipelines.base import WebUIMixin
 from webui_diffusers.pipelines.call_state import own_call
 from webui_diffusers.pipelines.checks import call_size, check_callback_inputs, check_leftovers
 from webui_diffusers.pipelines.components import overridable_components
-from webui_diffusers.pipelines.controlled import control_edits, encoding_noise
+from webui_diffusers.pipelines.controlled import control_edits, encoding_noise, shown_controls
 from webui_diffusers.pipelines.details import DetailRun
 from webui_diffusers.pipelines.drawn import request_drawn
 from webui_diffusers.pipelines.drop_in import draw_as_diffusers, stock_call
@@ -298,4 +298,4 @@ class WebUITxt2ImgPipeline(WebUIMixin, StableDiffusionPipeline):
 
         # 8. What drew it, in the webui's words
         texts = drawn_infotexts(request_drawn(self, request, *embeddings, details=details.fields))
-        return WebUIPipelineOutput(images, flagged, texts, list(request.seeds))
+        return WebUIPipelineOutput(images, flagged, texts, list(request.seeds), shown_controls(request))

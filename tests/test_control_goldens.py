@@ -162,9 +162,19 @@ def test_a_recorded_job_comes_out(run, pipes):
         drawn, latents = drawn_and_latents(pipe, {**given, "output_type": "np"})
         difference = np.abs((drawn.images * 255).round() - recorded["images"].numpy().astype(np.float64))
         assert difference.max() <= (4 if tolerance(run) > 1e-2 else 1)
+        assert_units_were_shown(run, drawn.control_images or [])
     else:
         latents = pipe(**given, output_type="latent").images
     assert float((latents - recorded["latents"]).abs().max()) <= tolerance(run)
+
+
+def assert_units_were_shown(run: dict, shown: list[Image.Image]) -> None:
+    """What the webui hands back behind the images: of each unit the second pass's hint, then the first's."""
+    assert [[each.height, each.width] for each in shown] == run["returned_images"][run["image_size"][0] :]
+    names = [hints[key] for hints in run["hints"].values() for key in ("hint_hr", "hint") if key in hints]
+    for each, recorded in zip(shown, (PICTURES[name] for name in names), strict=True):
+        if recorded.shape[2:] != (4,):  # with a mask
+            assert np.abs(np.asarray(each, np.float32) - np.atleast_3d(recorded)).max() <= 1
 
 
 @pytest.mark.parametrize("name", ["mode_p_w0.3", "two_windows", "hr_both_b", "in_canny_64"])

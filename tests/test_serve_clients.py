@@ -157,6 +157,10 @@ def test_webuiapi_sends_units_passes_and_detects(server):
     plain, controlled = client.txt2img(**small), client.txt2img(**small, controlnet_units=[unit])
     assert 'ControlNet 0: "Module: canny, Model: tiny-controlnet, Weight: 1.2' in controlled.info["infotexts"][0]
     assert np.any(np.asarray(plain.image) != np.asarray(controlled.image))
+    assert len(plain.images) == 1 and len(controlled.images) == 2  # what the unit was shown comes behind
+    assert np.array_equal(np.asarray(controlled.images[1].convert("RGB")), np.asarray(edges.image.convert("RGB")))
+    silent = {"control_net_no_detectmap": True}
+    assert len(client.txt2img(**small, controlnet_units=[unit], override_settings=silent).images) == 1
     passes = [webuiapi.ADetailer(ad_model="face", ad_prompt="a smile", ad_mask_k_largest=1)]
     text = client.txt2img(**small, adetailer=passes).info["infotexts"][0]
     assert "ADetailer prompt: a smile" in text and "ADetailer mask only top k: 1" in text

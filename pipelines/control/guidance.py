@@ -90,6 +90,7 @@ class PassControl:
 
     active: Sequence[ActiveControl] = ()
     kept: Sequence[KeptRegion] = ()
+    images: Sequence[np.ndarray] = ()  # (h, w, 3 or 4) each: what every unit is shown, whether it acts or not
     hooked: bool = False  # the UNet comes to odd sizes in the webui's way, as it does under the extension
 
 

@@ -1,7 +1,7 @@
 """The images of a request with what is known of each."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from PIL import Image
@@ -18,6 +18,7 @@ class Drawn:
     seeds: list[int] = field(default_factory=list)
     subseeds: list[int] = field(default_factory=list)
     first: int = 0
+    control_images: list[Image.Image] = field(default_factory=list)  # of the last call
 
     def add(self, images: Sequence[Image.Image], texts: Sequence[str] | None, call: Mapping[str, Any]) -> None:
         """Images of one call, which may make more of them than it has seeds, as loopback does."""
@@ -35,15 +36,13 @@ class Drawn:
     def sheet_before(self, sheet: Image.Image) -> "Drawn":
         """The same with a sheet of the images before them, under the first one's text, as the webui has it."""
         texts = [*self.texts[:1], *self.texts]
-        return Drawn(
-            [sheet, *self.images], texts, self.prompts, self.negatives, self.seeds, self.subseeds, self.first + 1
-        )
+        return replace(self, images=[sheet, *self.images], texts=texts, first=self.first + 1)
 
 
 def joined(parts: Sequence[Drawn]) -> Drawn:
     """The images of several jobs, one after the other."""
     whole = Drawn()
     for part in parts:
-        for name in ("images", "texts", "prompts", "negatives", "seeds", "subseeds"):
+        for name in ("images", "texts", "prompts", "negatives", "seeds", "subseeds", "control_images"):
             getattr(whole, name).extend(getattr(part, name))
     return whole

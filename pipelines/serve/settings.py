@@ -23,6 +23,7 @@ SERVER_SETTINGS: dict[str, Any] = {
     "face_restoration_model": "CodeFormer",
     "tiling": False,
     "samples_format": "png",
+    "control_net_no_detectmap": False,  # whether control images stay away from the answer
 }
 _USUAL_SETTINGS = {**WEBUI_OPTIONS, **SERVER_SETTINGS}
 _SETTING_CHOICES = {

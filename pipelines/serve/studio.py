@@ -45,6 +45,8 @@ def draw_generation(shelf: ModelShelf, plan: JobPlan, asked: GenerationRequest, 
     sent = []
     if first.send_images:
         sent = [encode_picture(image, text, kind) for image, text in zip(drawn.images, drawn.texts)]
+        if not first.settings["control_net_no_detectmap"]:
+            sent += [encode_picture(image, None, kind) for image in drawn.control_images]
     info = {**_info(first, asked, drawn, facts), "comments": comments}
     parameters = asked.model_dump(exclude={"init_images", "mask"})
     return {"images": sent + first.init_images, "parameters": parameters, "info": json.dumps(info)}
@@ -62,6 +64,7 @@ def _drawn(pipe: Any, generation: Generation, progress: Progress) -> Drawn:
         output = pipe(**call, callback_on_step_end=progress.after_step)
         progress.batch += 1
         drawn.add(output.images, output.infotexts, call)
+        drawn.control_images = output.control_images or []
     return drawn
 
 

@@ -159,6 +159,12 @@ def hint_tensor(images: Sequence[np.ndarray]) -> Tensor:
     return torch.where(hints[:, 3:] > 0.5, torch.tensor(-1.0), hints[:, :3])
 
 
+def picture_to_show(image: np.ndarray) -> Image.Image:
+    """A control image (h, w, 3 or 4) as a picture: black where a mask shows what is drawn anew."""
+    colours = image if image.shape[2] == 3 else np.where(image[..., 3:] > 127.5, 0, image[..., :3])
+    return Image.fromarray(np.rint(colours).clip(0, 255).astype(np.uint8))
+
+
 def region_tensor(mask: Any, place: int) -> Tensor:
     """(1, 1, h, w) float32 in 0..1 of the image `effective_region_mask`: its first channel."""
     values = _one_picture(mask, f"`control_units[{place}]`", "effective_region_mask").rgb[..., 0]
