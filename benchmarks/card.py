@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from diffusers.utils import logging
 from loop import FEW, MANY, RIVALS, WIDTH, idle_pipeline
-from networks import diffusers_side, make_clean, our_side, read_pipeline, write_network
+from networks import diffusers_side, make_clean, our_side, read_pipeline, save_models, write_network
 from transformers.utils import logging as transformers_logging
 from txt2img import BASES, Draw, call_of, control_pair, ratio_row
 from txt2img import random_pipeline as sized_pipeline
@@ -101,8 +101,7 @@ def network_rows(base: str, pipe: Any, arguments: argparse.Namespace) -> Iterato
         return
     with tempfile.TemporaryDirectory() as folder:
         models = {name: getattr(pipe, name) for name in ("unet", "text_encoder")}
-        for name, model in models.items():
-            model.save_pretrained(Path(folder) / "model" / name)
+        save_models(pipe, Path(folder))
         read = read_pipeline(Path(folder), torch.float16).to("cuda")
         files = [write_network(read, Path(folder) / f"file{i}.safetensors", i) for i in range(NETWORKS)]
         totals: list[list[float]] = [[], []]

@@ -3,8 +3,9 @@
     python benchmarks/families.py                  LoHa, LoKr and DoRA over SD 1.5's UNet
     python benchmarks/families.py --repeats 5
 
-Files of rank 8 in float16 over every linear layer of the UNet's transformers, merged into random float32 weights; CPU
-seconds, both sides turn by turn, the median of the ratios. LyCORIS takes part where it is installed.
+Files of rank 8 in float16 over every linear layer of the UNet's transformers, merged into random weights that were
+read from a folder in float16 into float32; CPU seconds, both sides turn by turn, the median of the ratios. LyCORIS
+takes part where it is installed.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from networks import random_pipeline, seconds
+from networks import random_pipeline, read_pipeline, save_models, seconds
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from webui_diffusers.loaders import NetworkMerger, read_network
@@ -32,8 +33,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     arguments, _ = parser.parse_known_args()
     torch.set_num_threads(1)
-    pipe = random_pipeline()
     with tempfile.TemporaryDirectory() as folder:
+        save_models(random_pipeline(), Path(folder))
+        pipe = read_pipeline(Path(folder))
         for name, parts in {"LoRA": lora_parts, "LoHa": loha_parts, "LoKr": lokr_parts, "DoRA": dora_parts}.items():
             path = write_family(pipe.unet, Path(folder) / f"{name}.safetensors", parts)
             print(family_row(name, pipe, path, arguments.repeats), flush=True)

@@ -70,9 +70,7 @@ def main() -> None:
         print(json.dumps(memory_taken(side, Path(folder), arguments.files[0])))
         return
     with tempfile.TemporaryDirectory() as folder:
-        pipe = random_pipeline()
-        for name in ("unet", "text_encoder"):
-            getattr(pipe, name).half().save_pretrained(Path(folder) / "model" / name)
+        save_models(random_pipeline(), Path(folder))
         pipe = read_pipeline(Path(folder))
         bare = {name: deepcopy(getattr(pipe, name)) for name in ("unet", "text_encoder")}
         files = [
@@ -117,6 +115,12 @@ def random_pipeline() -> StableDiffusionPipeline:
             if name.endswith("position_ids"):
                 buffer.copy_(torch.arange(buffer.shape[-1])[None])
     return StableDiffusionPipeline(None, text, None, unet, PNDMScheduler(), None, None, requires_safety_checker=False)
+
+
+def save_models(pipe: StableDiffusionPipeline, folder: Path) -> None:
+    """The models' folders in float16, for `read_pipeline`."""
+    for name in ("unet", "text_encoder"):
+        getattr(pipe, name).half().save_pretrained(folder / "model" / name)
 
 
 def read_pipeline(folder: Path, dtype: torch.dtype = torch.float32) -> StableDiffusionPipeline:
