@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from .file_flaws import error_line
 from .lazy_torch import TorchTensor, lazy_torch
 from .utils import one_for_all_copies
 
@@ -28,14 +29,14 @@ _WIDE = 64  # how many times its weights the square of a network's greatest widt
 
 def packed_flaw(path: Path) -> str:
     """Why an archive cannot be read in memory of the file's own size; "" for one that can, and for other files."""
-    if not zipfile.is_zipfile(path):
-        return ""
     size = path.stat().st_size
     try:
+        if not zipfile.is_zipfile(path):
+            return ""
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
-    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError):
-        return ""  # torch's reader says what is wrong with it
+    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
+        return f"its list of contents is damaged ({error_line(error)})"
     return f"it unpacks to {unpacked} bytes from {size}" if unpacked > size else ""
 
 

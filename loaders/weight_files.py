@@ -6,6 +6,7 @@ anything else                    WeightFileError: the file, what it means, what 
 """
 
 import os
+import re
 import sys
 import zipfile
 from abc import ABC, abstractmethod
@@ -26,11 +27,18 @@ from .raw_numbers import NUMBER_FORMATS, count_not_finite, first_number
 _PICKLE_MAGIC = (b"PK\x03\x04", b"\x80")  # a zip archive of torch >= 1.6, or a bare pickle
 _WORTH_FORGETTING = 1 << 20  # bytes of a file
 _RAW_BLOCK = 1 << 20  # bytes read at once; a multiple of every number's size
+_LONG_QUOTE = re.compile(r"`[^`]{300,}`|\S{300,}")
 _HEADER_LIMIT = 100_000_000  # bytes of a .safetensors header, as in the safetensors library
 
 
 class WeightFileError(ValueError):
-    """A file that cannot be read as weights. The message names the file, what that means, and what to do."""
+    """A file that cannot be read as weights. The message names the file, what that means, and what to do.
+
+    What it quotes of a file is shortened in the middle: a key may be as long as the file.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(_LONG_QUOTE.sub(lambda found: f"{found[0][:120]}…{found[0][-150:]}", message))
 
 
 class NetworkError(WeightFileError):

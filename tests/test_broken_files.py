@@ -18,6 +18,7 @@ from spandrel.architectures.Compact.__arch.SRVGG import SRVGGNetCompact
 from spandrel.architectures.ESRGAN.__arch.RRDB import RRDBNet
 from test_checkpoint import sketch
 from torch import Tensor
+from webui_diffusers.loaders import read_network
 from webui_diffusers.loaders.checkpoint.describe import describe_checkpoint
 from webui_diffusers.loaders.faces.load import load_face_detector, load_face_parser, load_face_restorer
 from webui_diffusers.loaders.hashes import legacy_model_hash, model_hash
@@ -141,6 +142,28 @@ def test_a_packed_archive_is_not_unpacked(tmp_path: Path) -> None:
     assert (tmp_path / "bomb.pt").stat().st_size < 20_000
     with pytest.raises(WeightFileError, match=r"bomb\.pt` is packed.*unpacks to 40\d+ bytes"):
         read_embedding(tmp_path / "bomb.pt")
+
+
+def test_an_archive_of_several_disks_is_refused(tmp_path: Path) -> None:
+    torch.save({"emb": torch.zeros(3, 4)}, tmp_path / "parts.pt")
+    content = bytearray((tmp_path / "parts.pt").read_bytes())
+    content[content.rindex(b"PK\6\7") + 16] = 7  # how many there are
+    (tmp_path / "parts.pt").write_bytes(content)
+    for read in (open_weights, read_embedding, describe_checkpoint, load_upscaler):
+        with pytest.raises(WeightFileError, match=r"parts\.pt` is packed.*contents is damaged"):
+            read(tmp_path / "parts.pt")
+
+
+def test_what_is_quoted_of_a_file_is_short(tmp_path: Path) -> None:
+    save_file({"a" * 50_000: torch.ones(2, 3)}, tmp_path / "long.safetensors")
+    torch.save({"state_dict": 1, "a b" * 50_000: 2}, tmp_path / "long.pt")
+    for read in (read_network, load_face_detector, load_face_parser, load_face_restorer, load_upscaler):
+        with pytest.raises(WeightFileError, match=r"long\.safetensors") as refused:
+            read(tmp_path / "long.safetensors")
+        assert len(str(refused.value)) < 2000
+    with pytest.raises(WeightFileError, match=r"long\.pt`.*… ?b?a ba? ?b") as refused:
+        read_embedding(tmp_path / "long.pt")
+    assert len(str(refused.value)) < 2000
 
 
 def test_tables_that_hold_themselves_and_branching_ones_are_walked_once(tmp_path: Path) -> None:

@@ -207,6 +207,17 @@ def test_bundled_embeddings_are_there_by_name(tmp_path):
     assert {part: tuple(value.shape) for part, value in found["xl"].items()} == {"clip_l": (2, 8), "clip_g": (2, 12)}
 
 
+@pytest.mark.parametrize("shape", [(), (0,), (3, 0), (0, 32)])
+def test_a_bundled_embedding_without_vectors_is_refused(tmp_path, shape):
+    tensors = {
+        **{f"{TO_Q}.{part}": value for part, value in pair().items()},
+        "bundle_emb.a.emb_params": torch.ones(shape),
+    }
+    save_file(tensors, tmp_path / "a.safetensors")
+    with pytest.raises(NetworkError, match="an embedding is a table of vectors"):
+        read_network(tmp_path / "a.safetensors").embeddings  # noqa: B018
+
+
 def test_large_files_are_looked_at_layer_by_layer(tmp_path, monkeypatch):
     monkeypatch.setattr("webui_diffusers.loaders.lora.read.CHECKED_AT_ONCE", 10)
     bad = pair()

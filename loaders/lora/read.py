@@ -154,10 +154,10 @@ class Network:
                     _check_plain(self.path, key, value)
                     count = _nonfinite_count(value)
                 _check_finite(self.path, key, count)
-                if not self.file.shape(key):
+                if 0 in (shape := self.file.shape(key)) or not shape:
                     raise NetworkError(
-                        f"`{self.path}`: `{key}` is a single number, and an embedding is a table of vectors. The file "
-                        "was written wrongly; get another copy."
+                        f"`{self.path}`: `{key}` is of shape {shape}, and an embedding is a table of vectors. The "
+                        "file was written wrongly; get another copy."
                     )
                 found[split[0]][split[1]] = key
         return found
