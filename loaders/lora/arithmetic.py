@@ -18,10 +18,10 @@ def merged_weight(original: Tensor, steps: list[MergeStep]) -> Tensor:
     Raises NetworkError where the result has a value that is NaN or infinite, also where only the cast makes it so.
     """
     wide = torch.promote_types(original.dtype, torch.float32) if original.element_size() > 1 else torch.float32
-    weight = original.to(wide, copy=True).contiguous()
+    weight = original.to(wide).contiguous()
     for run in _runs(steps):
         try:
-            weight = _with_run(weight, run, wide)
+            weight = _with_run(weight, run, wide, in_place=weight.data_ptr() != original.data_ptr())
         except torch.linalg.LinAlgError as error:
             raise NetworkError(_not_finite(run[0], "cannot be worked out: a matrix in it has no inverse")) from error
         if not all_finite(weight):
@@ -52,11 +52,12 @@ def all_finite(value: Tensor) -> bool:
     return math.isfinite(float(value.sum())) or bool(torch.isfinite(value).all())
 
 
-def _with_run(weight: Tensor, run: list[MergeStep], wide: torch.dtype) -> Tensor:
+def _with_run(weight: Tensor, run: list[MergeStep], wide: torch.dtype, *, in_place: bool) -> Tensor:
+    """in_place: whether `weight` may be changed."""
     if _is_low_rank(run[0]):
         up, down = _joint_factors(run, weight.shape, weight.device, wide)
-        weight.view(weight.shape[0], -1).addmm_(up, down)
-        return weight
+        flat = weight.view(weight.shape[0], -1)
+        return (flat.addmm_(up, down) if in_place else flat.addmm(up, down)).view(weight.shape)
     return changed_weight(run[0].layer.family, _float_parts(run[0], weight.device, wide), weight, _how(run[0]))
 
 

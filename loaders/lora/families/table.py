@@ -104,7 +104,7 @@ def changed_weight(family: str, parts: Parts, weight: TorchTensor, how: LayerStr
     delta = weight_delta(family, parts, weight, how)
     if "dora_scale" in parts:
         return dora_weight(parts["dora_scale"], delta, weight, how)
-    return weight + (how.strength * how.scale) * delta
+    return ((how.strength * how.scale) * delta).add_(weight)
 
 
 def weight_delta(family: str, parts: Parts, weight: TorchTensor, how: LayerStrength) -> TorchTensor:
