@@ -20,6 +20,7 @@ from .lazy_torch import TorchTensor, lazy_torch
 from .utils import one_for_all_copies
 
 
+ARCHIVE_MAGIC = b"PK\x03\x04"
 _TENSOR_NAMES = ("torch.", "collections.", "numpy.", "_codecs.")
 _SHARED_TIMES = 4  # how often the bytes of a file may be counted in its tensors: tied weights stand twice
 _TABLE_NAMES = ("state_dict", "model_state_dict", "params_ema", "params-ema", "params", "model", "net")
@@ -27,12 +28,20 @@ _NESTED_TABLES = 8
 _WIDE = 64  # how many times its weights the square of a network's greatest width may be
 
 
+def is_archive(path: Path) -> bool:
+    """Whether torch takes a file for one of its zip archives: by its first bytes."""
+    with path.open("rb") as stream:
+        return stream.read(len(ARCHIVE_MAGIC)) == ARCHIVE_MAGIC
+
+
 def packed_flaw(path: Path) -> str:
     """Why an archive cannot be read in memory of the file's own size; "" for one that can, and for other files."""
+    if not is_archive(path):
+        return ""
     size = path.stat().st_size
     try:
         if not zipfile.is_zipfile(path):
-            return ""
+            return ""  # cut off: torch's reader says so
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
     except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
@@ -140,7 +149,7 @@ def _pickled_names(path: Path) -> tuple[list[str], bool]:
 
 
 def _pickle_stream(path: Path) -> IO[bytes]:
-    if not zipfile.is_zipfile(path):
+    if not is_archive(path):
         return path.open("rb")
     archive = zipfile.ZipFile(path)
     return archive.open(next(name for name in archive.namelist() if name.endswith("data.pkl")))

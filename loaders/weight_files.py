@@ -8,7 +8,6 @@ anything else                    WeightFileError: the file, what it means, what 
 import os
 import re
 import sys
-import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -20,11 +19,19 @@ from safetensors import SafetensorError, safe_open
 from .file_flaws import error_line, is_text, safetensors_flaw, safetensors_header, what_file_it_is
 from .lazy_torch import TorchTensor, lazy_torch
 from .memory import forget_mapped_pages
-from .pickles import content_flaw, inner_table, packed_flaw, pickle_beyond_tensors, unpicklable_classes
+from .pickles import (
+    ARCHIVE_MAGIC,
+    content_flaw,
+    inner_table,
+    is_archive,
+    packed_flaw,
+    pickle_beyond_tensors,
+    unpicklable_classes,
+)
 from .raw_numbers import NUMBER_FORMATS, count_not_finite, first_number
 
 
-_PICKLE_MAGIC = (b"PK\x03\x04", b"\x80")  # a zip archive of torch >= 1.6, or a bare pickle
+_PICKLE_MAGIC = (ARCHIVE_MAGIC, b"\x80")  # a zip archive of torch >= 1.6, or a bare pickle
 _WORTH_FORGETTING = 1 << 20  # bytes of a file
 _RAW_BLOCK = 1 << 20  # bytes read at once; a multiple of every number's size
 _LONG_QUOTE = re.compile(r"`[^`]{300,}`|\S{300,}")
@@ -156,9 +163,11 @@ def read_pickle(path: str | Path, *, mmap: bool = False) -> object:
         )
     flaw = packed_flaw(path)
     if flaw:
-        raise WeightFileError(f"`{path}` is packed as no program packs weights: {flaw}. It was not read.")
+        raise WeightFileError(
+            f"`{path}` is packed as no program packs weights: {flaw}. It was not read: get another copy."
+        )
     # torch takes a path that ends in .safetensors for such a file, and maps only what it opens by its path.
-    mapped = mmap and zipfile.is_zipfile(path) and path.suffix != ".safetensors"
+    mapped = mmap and is_archive(path) and path.suffix != ".safetensors"
     try:
         with path.open("rb") as stream, unpicklable_classes([lazy_torch.nn.ParameterDict]):
             source = str(path) if mapped else stream
