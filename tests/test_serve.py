@@ -25,6 +25,7 @@ from webui_diffusers.pipelines import WebUIImg2ImgPipeline, WebUITxt2ImgPipeline
 from webui_diffusers.pipelines.cli.serve import open_door_refusal  # noqa: E402
 from webui_diffusers.pipelines.infotext.styles import PromptStyle  # noqa: E402
 from webui_diffusers.pipelines.serve import app  # noqa: E402
+from webui_diffusers.pipelines.serve.worker import Job, Worker  # noqa: E402
 
 
 LORA = GOLDEN / "lora" / "kohya_lora.safetensors"
@@ -149,6 +150,25 @@ def test_progress_and_interrupt_answer_while_a_picture_is_drawn(client, server):
     other.interrupt()
     drawing.join(60)
     assert done[0].image.size == (64, 64) and other.get_progress()["progress"] == 0
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_worker_rests_before_a_client_has_its_answer(fails):
+    worker, seen, begun = Worker(1), [], threading.Event()
+
+    def work(progress):
+        seen.append(worker.progress.job)
+        begun.set()
+        progress.step = progress.steps = 1
+        if fails:
+            raise RuntimeError("no")
+
+    job = Job("txt2img", work)
+    job.result.add_done_callback(lambda result: seen.append((worker.progress.job, worker.progress.share)))
+    worker.submit(job)
+    assert begun.wait(10)
+    worker.close(10)
+    assert seen == ["txt2img", ("", 0.0)] and (job.result.exception(10) is not None) == fails
 
 
 # --- by hand

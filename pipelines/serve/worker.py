@@ -170,9 +170,13 @@ class Worker:
         if not job.result.set_running_or_notify_cancel():
             return
         job.progress.began = time.monotonic()
+        done, failure = None, None
         try:
             done = job.work(job.progress)
         except BaseException as error:  # whatever it is, the worker goes on and the client is told
-            job.result.set_exception(error)
-        else:
+            failure = error
+        self._current = None  # first: a client that has its answer finds the worker at rest
+        if failure is None:
             job.result.set_result(done)
+        else:
+            job.result.set_exception(failure)
