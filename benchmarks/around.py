@@ -10,18 +10,16 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from loop import WIDTH, idle_pipeline
+from loop import WIDTH, encoding_pipeline
+from networks import seconds
 from PIL import Image
 from safetensors.torch import save_file
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from webui_diffusers.loaders import WebUIFolder
-from webui_diffusers.loaders.checkpoint.configs import model_config_folder
 from webui_diffusers.pipelines import WebUITxt2ImgPipeline
 from webui_diffusers.pipelines.cli.job_folder import JobFolder
 from webui_diffusers.pipelines.cli.jobs import make_jobs, run_jobs
@@ -29,6 +27,7 @@ from webui_diffusers.pipelines.images.faces.masks import face_window
 from webui_diffusers.pipelines.images.faces.paste import FaceCanvas, paste_change
 
 
+SMALL = {"height": 64, "width": 64, "output_type": "latent"}
 TEXT = "a (red:1.3) fox <lora:style:0.8>\nSteps: 20, Sampler: DPM++ 2M, CFG scale: 7, Seed: 1, Size: 512x512"
 # A process of its own, small enough that the memory of the one it came from is not taken for its own.
 MEASURED = """import resource, subprocess, sys
@@ -106,19 +105,6 @@ def embedding_rows(folder: Path, repeats: int, count: int = 300) -> Iterator[str
         yield row(f"{count} textual inversions, {label}: more a call", taken[0] - taken[1])
 
 
-SMALL = {"height": 64, "width": 64, "output_type": "latent"}
-
-
-def encoding_pipeline() -> WebUITxt2ImgPipeline:
-    """An idle UNet behind a tiny text encoder."""
-    pipe = idle_pipeline(WebUITxt2ImgPipeline)
-    layers = {"hidden_size": WIDTH, "intermediate_size": WIDTH, "num_attention_heads": 2, "num_hidden_layers": 2}
-    encoder = CLIPTextModel(CLIPTextConfig(projection_dim=WIDTH, **layers)).eval()
-    tokenizer = CLIPTokenizer.from_pretrained(Path(model_config_folder("sd1")) / "tokenizer")
-    pipe.register_modules(text_encoder=encoder, tokenizer=tokenizer)
-    return pipe
-
-
 def batch_rows(folder: Path, repeats: int) -> Iterator[str]:
     """A job of a batch beside its drawing: claimed, its picture and record written."""
     picture = Image.new("RGB", (8, 8))
@@ -151,12 +137,7 @@ def face_rows(folder: Path, repeats: int) -> Iterator[str]:
 
 
 def cpu_ms(work: Callable[[], object], repeats: int) -> float:
-    taken = []
-    for _ in range(repeats):
-        begun = time.process_time()
-        work()
-        taken.append(time.process_time() - begun)
-    return min(taken) * 1000
+    return min(seconds(work) for _ in range(repeats)) * 1000
 
 
 def row(label: str, milliseconds: float) -> str:

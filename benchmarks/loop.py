@@ -107,6 +107,16 @@ def idle_pipeline(cls: type) -> StableDiffusionPipeline:
     return pipe
 
 
+def encoding_pipeline() -> WebUITxt2ImgPipeline:
+    """An idle UNet behind a tiny text encoder."""
+    pipe = idle_pipeline(WebUITxt2ImgPipeline)
+    folder = model_config_folder("sd1")
+    layers = {"hidden_size": WIDTH, "intermediate_size": WIDTH, "num_attention_heads": 2, "num_hidden_layers": 2}
+    encoder = CLIPTextModel(CLIPTextConfig(projection_dim=WIDTH, **layers)).eval()
+    pipe.register_modules(text_encoder=encoder, tokenizer=CLIPTokenizer.from_pretrained(Path(folder) / "tokenizer"))
+    return pipe
+
+
 def vae_blocks(count: int) -> dict[str, tuple[str, ...]]:
     return {
         "down_block_types": ("DownEncoderBlock2D",) * count,
@@ -143,11 +153,7 @@ def loop_row(sampler: str, ours: Any, theirs: Any, arguments: argparse.Namespace
 
 def alternation_row(arguments: argparse.Namespace) -> str:
     """What a step of a text that changes with every step takes more than one of a text that stays, milliseconds."""
-    pipe = idle_pipeline(WebUITxt2ImgPipeline)
-    folder = model_config_folder("sd1")
-    layers = {"hidden_size": WIDTH, "intermediate_size": WIDTH, "num_attention_heads": 2, "num_hidden_layers": 2}
-    encoder = CLIPTextModel(CLIPTextConfig(projection_dim=WIDTH, **layers)).eval()
-    pipe.register_modules(text_encoder=encoder, tokenizer=CLIPTokenizer.from_pretrained(Path(folder) / "tokenizer"))
+    pipe = encoding_pipeline()
     job = {"height": arguments.side, "width": arguments.side, "output_type": "latent", "sampler": "Euler", "seed": 1}
 
     def call(steps: int, prompt: str) -> None:
