@@ -76,7 +76,7 @@ class FileOriginal(NamedTuple):
             )
 
     def equals(self, value: Tensor) -> bool:
-        """Whether it is `value` to the last bit. On a CPU piece by piece, for its caches; a GPU waits for each."""
+        """Whether it is `value` to the last bit. In pieces for a CPU's caches; at once where it is elsewhere."""
         count = COMPARED_AT_ONCE if value.device.type == "cpu" else max(value.numel(), 1)
         flat, content = value.reshape(-1), bytearray(min(self.length, count * self.dtype.itemsize))
         for i, part in enumerate(flat.split(count)):

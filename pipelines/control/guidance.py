@@ -67,7 +67,7 @@ class ActiveControl:
 class KeptImage:
     """The module inpaint_only in one pass: what is not masked is drawn towards the given image at every evaluation.
 
-    latents: (1, c, h, w), clean; None until the first evaluation asks `encode` for them. mask: (1, 1, h, w), 1 where
+    encode: gives its latents (1, c, h, w), clean; asked at the first evaluation. mask: (1, 1, h, w), 1 where
     the image is drawn anew. strength: 0..1.
     """
 

@@ -64,11 +64,12 @@ class CondBatch:
 
     def first_rows(self, rows: Tensor) -> Tensor:
         """The first cond row of each image, (images, …) of (rows, …)."""
-        if self.in_order:
-            return rows
+        return rows if self.in_order else rows.index_select(0, self.numbers(self._firsts, rows.device))
+
+    @cached_property
+    def _firsts(self) -> list[int]:
         images = self.cond.images
-        first = [images.index(image) for image in range(max(images) + 1)]
-        return rows.index_select(0, self.numbers(first, rows.device))
+        return [images.index(image) for image in range(max(images) + 1)]
 
 
 def unet_rows(
